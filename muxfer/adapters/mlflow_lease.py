@@ -1,0 +1,63 @@
+"""The lease of a study on MLflow: a compare-and-set by params, in an experiment of its own."""
+
+import re
+from typing import Any
+
+from muxfer.adapters.mlflow_client import TrackingStore
+from muxfer.adapters.mlflow_runs import SCHEMA, check_schema, now_ms
+from muxfer.lease import Claims, Holder
+from muxfer.trial import Study
+
+
+class LeaseRuns:
+    """Implements `muxfer.lease.LeaseStore` by params, which MLflow never changes once they are set.
+
+    Drivers that start a study at once may each make a run. Whoever acquires claims the epoch on every run it sees, in
+    the order of their ids: the first of them that came into being is seen by all, so exactly one wins that one.
+    """
+
+    def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
+        self._store = store
+        self._experiment_id = experiment_id
+        self._study = study
+        self._run_ids: list[str] = []
+
+    def read(self) -> Claims:
+        runs = self._search()
+        if not any(run.info.lifecycle_stage == "active" for run in runs):
+            tags = {"muxfer.study": self._study.key, "muxfer.kind": "lease", "muxfer.schema": str(SCHEMA)}
+            self._store.create_run(self._experiment_id, name=self._study.label, start_ms=now_ms(), tags=tags)
+            runs = self._search()
+        self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
+        epochs = [int(name[7:]) for run in runs for name in run.data.params if re.fullmatch(r"lease\.e\d+", name)]
+        epoch = max(epochs, default=0)
+        holders, beats = {}, {}
+        for run in runs:
+            text = run.data.params.get(f"lease.e{epoch}")
+            tags = run.data.tags
+            if text is not None:
+                holder = Holder.from_json(text)
+                if f"lease.released.e{epoch}.{holder.token}" not in tags:
+                    holders[holder.token] = holder
+            beats[run.info.run_id] = tags.get(f"lease.beat.e{epoch}", "")
+        return Claims(epoch=epoch, holders=tuple(holders[token] for token in sorted(holders)), beats=beats)
+
+    def claim(self, epoch: int, holder: Holder) -> bool:
+        for number, run_id in enumerate(self._run_ids):
+            if not self._store.set_once(run_id, f"lease.e{epoch}", holder.to_json()):
+                for won in self._run_ids[:number]:
+                    self._store.log(won, tags={f"lease.released.e{epoch}.{holder.token}": "lost the race"})
+                return False
+        return True
+
+    def beat(self, epoch: int, count: int) -> None:
+        self._store.log(self._run_ids[0], tags={f"lease.beat.e{epoch}": str(count)})
+
+    def let_go(self, epoch: int, holder: Holder) -> None:
+        for run_id in self._run_ids:
+            self._store.log(run_id, tags={f"lease.released.e{epoch}.{holder.token}": "done"})
+
+    def _search(self) -> list[Any]:
+        runs = self._store.search(self._experiment_id, {"muxfer.study": self._study.key}, deleted=True)
+        check_schema(runs, f"study {self._study.label}")
+        return runs

@@ -1,0 +1,232 @@
+"""The ledger on MLflow: a study is a parent run, a trial is one child run, whatever is retried or raced.
+
+    experiment NAME           parent run  tags muxfer.kind=study, .study, .sweep, .identity.0.., .schema; config.json
+                              child run   tags muxfer.kind=proxy|target, .key, .study, .outcome, .claim.eN, .record.eN;
+                                          params: setting, replicate, model.*; metrics: curves; task.json
+    experiment NAME.leases    one run a study: params lease.eN (compare-and-set), tags lease.beat.eN, lease.released.eN
+
+Idempotence: a run is looked for by its tags before it is created; of several (a POST that was retried, or came late)
+the one claimed by the highest epoch counts, then the oldest, then the lowest run id; the others are tagged
+muxfer.duplicate and deleted. A point's timestamp is the run's start plus its step in ms, so sending it again changes
+nothing. Epochs: who begins a trial claims its run; a record of a lower epoch than the highest claim is ignored.
+A diverged trial is FINISHED with muxfer.outcome=diverged: its result is known, and MLflow has no word for it.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muxfer.adapters.mlflow_client import TrackingStore
+from muxfer.adapters.mlflow_lease import LeaseRuns
+from muxfer.adapters.mlflow_runs import StudyRuns, check_schema, chosen_of, highest_claim, joined, now_ms, pretty, split
+from muxfer.adapters.tracking_uri import default_tracking_uri, masked
+from muxfer.config import LedgerConfig
+from muxfer.errors import BadInput, MuxferError
+from muxfer.lease import HeldLease, acquire
+from muxfer.ledger import Lease, Spool, Writer
+from muxfer.trial import Point, Record, Study, Trial, content_hash
+
+_logger = logging.getLogger(__name__)
+
+ERROR_CHARACTERS = 1000
+RELEASE_SECONDS = 5.0
+
+
+class MlflowLedger:
+    """Implements `muxfer.ledger.Ledger`. `folder` holds one folder a study, where its spool lies."""
+
+    def __init__(self, config: LedgerConfig, *, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._store = TrackingStore(config.tracking_uri or default_tracking_uri())
+        self._writer: Writer | None = None
+        self._runs: StudyRuns | None = None
+        self._epoch = 0
+        self._open_trials: set[str] = set()
+        self._written = False
+
+    def studies(self, name: str) -> list[Study]:
+        found: dict[str, Study] = {}
+        for run in self._read({"muxfer.kind": "study"}):
+            tags = run.data.tags
+            if tags.get("muxfer.sweep") == name:
+                key = tags["muxfer.study"]
+                found[key] = Study(name=name, key=key, identity=json.loads(joined(tags, "muxfer.identity")))
+        return list(found.values())
+
+    def config(self, study: Study) -> Mapping[str, Any]:
+        for run in self._read({"muxfer.kind": "study", "muxfer.study": _plain(study.key)}):
+            text = joined(run.data.tags, "muxfer.config")
+            if text:
+                return dict(json.loads(text))
+        raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
+
+    def acquire(self, study: Study) -> HeldLease:
+        _plain(study.key)
+        if Path(study.label).name != study.label or not study.label.isprintable() or len(study.label) > 200:
+            raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
+        experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
+        assert experiment is not None
+        leases = LeaseRuns(self._store, experiment[0], study)
+        return acquire(leases, study.label, ttl_seconds=self._config.lease_seconds)
+
+    def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
+        config = None if config is None else _without_secrets(config)
+        experiment = self._store.experiment(self._config.experiment, create=True)
+        assert experiment is not None
+        self.close()
+        self._epoch = lease.epoch
+        self._open_trials.clear()
+        self._runs = StudyRuns(self._store, experiment[0], study)
+        is_new, self._written = self._runs.parent(config)
+        home = self._folder / study.label
+        # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
+        spools = f"spool-{content_hash([experiment[1], self._config.experiment], length=8)}-"
+        ours = home / f"{spools}{lease.epoch:06d}.jsonl"
+        earlier = [path for path in sorted(home.glob(f"{spools}*.jsonl")) if path != ours]
+        self._writer = Writer(
+            [Spool(path) for path in [*earlier, ours]],
+            self._runs.apply,
+            held=lease.held,
+            where=f"the ledger {self._store.where}",
+        )
+        if isinstance(lease, HeldLease):
+            lease.before_release = self._rest
+        if self._writer.pending_bytes:
+            self._writer.flush(self._config.patience_seconds)
+        if is_new:
+            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(config)})
+
+    def records(self, study: Study) -> list[Record]:
+        runs: dict[str, list[Any]] = {}
+        for run in self._read({"muxfer.study": _plain(study.key)}):
+            if "muxfer.key" in run.data.tags:
+                runs.setdefault(run.data.tags["muxfer.key"], []).append(run)
+        if self._writer is not None:
+            for key in (key for key, same in runs.items() if len(same) > 1):
+                self._write({"op": "duplicates", "key": key})
+        records = [_record(chosen_of(same)) for same in runs.values()]
+        return [record for record in records if record is not None]
+
+    def begin(self, trial: Trial) -> None:
+        self._open_trials.add(trial.key)
+        self._write(
+            {
+                "op": "begin",
+                "key": _plain(trial.key),
+                "name": _run_name(trial),
+                "start_ms": now_ms(),
+                "tags": {"muxfer.kind": trial.kind} | _lineage(trial),
+                "params": _params(trial),
+                "task": dict(trial.task),
+            }
+        )
+
+    def report(self, key: str, points: Sequence[Point]) -> None:
+        if points:
+            triples = [[point.name, point.step, point.value] for point in points]
+            self._write({"op": "points", "key": key, "points": triples})
+
+    def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None:
+        self._open_trials.discard(record.key)
+        for path in artifacts:
+            self._write({"op": "file", "key": record.key, "path": str(path.absolute())})
+        plain = record.to_dict() | {"run_id": None}
+        if record.error is not None:
+            plain["error"] = record.error[:ERROR_CHARACTERS]
+        self._write({"op": "settle", "key": record.key, "end_ms": now_ms(), "record": plain}, epoch=record.epoch)
+
+    def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
+        for path in artifacts:
+            self._write({"op": "file", "key": key, "path": str(path.absolute())})
+
+    def flush(self, timeout_seconds: float) -> None:
+        if self._writer is not None:
+            self._writer.flush(timeout_seconds)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.stop(timeout_seconds=RELEASE_SECONDS)
+            self._writer = None
+
+    def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
+        assert self._writer is not None, "open the study first"
+        self._written = True
+        self._writer.write({**operation, "epoch": epoch or self._epoch})
+
+    def _rest(self) -> None:
+        """Before the lease goes: half-done trials no longer run, and the study rests. Best effort, and brief."""
+        if self._writer is None or not self._written:
+            return
+        self._write({"op": "rest", "paused": sorted(self._open_trials), "end_ms": now_ms()})
+        try:
+            self._writer.flush(RELEASE_SECONDS)
+        except MuxferError:
+            _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
+
+    def _read(self, tags: Mapping[str, str]) -> list[Any]:
+        if self._store.absent:
+            return []
+        experiment = self._store.experiment(self._config.experiment, create=False)
+        runs = [] if experiment is None else self._store.search(experiment[0], tags)
+        check_schema(runs, self._config.experiment)
+        return runs
+
+
+def _record(run: Any) -> Record | None:
+    """The record of the highest epoch, unless a driver of a still higher one began the trial again."""
+    tags = run.data.tags
+    epochs = [int(name[15:]) for name in tags if re.fullmatch(r"muxfer\.record\.e\d+", name)]
+    newest = max(epochs, default=-1)
+    if newest < 0 or newest < highest_claim(run):
+        return None
+    return Record.from_dict(json.loads(tags[f"muxfer.record.e{newest}"]) | {"run_id": run.info.run_id})
+
+
+def _lineage(trial: Trial) -> dict[str, str]:
+    return split("muxfer.lineage", json.dumps(dict(trial.lineage), allow_nan=False)) if trial.lineage else {}
+
+
+def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it may be recorded: a tracking URI can hold a password."""
+    group = config.get("ledger")
+    if not isinstance(group, Mapping) or not group.get("tracking_uri"):
+        return dict(config)
+    return {**config, "ledger": {**group, "tracking_uri": masked(group["tracking_uri"])}}
+
+
+def _params(trial: Trial) -> dict[str, str]:
+    """What was swept and the architecture; the rest of the task is an artifact."""
+    params = {name: _text(value) for name, value in trial.setting.items()} | {"replicate": str(trial.replicate)}
+    for group in ("model", "objective", "optimizer", "training"):
+        values = trial.task.get(group, {})
+        wanted = values if group == "model" else {name: values[name] for name in RELEVANT if name in values}
+        params |= {f"{group}.{name}": _text(value) for name, value in wanted.items()}
+    return params
+
+
+RELEVANT = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batch_size", "schedule", "seed")
+
+
+def _run_name(trial: Trial) -> str:
+    setting = " ".join(f"{name}={_text(value, powers=True)}" for name, value in trial.setting.items())
+    prefix = "" if trial.kind == "proxy" else f"{trial.kind} "
+    return f"{prefix}{setting} seed {trial.replicate}".strip()[:250]
+
+
+def _text(value: Any, *, powers: bool = False) -> str:
+    if powers and isinstance(value, float) and math.isfinite(value) and 0 < value < 1:
+        mantissa, exponent = math.frexp(value)
+        if mantissa == 0.5:
+            return f"2^{exponent - 1}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _plain(key: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,64}", key, re.ASCII):
+        raise ValueError(f"key {key[:80]!r}: expected letters and digits")
+    return key

@@ -1,0 +1,230 @@
+"""The runs of one study on MLflow, and how the operations of the spool are applied to them, as often as need be."""
+
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muxfer.adapters.mlflow_client import Metric, Refused, TrackingStore
+from muxfer.errors import BadInput
+from muxfer.ledger import Operation
+from muxfer.trial import NUMERICS_VERSION, Outcome, Study, content_hash
+
+_logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""Version of everything this file writes. A ledger of a higher one is refused; raise it with a reader for the old."""
+TAG_CHARACTERS = 7000
+STATUS = {
+    Outcome.FINISHED: "FINISHED",
+    Outcome.DIVERGED: "FINISHED",
+    Outcome.PRUNED: "KILLED",
+    Outcome.FAILED: "FAILED",
+}
+
+
+class StudyRuns:
+    """The runs of one study, and how an operation is applied to them. Used by one thread at a time."""
+
+    def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
+        self._store = store
+        self._experiment_id = experiment_id
+        self._study = study
+        self._parent_id = ""
+        self._parent_runs = False
+        self._known: dict[str, tuple[str, int, int]] = {}
+        """By trial key: run id, start in ms, highest claim."""
+
+    def parent(self, config: Mapping[str, Any] | None) -> tuple[bool, bool]:
+        """Find or create the parent run. Is `config` new to it, and should be attached? Does it stand as running?"""
+        wanted = {"muxfer.study": self._study.key, "muxfer.kind": "study"}
+        tags = {
+            **wanted,
+            "muxfer.sweep": self._study.name,
+            "muxfer.schema": str(SCHEMA),
+            "muxfer.numerics": str(NUMERICS_VERSION),
+            **split("muxfer.identity", json.dumps(self._study.identity, sort_keys=True)),
+        }
+        run = self._find_or_create(wanted, name=self._study.label, start_ms=now_ms(), tags=tags)
+        self._parent_id = run.info.run_id
+        known = run.data.tags.get("muxfer.config_hash")
+        runs = run.info.status == "RUNNING"
+        if config is None or known == content_hash(config):
+            return False, runs
+        text = split("muxfer.config", json.dumps(config, allow_nan=False))
+        self._store.log(self._parent_id, tags={"muxfer.config_hash": content_hash(config), **text})
+        return True, runs
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        """Apply operations in order; points of one trial wait for each other until its next other operation."""
+        points: dict[str, list[list[Any]]] = {}
+        for operation in operations:
+            key, kind = operation.get("key"), operation["op"]
+            if kind == "points":
+                points.setdefault(str(key), []).extend(operation["points"])
+                continue
+            if key is None:
+                self._try(self._apply_to_parent, operation)
+            else:
+                self._try(self._log_points, key, points.pop(key, []))
+                self._try(getattr(self, f"_apply_{kind}"), key, operation)
+        for key, waiting in points.items():
+            self._try(self._log_points, key, waiting)
+
+    def _try(self, act: Callable[..., None], *what: Any) -> None:
+        """What the store refuses for good (a run that a person deleted) must not hold up what stands behind it."""
+        try:
+            act(*what)
+        except Refused:
+            self._known.clear()
+            try:
+                act(*what)
+            except Refused as error:
+                _logger.warning("the ledger refused a write of study %s: %s", self._study.label, error)
+
+    def _apply_duplicates(self, key: str, operation: Operation) -> None:
+        self._known.pop(key, None)
+        self._run(key)
+
+    def _apply_to_parent(self, operation: Operation) -> None:
+        if operation["op"] == "rest":
+            for key in operation["paused"]:
+                run_id, _, claim = self._run(key)
+                if claim <= operation["epoch"]:
+                    self._store.set_status(run_id, "KILLED", operation["end_ms"])
+            self._store.set_status(self._parent_id, "KILLED" if operation["paused"] else "FINISHED")
+            self._parent_runs = False
+        else:
+            self._upload(self._parent_id, operation)
+
+    def _apply_begin(self, key: str, operation: Operation) -> None:
+        tags = {
+            "muxfer.key": key,
+            "muxfer.study": self._study.key,
+            "mlflow.parentRunId": self._parent_id,
+            **operation["tags"],
+        }
+        wanted = {name: tags[name] for name in ("muxfer.key", "muxfer.study")}
+        run = self._find_or_create(wanted, name=operation["name"], start_ms=operation["start_ms"], tags=tags)
+        highest = highest_claim(run)
+        epoch = operation["epoch"]
+        if epoch >= highest:
+            if not self._parent_runs:
+                self._store.set_status(self._parent_id, "RUNNING")
+                self._parent_runs = True
+            if not any(name.startswith("muxfer.claim.e") for name in run.data.tags):
+                self._store.log(run.info.run_id, params=operation["params"])
+                self._store.upload_text(run.info.run_id, "task.json", pretty(operation["task"]))
+            if f"muxfer.record.e{epoch}" not in run.data.tags:
+                self._store.log(run.info.run_id, tags={f"muxfer.claim.e{epoch}": "1", "muxfer.outcome": "running"})
+                self._store.set_status(run.info.run_id, "RUNNING")
+        self._known[key] = (run.info.run_id, run.info.start_time, max(highest, epoch))
+
+    def _apply_settle(self, key: str, operation: Operation) -> None:
+        self._known.pop(key, None)  # look again: for a newer claim, and for duplicates
+        run_id, start_ms, claim = self._run(key)
+        record = operation["record"]
+        epoch = operation["epoch"]
+        if claim > epoch:
+            return  # a newer driver has begun this trial: what we write late does not count
+        numbers = {"validation_loss": record["metric"], "train_seconds": record["train_seconds"]}
+        step = record["step"]
+        self._store.log(
+            run_id,
+            metrics=[
+                (name, value, start_ms + step, step)
+                for name, value in numbers.items()
+                if value is not None and math.isfinite(value)
+            ],
+            tags={
+                "muxfer.outcome": record["outcome"],
+                "muxfer.step": str(step),
+                f"muxfer.record.e{epoch}": json.dumps(record | {"epoch": epoch}, allow_nan=False),
+            },
+        )
+        self._store.set_status(run_id, STATUS[Outcome(record["outcome"])], operation["end_ms"])
+
+    def _apply_file(self, key: str, operation: Operation) -> None:
+        self._upload(self._run(key)[0], operation)
+
+    def _log_points(self, key: str, points: Sequence[Sequence[Any]]) -> None:
+        if points:
+            run_id, start_ms, _ = self._run(key)
+            metrics: list[Metric] = [(name, value, start_ms + step, step) for name, step, value in points]
+            self._store.log(run_id, metrics=metrics)
+
+    def _upload(self, run_id: str, operation: Operation) -> None:
+        """A file that is gone, or that the artifact store refuses, must not hold up the records behind it."""
+        if operation["op"] == "text":
+            self._store.upload_text(run_id, operation["name"], operation["text"])
+        elif Path(operation["path"]).is_file():
+            self._store.upload(run_id, Path(operation["path"]))
+        else:
+            _logger.warning("%s is gone: it could not be attached to run %s", operation["path"], run_id)
+
+    def _run(self, key: str) -> tuple[str, int, int]:
+        """A trial's run, begun before: by us, or by the driver whose spool this is."""
+        if key not in self._known:
+            found = self._store.search(self._experiment_id, {"muxfer.key": key, "muxfer.study": self._study.key})
+            if not found:
+                raise Refused(f"trial {key} has no run in this ledger")
+            run = self._the_one(found)
+            self._known[key] = (run.info.run_id, run.info.start_time, highest_claim(run))
+        return self._known[key]
+
+    def _find_or_create(self, wanted: Mapping[str, str], *, name: str, start_ms: int, tags: Mapping[str, str]) -> Any:
+        found = self._store.search(self._experiment_id, wanted)
+        if not found:
+            return self._store.create_run(self._experiment_id, name=name, start_ms=start_ms, tags=tags)
+        check_schema(found, self._study.label)
+        return self._the_one(found)
+
+    def _the_one(self, found: Sequence[Any]) -> Any:
+        """Of the runs of one key the one that counts; the others go. A create that came through late makes them."""
+        chosen = chosen_of(found)
+        for run in found:
+            if run is not chosen:
+                self._store.log(run.info.run_id, tags={"muxfer.duplicate": chosen.info.run_id})
+                self._store.delete(run.info.run_id)
+        return chosen
+
+
+def highest_claim(run: Any) -> int:
+    claims = [int(name[14:]) for name in run.data.tags if re.fullmatch(r"muxfer\.claim\.e\d+", name)]
+    return max(claims, default=0)
+
+
+def chosen_of(runs: Sequence[Any]) -> Any:
+    """Of the runs of one key, the one that counts."""
+    return min(runs, key=lambda run: (-highest_claim(run), run.info.start_time, run.info.run_id))
+
+
+def check_schema(runs: Sequence[Any], what: str) -> None:
+    """Raises BadInput where a newer muxfer has written: to go on would be to misread it."""
+    newest = max((int(run.data.tags.get("muxfer.schema", SCHEMA)) for run in runs), default=SCHEMA)
+    if newest > SCHEMA:
+        raise BadInput(
+            f"{what} was written by a newer muxfer (ledger schema {newest}, this one knows {SCHEMA}): upgrade muxfer"
+        )
+
+
+def split(name: str, text: str) -> dict[str, str]:
+    """A long text as several tags, so that one search brings it back; their number, as a shorter one may follow."""
+    parts = [text[start : start + TAG_CHARACTERS] for start in range(0, len(text), TAG_CHARACTERS)]
+    return {f"{name}.parts": str(len(parts))} | {f"{name}.{number}": part for number, part in enumerate(parts)}
+
+
+def joined(tags: Mapping[str, str], name: str) -> str:
+    return "".join(tags[f"{name}.{number}"] for number in range(int(tags.get(f"{name}.parts", 0))))
+
+
+def pretty(data: Any) -> str:
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,274 @@
+"""What each command does: the concrete parts are built here, from the configuration, and joined.
+
+Every function returns an Answer: the JSON object of its command (see the command line's contract), the same for a
+person to read, and the exit code. Heavy libraries are imported where they are first needed.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muxfer import plan
+from muxfer.adapters.tracking_uri import default_tracking_uri, masked
+from muxfer.config import Config, to_plain
+from muxfer.cost import training_flops
+from muxfer.errors import BadInput, NotAYes, StudyBusy, TrialsFailed
+from muxfer.ledger import Ledger
+from muxfer.parse import parse, parse_task
+from muxfer.progress import Progress, show_setting
+from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request, tracking_uri
+from muxfer.study import Ran, run_study, trial_folder
+from muxfer.transfer import the_study
+from muxfer.trial import Outcome, Record, Study, Trial, Verdict
+from muxfer.worker import Executor
+
+if TYPE_CHECKING:
+    from muxfer.analysis.transferability import Best
+
+
+def sweep(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    say: Say,
+    max_hours: float | None = None,
+    require_transfer: bool = False,
+    skip_if_running: bool = False,
+) -> Answer:
+    """Bring a study to its finished state, judge it and report."""
+    began = time.monotonic()
+    asked = request(name, overrides)
+    trials = plan.grid_trials(asked.config, fingerprint=asked.fingerprint)
+    is_new = not (asked.home / "trials").exists()
+    check_writable(asked.home)
+    say(f"study {asked.study.label}: files in {asked.home}, records in {masked(tracking_uri(asked.config))}")
+    with _ray_ahead(asked, likely=is_new) as start_ray, open_ledger(asked) as ledger:
+        try:
+            with driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+                ran = run_study(
+                    trials,
+                    ledger.records(asked.study),
+                    study=asked.study,
+                    ledger=ledger,
+                    lease=lease,
+                    start_executor=start_ray,
+                    folder=asked.folder,
+                    progress=Progress(),
+                    deadline=None if max_hours is None else began + 3600 * max_hours,
+                )
+                ledger.flush(asked.config.ledger.patience_seconds)
+                records = _records_of(ledger, asked.study, trials)
+                judged = judge(records, asked.config)
+                page = asked.home / "report.html"
+                if ran.records or not page.exists():
+                    wall_seconds = time.monotonic() - began
+                    page = write_report(name, asked.home, records, judged, asked.config, wall_seconds=wall_seconds)
+                    ledger.attach([page, *sorted(asked.home.glob("u-curves.*"))])
+        except StudyBusy as error:
+            if not skip_if_running:
+                raise
+            return Answer(data={"sweep": name, "skipped_because": str(error)}, text=str(error))
+    return _sweep_answer(asked, trials, records, judged, ran, page, require_transfer=require_transfer)
+
+
+def _sweep_answer(
+    asked: Request,
+    trials: Sequence[Trial],
+    records: Sequence[Record],
+    judged: Verdict,
+    ran: Ran,
+    page: Path,
+    *,
+    require_transfer: bool,
+) -> Answer:
+    from muxfer.report import table_text
+
+    by_key = {record.key: record for record in records}
+    best = best_of(records, asked.config)
+    failed = [record for record in records if record.outcome is Outcome.FAILED]
+    data = {
+        "sweep": asked.name,
+        "study": asked.study.key,
+        "trials": [
+            {
+                "key": trial.key,
+                "setting": dict(trial.setting),
+                "replicate": trial.replicate,
+                "outcome": str(by_key[trial.key].outcome) if trial.key in by_key else None,
+                "metric": by_key[trial.key].metric if trial.key in by_key else None,
+                "step": by_key[trial.key].step if trial.key in by_key else 0,
+                "resumed": trial.key in by_key and by_key[trial.key].resumed_at > 0,
+            }
+            for trial in trials
+        ],
+        "ran": len(ran.records),
+        "skipped": len(trials) - len(ran.records) - ran.unfinished,
+        "unfinished": ran.unfinished,
+        "train_seconds": round(sum(record.train_seconds for record in ran.records), 3),
+        "best": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
+        "verdict": judged.to_dict(),
+        "report": str(page),
+        "folder": str(asked.home),
+    }
+    lines = [table_text(records, judged), "", f"report: {page}"]
+    if failed:
+        lines.append(f"{len(failed)} trials failed, the first: {failed[0].error}; type the same command to try again")
+    if ran.unfinished:
+        lines.append(f"{ran.unfinished} trials are still to run; type the same command to go on")
+    exit_code = 0
+    if failed:
+        exit_code = TrialsFailed.exit_code
+    elif require_transfer and judged.verdict != "transfers":
+        exit_code = NotAYes.exit_code
+    return Answer(data=data, text="\n".join(lines), exit_code=exit_code)
+
+
+def _records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Record]:
+    wanted = {trial.key for trial in trials}
+    return [record for record in ledger.records(study) if record.key in wanted]
+
+
+def judge(records: Sequence[Record], config: Config) -> Verdict:
+    from muxfer.analysis import transferability
+
+    return transferability.judge(records, axis=config.search.axis, hp=config.search.hp)
+
+
+def best_of(records: Sequence[Record], config: Config) -> "Best | None":
+    from muxfer.analysis.transferability import best_setting
+
+    return best_setting(records, axis=config.search.axis, hp=config.search.hp)
+
+
+@contextmanager
+def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executor]]:
+    """Ray on demand. It takes seconds to start: where work is likely it does so while the ledger is opened."""
+
+    def start() -> Executor:
+        from muxfer.adapters.ray_tune import RayExecutor
+
+        return RayExecutor(asked.config.compute, folder=asked.home)
+
+    if not likely:
+        yield start
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        started = pool.submit(start)
+        taken = False
+
+        def take() -> Executor:
+            nonlocal taken
+            taken = True
+            return started.result()
+
+        try:
+            yield take
+        finally:
+            if not taken and started.exception() is None:
+                started.result().close()
+
+
+def write_report(
+    name: str, home: Path, records: Sequence[Record], judged: Verdict, config: Config, *, wall_seconds: float | None
+) -> Path:
+    from muxfer import report as reporting
+
+    context: reporting.Context = {"description": config.description, "next_command": f"muxfer transfer {name}"}
+    if wall_seconds is not None:
+        context["wall_seconds"] = wall_seconds
+    return reporting.write(name, home, records, judged, context=context)
+
+
+def dry_run(name: str, overrides: Sequence[str]) -> Answer:
+    """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
+    from muxfer.worker import measure, resume_step
+
+    asked = request(name, overrides)
+    trials = plan.grid_trials(asked.config, fingerprint=asked.fingerprint)
+    with open_ledger(asked) as ledger:
+        records = {record.key: record for record in ledger.records(asked.study)}
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        record = records.get(trial.key)
+        step = resume_step(trial_folder(asked.folder, asked.study, trial), key=trial.key)
+        state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
+        task = parse_task(trial.task)
+        cost = measure(task)
+        flops = training_flops(cost.macs, samples=task.training.steps * task.training.batch_size)
+        hours = None if record is None else record.train_seconds / 3600
+        rows.append(
+            {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
+            | {"parameters": cost.parameters, "flops": flops, "hours": hours}
+        )
+    lines = [
+        f"{row['key']}  {show_setting(row['setting']):<30} seed {row['replicate']}  {row['flops']:.2e} FLOPs  "
+        f"{row['state']}"
+        for row in rows
+    ]
+    return Answer(data={"sweep": name, "study": asked.study.key, "trials": rows}, text="\n".join(lines))
+
+
+def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config]:
+    """The recorded study that was meant, and the configuration that it was last driven with."""
+    study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
+    if study.identity["data_fingerprint"] != asked.fingerprint:
+        raise BadInput(
+            f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
+        )
+    return study, parse(ledger.config(study))
+
+
+def verdict(name: str, overrides: Sequence[str]) -> Answer:
+    """Does the optimum of a recorded study transfer along its axis?"""
+    asked = request(name, overrides)
+    with open_ledger(asked, existing=True) as ledger:
+        study, config = recorded(asked, ledger)
+        judged = judge(ledger.records(study), config)
+    text = f"{judged.verdict}: {judged.why}"
+    return Answer(data=judged.to_dict(), text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
+
+
+def report(name: str, overrides: Sequence[str]) -> Answer:
+    """Write a recorded study's figures and page again."""
+    asked = request(name, overrides)
+    with open_ledger(asked, existing=True) as ledger:
+        study, config = recorded(asked, ledger)
+        records = [record for record in ledger.records(study) if record.kind == "proxy"]
+    home = asked.folder / study.label
+    check_writable(home)
+    page = write_report(name, home, records, judge(records, config), config, wall_seconds=None)
+    return Answer(data={"report": str(page)}, text=f"report: {page}")
+
+
+def show_config(name: str, overrides: Sequence[str]) -> Answer:
+    """The whole configuration, overrides applied."""
+    from muxfer.adapters.hydra_compose import compose, to_yaml
+
+    plain = compose(name, overrides)
+    parse(plain)
+    return Answer(data=plain, text=to_yaml(plain))
+
+
+def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[str], bool]) -> Answer:
+    """Remove the files of a study, or of all of them, after asking; the ledger is kept."""
+    asked = request(name or "lr-width", overrides)
+    pattern = f"{name}-*" if name else "*"
+    homes = sorted(home for home in asked.folder.glob(pattern) if (home / "trials").is_dir())
+    if not homes:
+        return Answer(data={"removed": []}, text=f"nothing to remove in {asked.folder}")
+    megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
+    told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
+    if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):
+        return Answer(data={"removed": []}, text="nothing was removed")
+    for home in homes:
+        shutil.rmtree(home)
+    return Answer(data={"removed": [str(home) for home in homes]}, text=f"removed {len(homes)} folders")
+
+
+def ui_arguments() -> list[str]:
+    """What `mlflow ui` must be told to show the ledger of this folder."""
+    return ["--backend-store-uri", default_tracking_uri()]

@@ -1,0 +1,395 @@
+"""The typed schema: what a configuration may say, checked once, at the boundary.
+
+YAML holds values and Python holds logic. `muxfer.parse` turns plain data (Hydra's composition) into these frozen
+dataclasses; `check` refuses an impossible number with what was given, what was expected and what to do. A `Task` is
+what one trial trains; it travels to the worker as plain data (`to_plain`) and is parsed again there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from muxfer.errors import BadInput, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A transformer by family and size; `image_size` is the side of the image or latent that the model sees."""
+
+    family: str
+    width: int
+    base_width: int
+    depth: int
+    head_dim: int
+    patch: int
+    image_size: int
+    channels: int
+    num_classes: int | None
+    """None: as many as the data has."""
+    mlp_ratio: float = 4.0
+    learn_sigma: bool = False
+
+    def check(self) -> None:
+        for key in ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels"):
+            positive(f"model.{key}", getattr(self, key))
+        for key in ("width", "base_width"):
+            width = getattr(self, key)
+            if width % self.head_dim:
+                use = max(1, round(width / self.head_dim)) * self.head_dim
+                raise BadInput(f"model.{key} {width} is not divisible by model.head_dim {self.head_dim}; use {use}")
+        if self.width % 4 or self.base_width % 4:
+            raise BadInput(f"model.width {self.width}: 2-d sine-cosine positions need a multiple of 4")
+        if self.image_size % self.patch:
+            raise BadInput(f"model.image_size {self.image_size} is not divisible by model.patch {self.patch}")
+        positive("model.mlp_ratio", self.mlp_ratio)
+        if self.num_classes is not None:
+            positive("model.num_classes", self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """1,797 scans of handwritten digits, 8x8, from scikit-learn."""
+
+    name: Literal["digits"]
+    image_size: int = 8
+    channels: int = 1
+
+    def check(self) -> None:
+        if (self.image_size, self.channels) != (8, 1):
+            raise BadInput(
+                f"data.image_size {self.image_size}, data.channels {self.channels}: the digits are 8x8 grey scans,"
+                " image_size 8 and channels 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Pictures of one's own: one sub-folder a class, or a flat folder as a single class."""
+
+    name: Literal["image_folder"]
+    path: str
+    image_size: int
+    channels: int = 3
+    validation_fraction: float = 0.1
+
+    def check(self) -> None:
+        positive("data.image_size", self.image_size)
+        if self.channels not in (1, 3):
+            raise BadInput(f"data.channels {self.channels}: expected 1 (grey) or 3 (RGB)")
+        if not 0 < self.validation_fraction < 1:
+            raise BadInput(f"data.validation_fraction {self.validation_fraction}: expected a number between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectifiedFlow:
+    """x_t = (1-t) x + t noise, v = noise - x predicted, t from a logit-normal (Stable Diffusion 3, eq. 2 and 19)."""
+
+    name: Literal["rectified_flow"]
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def check(self) -> None:
+        positive("objective.logit_std", self.logit_std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """Noise prediction under the linear schedule of betas (Ho et al. 2020, eq. 14)."""
+
+    name: Literal["ddpm"]
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def check(self) -> None:
+        positive("objective.num_timesteps", self.num_timesteps)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise BadInput(
+                f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW under a parametrization; every number is the base width's, scaled by role for the width at hand."""
+
+    parametrization: Literal["mup", "standard", "stock"]
+    base_lr: float
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    grad_clip: float | None = None
+    """Global norm of the unfolded gradients; None: no clipping."""
+    output_multiplier: float = 1.0
+
+    def check(self) -> None:
+        for key in ("base_lr", "eps", "output_multiplier"):
+            positive(f"optimizer.{key}", getattr(self, key))
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise BadInput(f"optimizer.{key} {getattr(self, key)}: expected a number in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise BadInput(f"optimizer.weight_decay {self.weight_decay}: expected a number of at least 0")
+        if self.grad_clip is not None:
+            positive("optimizer.grad_clip", self.grad_clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and on what: the same for every setting of a study, unless it is what the study varies."""
+
+    steps: int
+    batch_size: int
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    label_dropout: float = 0.1
+    ema_fraction: float = 0.05
+    """Time constant of the averaged weights as a share of the steps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device has it natively, float32 elsewhere."""
+    seed: int = 0
+    checkpoint_every: int = 100
+    report_every: int = 10
+
+    def check(self) -> None:
+        for key in ("steps", "batch_size", "checkpoint_every", "report_every"):
+            positive(f"training.{key}", getattr(self, key))
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise BadInput(f"training.warmup_steps {self.warmup_steps}: expected 0 to training.steps {self.steps}")
+        if not 0 <= self.label_dropout < 1:
+            raise BadInput(f"training.label_dropout {self.label_dropout}: expected a number in [0, 1)")
+        if not 0 < self.ema_fraction < 1:
+            raise BadInput(f"training.ema_fraction {self.ema_fraction}: expected a number between 0 and 1")
+        if not 0 <= self.seed < 2**31:
+            raise BadInput(f"training.seed {self.seed}: expected 0 to 2^31 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a model is scored (the fixed grid of timesteps) and how samples are drawn from it."""
+
+    timesteps: int = 8
+    sampler: Literal["flow_match_euler", "ddpm", "ddim"] | None = None
+    """None: flow_match_euler for rectified flow, ddim for DDPM."""
+    sampling_steps: int = 50
+    guidance: float = 2.0
+    samples_per_class: int = 8
+
+    def check(self) -> None:
+        for key in ("timesteps", "sampling_steps", "samples_per_class"):
+            positive(f"evaluation.{key}", getattr(self, key))
+        if not 1 <= self.guidance < math.inf:
+            raise BadInput(f"evaluation.guidance {self.guidance}: expected a number of at least 1 (1: no guidance)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that decides what one trial's numbers are, and nothing else but where it reads its data."""
+
+    model: Model
+    data: Digits | ImageFolder
+    objective: RectifiedFlow | DDPM
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+
+    def check(self) -> None:
+        for key in ("image_size", "channels"):
+            if getattr(self.model, key) != getattr(self.data, key):
+                raise BadInput(
+                    f"model.{key} {getattr(self.model, key)} differs from data.{key} {getattr(self.data, key)};"
+                    f" set data.{key} and leave model.{key} to follow it"
+                )
+        flow = isinstance(self.objective, RectifiedFlow)
+        if self.evaluation.sampler is not None and flow != (self.evaluation.sampler == "flow_match_euler"):
+            expected = "flow_match_euler" if flow else "ddpm or ddim"
+            raise BadInput(
+                f"evaluation.sampler {self.evaluation.sampler} does not sample objective {self.objective.name};"
+                f" use {expected}"
+            )
+        if self.model.learn_sigma and flow:
+            raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
+        if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
+            raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
+
+
+SETTINGS = {
+    "width": "model.width",
+    "depth": "model.depth",
+    "batch_size": "training.batch_size",
+    "steps": "training.steps",
+    "base_lr": "optimizer.base_lr",
+    "weight_decay": "optimizer.weight_decay",
+    "grad_clip": "optimizer.grad_clip",
+    "output_multiplier": "optimizer.output_multiplier",
+    "warmup_steps": "training.warmup_steps",
+}
+"""What a study can vary, by its name under `search`, and the key of the task that it sets."""
+
+AXES = ("width", "depth", "batch_size", "steps")
+"""The settings along which an optimum may transfer; all others may be the optimum that does."""
+
+Grid = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The grid of a study: `hp` is tuned at every value of `axis`, each setting with `seeds` replicates.
+
+    A value is a number or, as text, a power of two: 2^-7, 2**-7.
+    """
+
+    axis: str
+    hp: str
+    sampler: Literal["grid"] = "grid"
+    seeds: int = 1
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+
+    def check(self) -> None:
+        positive("search.seeds", self.seeds)
+        if self.axis not in AXES:
+            raise BadInput(f"search.axis {self.axis!r}: {nearest(self.axis, AXES)}")
+        hps = [name for name in SETTINGS if name not in AXES]
+        if self.hp not in hps:
+            raise BadInput(f"search.hp {self.hp!r}: {nearest(self.hp, hps)}")
+        for name in (self.axis, self.hp):
+            if name not in self.grids:
+                raise BadInput(f"search.{name} is missing: give the grid as a list, search.{name}=[...]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where trials run. A slot is one trial at a time: a CPU thread, or a GPU."""
+
+    address: str | None = None
+    """A running Ray cluster to join; None: a private one on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    slots: int | None = None
+    """None: every core, or every GPU."""
+    max_failures: int = 2
+    """How often a trial whose process died is started again."""
+
+    def check(self) -> None:
+        if self.slots is not None:
+            positive("compute.slots", self.slots)
+        if self.max_failures < 0:
+            raise BadInput(f"compute.max_failures {self.max_failures}: expected at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig:
+    """Where records are kept. `tracking_uri` None: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
+
+    tracking_uri: str | None = None
+    experiment: str = "muxfer"
+    patience_seconds: float = 60.0
+    """How long the end of a command waits for a ledger that stopped answering."""
+    lease_seconds: float = 30.0
+    """Time-to-live of a driver's hold on a study, for drivers on other hosts."""
+
+    def check(self) -> None:
+        positive("ledger.lease_seconds", self.lease_seconds)
+        if not 0 <= self.patience_seconds < math.inf:
+            raise BadInput(f"ledger.patience_seconds {self.patience_seconds}: expected a number of at least 0")
+        if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
+            raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The large run that the study is for. None: as the proxies have it."""
+
+    width: int
+    steps: int
+    depth: int | None = None
+    batch_size: int | None = None
+    base_width: int | None = None
+    """Only to be refused: a target has the base width of its proxies."""
+
+    def check(self) -> None:
+        positive("target.width", self.width)
+        positive("target.steps", self.steps)
+        for key in ("depth", "batch_size", "base_width"):
+            if getattr(self, key) is not None:
+                positive(f"target.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One study: the proxy task, what is searched, the target, and where it all runs and is kept."""
+
+    model: Model
+    data: Digits | ImageFolder
+    objective: RectifiedFlow | DDPM
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+    search: Search
+    target: Target
+    compute: Compute
+    ledger: LedgerConfig
+    output_dir: str | None = None
+    description: str = ""
+
+    @property
+    def task(self) -> Task:
+        return Task(**{key.name: getattr(self, key.name) for key in dataclasses.fields(Task)})
+
+
+NOT_IN_KEY = (
+    "data.path",  # the data's fingerprint stands for it
+    "training.checkpoint_every",
+    "training.report_every",
+    "evaluation.sampler",
+    "evaluation.sampling_steps",
+    "evaluation.guidance",
+    "evaluation.samples_per_class",
+)
+"""The task's keys that do not enter a trial's key: they cannot change what is trained or how it is scored."""
+
+
+def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a task's plain data that a trial key holds."""
+    return {
+        group: {name: value for name, value in values.items() if f"{group}.{name}" not in NOT_IN_KEY}
+        for group, values in task.items()
+    }
+
+
+def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
+    """The task at one setting of the study, checked again: a width may not fit the head dim."""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in setting.items():
+        group, key = SETTINGS[name].split(".")
+        changes.setdefault(group, {})[key] = value
+    replaced = {group: dataclasses.replace(getattr(task, group), **values) for group, values in changes.items()}
+    changed = dataclasses.replace(task, **replaced)
+    check(changed)
+    return changed
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Plain data of a part of the configuration; `muxfer.parse` reads it back."""
+    plain = dataclasses.asdict(config)
+    if isinstance(config, Config):
+        plain["search"] |= {name: list(values) for name, values in plain["search"].pop("grids").items()}
+    return plain
+
+
+def check(config: Any) -> None:
+    """Check a part of the configuration and every part in it."""
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            check(value)
+    if hasattr(config, "check"):
+        config.check()
+
+
+def positive(key: str, value: float) -> None:
+    """BadInput unless the value of a key is a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise BadInput(f"{key} {value}: expected a number above 0")

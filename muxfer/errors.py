@@ -1,0 +1,53 @@
+"""Every way muxfer refuses, as one tree; each error knows the exit code of the command that meets it.
+
+    MuxferError                  (never raised itself)
+    ├── BadInput            2    a config, a name, a table or a model that cannot work
+    ├── TrialsFailed        3    some trials failed, or the cluster died under them
+    ├── LedgerUnreachable   4    MLflow does not answer; nothing that was trained is lost
+    ├── NoResources         5    the study asks for what no node has
+    ├── NotAYes             6    a verdict that is not a yes
+    └── StudyBusy          75    another driver holds this study
+
+A message says what was given, what was expected and what to do, in one line. Anything that is not a MuxferError
+is a bug of ours: exit code 1, with its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MuxferError(Exception):
+    exit_code = 1
+
+
+class BadInput(MuxferError):
+    exit_code = 2
+
+
+class TrialsFailed(MuxferError):
+    exit_code = 3
+
+
+class LedgerUnreachable(MuxferError):
+    exit_code = 4
+
+
+class NoResources(MuxferError):
+    exit_code = 5
+
+
+class NotAYes(MuxferError):
+    exit_code = 6
+
+
+class StudyBusy(MuxferError):
+    exit_code = 75
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: the nearest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "none is known"

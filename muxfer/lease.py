@@ -1,0 +1,223 @@
+"""Who may drive a study: one holder at a time, by epochs that only grow.
+
+A holder claims epoch n+1 by a compare-and-set in the store; who loses it is told StudyBusy. Whether the holder of
+epoch n still lives is seen in two ways, and never on a wall clock, so a step of any clock changes nothing:
+
+- by its process (boot id, process namespace, pid, start time), where we can see that: dead is taken over at once,
+  alive is busy at once;
+- by its heartbeat, a counter in the store, where we cannot (another host, another container) or where the process is
+  stopped: one that stands still for a time-to-live, on our own monotonic clock, is taken over.
+
+A holder that was taken over finds a higher epoch in the store, and ends. What it wrote late carries its old epoch,
+which every reader ignores. An outage of the store fences nobody: without a store there is no higher epoch.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from muxfer.errors import LedgerUnreachable, StudyBusy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A driver's process. `boot` and `namespace` are empty where the system does not tell (no /proc)."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+    token: str
+    since: str
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot_id(),
+            namespace=_namespace(),
+            pid=os.getpid(),
+            started=_process(os.getpid())[1],
+            token=secrets.token_hex(8),
+            since=datetime.now().astimezone().isoformat(timespec="seconds"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Holder":
+        data = json.loads(text)
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def alive(self) -> bool | None:
+        """Whether the process lives; None if that cannot be seen from here, or if it is stopped."""
+        if not self.boot or (self.boot, self.namespace) != (_boot_id(), _namespace()):
+            return None
+        state, started = _process(self.pid)
+        if started != self.started or state in "ZX":
+            return False
+        return None if state in "Tt" else True
+
+    def __str__(self) -> str:
+        return f"driver pid {self.pid} on host {self.host} has held it since {self.since}"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """A process's state letter and its start time in clock ticks since boot; ("X", "") if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", ""
+    return fields[0], fields[19]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What a store holds of one study's lease: the newest epoch, its holders, and the state of their heartbeats.
+
+    More than one holder stands in an epoch only while a race over it is being settled; `holders` has none that let go.
+    """
+
+    epoch: int = 0
+    holders: tuple[Holder, ...] = ()
+    beats: Mapping[str, str] = field(default_factory=dict)
+
+
+class LeaseStore(Protocol):
+    """Where the lease of one study is kept. Every call may raise LedgerUnreachable."""
+
+    def read(self) -> Claims: ...
+
+    def claim(self, epoch: int, holder: Holder) -> bool:
+        """Compare-and-set: of all who claim an epoch exactly one gets True."""
+
+    def beat(self, epoch: int, count: int) -> None: ...
+
+    def let_go(self, epoch: int, holder: Holder) -> None: ...
+
+
+class HeldLease:
+    """A lease that is ours, kept by a heartbeat thread until `release`. Implements `muxfer.ledger.Lease`."""
+
+    def __init__(self, store: LeaseStore, epoch: int, holder: Holder, *, ttl_seconds: float) -> None:
+        self.epoch = epoch
+        self.holder = holder
+        self.before_release: Callable[[], None] | None = None
+        self._store = store
+        self._ttl_seconds = ttl_seconds
+        self._lost = False
+        self._away = False
+        self._done = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="muxfer-lease", daemon=True)
+        self._beating.start()
+
+    def held(self) -> bool:
+        return not (self._lost or self._done.is_set())
+
+    @property
+    def lost(self) -> bool:
+        """Whether another driver took it over."""
+        return self._lost
+
+    def release(self) -> None:
+        """Let the next driver in at once. Silent where the ledger is away: our process will be found dead."""
+        if self._done.is_set():
+            return
+        try:
+            if not self._lost and self.before_release is not None:
+                self.before_release()
+        finally:
+            self._done.set()
+            self._beating.join(timeout=1)
+            if not (self._lost or self._away):
+                with contextlib.suppress(LedgerUnreachable):
+                    self._store.let_go(self.epoch, self.holder)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._done.is_set():
+            try:
+                if self._store.read().epoch > self.epoch:
+                    self._lost = True
+                    return
+                self._store.beat(self.epoch, count)
+                count += 1
+                self._away = False
+            except LedgerUnreachable:
+                self._away = True  # nobody can have taken over
+            self._done.wait(self._ttl_seconds / 3)
+
+
+def acquire(
+    store: LeaseStore,
+    label: str,
+    *,
+    ttl_seconds: float,
+    holder: Holder | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> HeldLease:
+    """Become the holder of the next epoch. Raises StudyBusy when another one lives, LedgerUnreachable."""
+    us = holder or Holder.this_process()
+    for _ in range(16):
+        claims = store.read()
+        if claims.holders:
+            living = [other for other in claims.holders if other.alive() is not False]
+            seen = [other for other in living if other.alive()]
+            if seen:
+                raise _busy(label, seen[0])
+            if living and not _silent(store, claims, ttl_seconds=ttl_seconds, clock=clock, sleep=sleep):
+                after = store.read()
+                if after.epoch == claims.epoch and after.holders:
+                    raise _busy(label, after.holders[0])
+                continue
+        if store.claim(claims.epoch + 1, us):
+            return HeldLease(store, claims.epoch + 1, us, ttl_seconds=ttl_seconds)
+    raise StudyBusy(f"study {label}: other drivers start on it all the time; stop them and try again")
+
+
+def _silent(
+    store: LeaseStore,
+    claims: Claims,
+    *,
+    ttl_seconds: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> bool:
+    """Watch for one time-to-live: True if neither the heartbeats nor the claims change."""
+    began = clock()
+    while clock() - began < ttl_seconds:
+        sleep(ttl_seconds / 20)
+        now = store.read()
+        if (now.epoch, now.holders, now.beats) != (claims.epoch, claims.holders, claims.beats):
+            return False
+    return True
+
+
+def _busy(label: str, holder: Holder) -> StudyBusy:
+    return StudyBusy(f"study {label} is being driven: {holder}; wait for it, or stop it, and try again")

@@ -1,0 +1,317 @@
+"""What a study needs of the place where its records are kept, and the spool that outlives that place's outages.
+
+One driver writes; workers only report to it. Every write is an operation that may be applied twice without harm, so
+it is appended to a spool on disk first, and applied to the ledger by a thread of its own, off the path of training.
+What is not yet acknowledged when the driver dies is replayed by the next one. NaN and infinity are refused: a point is
+finite, and divergence is an outcome.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.trial import Point, Record, Study, Trial
+
+_logger = logging.getLogger(__name__)
+
+Operation = Mapping[str, Any]
+"""One write, as plain data: applying it again, or a whole run of them again in order, changes nothing."""
+
+CHUNK_BYTES = 1 << 20
+"""How much of a spool is applied at a time."""
+LINGER_SECONDS = 0.2
+"""How long a write waits for others to share its batch."""
+BACKOFF_SECONDS = (0.1, 5.0)
+"""First and longest pause between attempts while the ledger is away."""
+
+
+class Lease(Protocol):
+    """The right to drive a study. `epoch` grows with every holder; every reader ignores a record of a lower one."""
+
+    epoch: int
+
+    def held(self) -> bool:
+        """Whether it is still ours; False once another driver took over (we are fenced and must end)."""
+
+    def release(self) -> None: ...
+
+
+class Ledger(Protocol):
+    """Reads raise LedgerUnreachable when there is no answer; writes never do, `flush` does."""
+
+    def studies(self, name: str) -> list[Study]:
+        """Every study recorded under this sweep name."""
+
+    def acquire(self, study: Study) -> Lease:
+        """Become the one driver of a study. StudyBusy when another one is."""
+
+    def config(self, study: Study) -> Mapping[str, Any]:
+        """The configuration that the study was last opened with, without secrets. BadInput if there is none."""
+
+    def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
+        """Find or create the study's parent run and replay what an earlier driver could not deliver.
+
+        Afterwards its trials can be written. `config` None: the recorded one stays.
+        """
+
+    def records(self, study: Study) -> list[Record]:
+        """The settled records of a study's trials and target, one a key, as the newest epoch has them."""
+
+    def begin(self, trial: Trial) -> None: ...
+
+    def report(self, key: str, points: Sequence[Point]) -> None: ...
+
+    def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None: ...
+
+    def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
+        """Files for the parent run (figures, the report), or for the run of trial `key`."""
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Wait until everything written is in the ledger. LedgerUnreachable says how much waits in the spool."""
+
+    def close(self) -> None: ...
+
+
+class Spool:
+    """An append-only file of operations, one JSON object a line, and beside it the offset that is acknowledged.
+
+    The file comes with the first operation and goes when all are acknowledged, so a study with nothing to write leaves
+    nothing behind. A line cut by a crash was never promised to anybody: it is dropped. Safe between two threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._acknowledged_path = path.with_suffix(".offset")
+        self._lock = threading.RLock()
+        self._file: Any = None
+        self._unsynced = False
+        self._waiting: list[bytes] = []
+        self._taken = 0
+        self.appended = self._whole_lines()
+        self.acknowledged = min(self._read_offset(), self.appended)
+
+    @property
+    def pending_bytes(self) -> int:
+        with self._lock:
+            return self.appended - self.acknowledged + sum(map(len, self._waiting))
+
+    def append(self, operation: Operation) -> None:
+        """Write one operation down. What a full disk does not take stays in memory, and is read from there."""
+        line = json.dumps(operation, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        with self._lock:
+            self._waiting.append(line)
+            with contextlib.suppress(OSError):
+                self._write_waiting()
+
+    def sync(self) -> None:
+        """Force what was appended to the disk. Raises OSError when the disk does not take it."""
+        with self._lock:
+            self._write_waiting()
+            if self._unsynced:
+                os.fsync(self._file.fileno())
+                self._unsynced = False
+
+    def read(self) -> tuple[list[Operation], int]:
+        """The oldest operations not yet acknowledged, and the offset to acknowledge once they are applied."""
+        with self._lock:
+            start, stop = self.acknowledged, self.appended
+            if start == stop:
+                self._taken = len(self._waiting)
+                return [json.loads(line) for line in self._waiting], -self._taken
+        with self.path.open("rb") as file:
+            file.seek(start)
+            chunk = file.read(min(CHUNK_BYTES, stop - start))
+            if not chunk.endswith(b"\n"):
+                chunk += file.readline()
+        operations = []
+        for line in chunk.splitlines():
+            try:
+                operations.append(json.loads(line))
+            except ValueError:
+                _logger.warning("a damaged line of %s was left out: %r", self.path, line[:80])
+        return operations, start + len(chunk)
+
+    def acknowledge(self, offset: int) -> None:
+        with self._lock:
+            if offset < 0:  # read from memory
+                del self._waiting[: self._taken]
+                self._taken = 0
+                return
+            self.acknowledged = offset
+            if offset == self.appended:
+                self._remove()
+                return
+            temporary = self._acknowledged_path.with_suffix(".tmp")
+            temporary.write_text(str(offset))
+            temporary.replace(self._acknowledged_path)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _write_waiting(self) -> None:
+        if not self._waiting or self._taken:
+            return
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.appended:
+                self._acknowledged_path.unlink(missing_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+            self._file.truncate(self.appended)
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError("the disk took a part of a line only")
+            except OSError:
+                self._file.truncate(self.appended)
+                raise
+            self._waiting.pop(0)
+            self.appended += len(line)
+            self._unsynced = True
+
+    def _remove(self) -> None:
+        self.close()
+        self.path.unlink(missing_ok=True)
+        self._acknowledged_path.unlink(missing_ok=True)
+        self.appended = self.acknowledged = 0
+        self._unsynced = False
+
+    def _whole_lines(self) -> int:
+        """Length of the file up to the end of its last whole line."""
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                while size:
+                    start = max(0, size - CHUNK_BYTES)
+                    file.seek(start)
+                    end = file.read(size - start).rfind(b"\n")
+                    if end >= 0:
+                        return start + end + 1
+                    size = start
+                return 0
+        except FileNotFoundError:
+            return 0
+
+    def _read_offset(self) -> int:
+        try:
+            return int(self._acknowledged_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+
+class Writer:
+    """The thread that applies spools to a ledger, oldest first, and comes back for as long as it takes.
+
+    `apply` may be given the same operations again. `held` is the lease's: a driver that was taken over writes no more.
+    """
+
+    def __init__(
+        self,
+        spools: Sequence[Spool],
+        apply: Callable[[Sequence[Operation]], None],
+        *,
+        held: Callable[[], bool],
+        where: str,
+    ) -> None:
+        """The last of the spools is ours, and takes what is written from now on."""
+        self.spool = spools[-1]
+        self._spools = list(spools)
+        self._apply = apply
+        self._held = held
+        self._where = where
+        self._trouble: Exception | None = None
+        self._changed = threading.Condition()
+        self._hurried = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="muxfer-ledger", daemon=True)
+        self._thread.start()
+
+    def write(self, operation: Operation) -> None:
+        self.spool.append(operation)
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def pending_bytes(self) -> int:
+        return sum(spool.pending_bytes for spool in self._spools)
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Raises LedgerUnreachable if something still waits after this long, StudyBusy if we were taken over."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._hurried += 1
+            self._changed.notify_all()
+            try:
+                while self.pending_bytes:
+                    if not self._held():
+                        raise StudyBusy("another driver took this study over; this one writes no more")
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not self._thread.is_alive():
+                        why = f" ({self._trouble})" if self._trouble else ""
+                        raise LedgerUnreachable(
+                            f"{self._where} did not take everything within {timeout_seconds:g} s{why}:"
+                            f" {self.pending_bytes} bytes wait in {self.spool.path.parent}; nothing is lost,"
+                            " run the same command again when it answers"
+                        )
+                    self._changed.wait(min(left, 0.5))
+            finally:
+                self._hurried -= 1
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End the thread; what is not applied stays in the spool."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout_seconds)
+        with contextlib.suppress(OSError):
+            self.spool.sync()
+        for spool in self._spools:
+            spool.close()
+
+    def _run(self) -> None:
+        pause = BACKOFF_SECONDS[0]
+        while True:
+            with self._changed:
+                while not (self._stopping or self.pending_bytes):
+                    self._changed.wait()
+                if not (self._stopping or self._hurried or self.pending_bytes > CHUNK_BYTES):
+                    self._changed.wait_for(lambda: self._stopping or self._hurried, LINGER_SECONDS)
+                if self._stopping:
+                    return
+            try:
+                self._step()
+                self._trouble = None
+                pause = BACKOFF_SECONDS[0]
+            except Exception as error:  # of whatever kind: the operations stay in the spool, and flush tells
+                self._trouble = error
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, pause)
+                pause = min(2 * pause, BACKOFF_SECONDS[1])
+            with self._changed:
+                self._changed.notify_all()
+
+    def _step(self) -> None:
+        try:
+            self.spool.sync()
+        except OSError as error:
+            _logger.warning(
+                "%s can't be written (%s); its lines wait in memory", self.spool.path, error.strerror or error
+            )
+        spool = next((spool for spool in self._spools if spool.pending_bytes), None)
+        if spool is None:
+            return
+        if not self._held():
+            raise StudyBusy("the lease is not ours")
+        operations, offset = spool.read()
+        self._apply(operations)
+        spool.acknowledge(offset)

@@ -1,0 +1,34 @@
+"""μP for any torch module: scales by parameter name, found from shapes, folded into the weights' own numbers.
+
+    plan = make_plan(build, width=256, base_width=64, readout="final_layer.linear.weight")
+    model = build(256)
+    parametrize(model, plan)
+    optimizer = AdamW(param_groups(model, plan, base_lr=2**-7, weight_decay=0.0, eps=1e-8, betas=(0.9, 0.999)))
+
+shapes says what grows, rules what follows, laws how the class initializes itself, parametrize applies it.
+"""
+
+from muxfer.mup.parametrize import (
+    check_optimizer,
+    check_same_base,
+    fold_factors,
+    make_plan,
+    param_groups,
+    parametrize,
+)
+from muxfer.mup.rules import PARAMETRIZATIONS, ROLES, Law, Plan, Scale, scale_of
+
+__all__ = [
+    "PARAMETRIZATIONS",
+    "ROLES",
+    "Law",
+    "Plan",
+    "Scale",
+    "check_optimizer",
+    "check_same_base",
+    "fold_factors",
+    "make_plan",
+    "param_groups",
+    "parametrize",
+    "scale_of",
+]

@@ -1,0 +1,134 @@
+"""From plain data to the typed configuration: the one boundary where a user's keys and values are checked.
+
+Refused, each with what was given, what was expected and what to do: an unknown key (with the nearest right one), a
+missing key, a wrong type, an unknown name, an empty or impossible grid.
+"""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from muxfer.config import SETTINGS, Config, Grid, Search, Task, check
+from muxfer.errors import BadInput, nearest
+
+
+def parse_task(data: Mapping[str, Any]) -> Task:
+    task = _parse(Task, data, "")
+    assert isinstance(task, Task)
+    check(task)
+    return task
+
+
+def parse(data: Mapping[str, Any]) -> Config:
+    """The whole configuration from plain data. BadInput names the first key that cannot work."""
+    config = _parse(Config, data, "")
+    assert isinstance(config, Config)
+    check(config.task)
+    check(config)
+    return config
+
+
+def _parse(kind: type, data: Any, path: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{path or 'the configuration'} is {_shown(data)}: expected keys and values")
+    if kind is Search:
+        return _parse_search(data)
+    hints = typing.get_type_hints(kind)
+    fields = {part.name: part for part in dataclasses.fields(kind)}
+    prefix = f"{path}." if path else ""
+    for key in data:
+        if key not in fields:
+            raise BadInput(f"unknown key {prefix}{key}: {nearest(str(key), (prefix + name for name in fields))}")
+    values = {}
+    for name, part in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], f"{prefix}{name}")
+        elif part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING:
+            raise BadInput(f"{prefix}{name} is missing: give it as {prefix}{name}=VALUE")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if type(None) in options:
+            return None if value is None else _value(next(o for o in options if o is not type(None)), value, path)
+        return _variant(options, value, path)
+    if dataclasses.is_dataclass(hint):
+        return _parse(typing.cast(type, hint), value, path)
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise BadInput(f"{path} is {_shown(value)}: expected {' or '.join(map(str, allowed))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is int and type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is not hint:
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+        raise BadInput(f"{path} is {_shown(value)}: expected {expected}")
+    return value
+
+
+def _variant(options: Sequence[Any], value: Any, path: str) -> Any:
+    """The dataclass of a union whose literal `name` is the one given."""
+    by_name = {typing.get_args(typing.get_type_hints(option)["name"])[0]: option for option in options}
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if name not in by_name:
+        raise BadInput(f"{path}.name is {_shown(name)}: {nearest(str(name), by_name)}")
+    return _parse(by_name[name], value, path)
+
+
+def _parse_search(data: Mapping[str, Any]) -> Search:
+    own = {part.name for part in dataclasses.fields(Search)} - {"grids"}
+    for key in data:
+        if key not in own and key not in SETTINGS:
+            known = [f"search.{name}" for name in (*own, *SETTINGS)]
+            raise BadInput(f"unknown key search.{key}: {nearest(f'search.{key}', known)}")
+    hints = typing.get_type_hints(Search)
+    values = {name: _value(hints[name], data[name], f"search.{name}") for name in own if name in data}
+    for name in ("axis", "hp"):
+        if name not in values:
+            raise BadInput(f"search.{name} is missing: give it as search.{name}=NAME")
+    grids = {name: _grid(name, data[name]) for name in SETTINGS if data.get(name) is not None}
+    return Search(**values, grids=grids)
+
+
+def _grid(name: str, given: Any) -> Grid:
+    """The values of one grid, ascending, of the type of the key that they set."""
+    path = f"search.{name}"
+    entries = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not entries:
+        raise BadInput(f"{path} is an empty grid: give at least one value, {path}=[...]")
+    group, key = SETTINGS[name].split(".")
+    hint = typing.get_type_hints(typing.get_type_hints(Task)[group])[key]
+    least = "at least 0" if name in ("weight_decay", "warmup_steps") else "above 0"
+    values = []
+    for entry in entries:
+        number = _number(entry, path)
+        if not math.isfinite(number) or number < 0 or (number == 0 and least == "above 0"):
+            raise BadInput(f"{path} holds {_shown(entry)}: expected numbers {least}")
+        values.append(_value(hint, number, path))
+    if len(set(values)) < len(values):
+        raise BadInput(f"{path} holds a value twice: {_shown(list(entries))}; give each once")
+    return tuple(sorted(values))
+
+
+def _number(entry: Any, path: str) -> float:
+    """A number as it stands, or a power of two as text: 2^-7 (2**-7 on a command line, whose grammar has no ^)."""
+    power = re.fullmatch(r"2(?:\^|\*\*)([+-]?\d{1,3}(?:\.\d+)?)", entry) if isinstance(entry, str) else None
+    if power:
+        return 2.0 ** float(power.group(1))
+    if type(entry) not in (int, float):
+        raise BadInput(f"{path} holds {_shown(entry)}: expected numbers, or powers of two such as 2^-7")
+    return float(entry)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

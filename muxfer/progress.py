@@ -1,0 +1,113 @@
+"""What a person sees while a study runs: a live table on a terminal, one line per event elsewhere. Always on stderr."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+from muxfer.analysis.transferability import shown
+from muxfer.trial import Outcome, Record, Setting, Trial
+from muxfer.worker import Report
+
+
+def show_setting(setting: Setting) -> str:
+    """A setting as a person writes it: base_lr=2^-7 width=64."""
+    return " ".join(f"{name}={value if isinstance(value, str) else shown(value)}" for name, value in setting.items())
+
+
+def show_seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class Progress:
+    """Counts trials and, by their FLOPs, the time that is left; draws to `stream`."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live: Any = None
+
+    def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None:
+        settled = {record.key: record for record in records if record.outcome.settled}
+        self.trials = {trial.key: trial for trial in trials}
+        self.records = {key: record for key, record in settled.items() if key in self.trials}
+        self.steps: dict[str, int] = {}
+        self.skipped = len(self.records)
+        self.slots = slots
+        self.began = time.monotonic()
+        self._say(f"{len(trials)} trials, {self.skipped} already done, {slots} at a time")
+        if self.stream.isatty() and os.environ.get("TERM") != "dumb":
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(file=self.stream), refresh_per_second=4, get_renderable=self._table)
+            self.live.start()
+
+    def update(self, report: Report) -> None:
+        trial = self.trials[report.key]
+        if report.key not in self.steps and report.record is None:
+            self.steps[report.key] = report.step
+            self._say(f"started  {show_setting(trial.setting)} seed {trial.replicate} at step {report.step}")
+        if report.record is None:
+            self.steps[report.key] = report.step
+            return
+        self.steps.pop(report.key, None)
+        self.records[report.key] = report.record
+        record = report.record
+        result = {
+            Outcome.FINISHED: f"loss {record.metric:.4f}" if record.metric is not None else "",
+            Outcome.DIVERGED: f"at step {record.step}",
+            Outcome.FAILED: record.error or "",
+        }.get(record.outcome, "")
+        self._say(
+            f"{record.outcome:<8} {show_setting(trial.setting)} seed {trial.replicate} {result}"
+            f" ({len(self.records)}/{len(self.trials)}, {self._left()} left)"
+        )
+
+    def stop(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _say(self, line: str) -> None:
+        if self.live is None:
+            print(line, file=self.stream, flush=True)
+
+    def _left(self) -> str:
+        """Time left: FLOPs not yet done over the rate since the start."""
+        mine = [trial for trial in self.trials.values() if trial.key not in self.records]
+        doing = sum(self._share(trial) * trial.cost_flops for trial in mine)
+        left = sum(trial.cost_flops for trial in mine) - doing
+        new = [key for key in self.records if self.records[key].train_seconds and key not in self._old()]
+        done = doing + sum(self.trials[key].cost_flops for key in new)
+        elapsed = time.monotonic() - self.began
+        return show_seconds(left * elapsed / done) if done else "?"
+
+    def _old(self) -> set[str]:
+        return set(list(self.records)[: self.skipped])
+
+    def _share(self, trial: Trial) -> float:
+        return self.steps.get(trial.key, 0) / trial.task["training"]["steps"]
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        finished = [record for record in self.records.values() if record.metric is not None]
+        best = min(finished, key=lambda record: record.metric or 0.0, default=None)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("trial", "seed", "step", "loss"):
+            table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
+        for record in list(self.records.values())[-6:]:
+            loss = f"{record.metric:.4f}" if record.metric is not None else f"[red]{record.outcome}[/red]"
+            style = "bold green" if record is best else "dim"
+            table.add_row(show_setting(record.setting), str(record.replicate), str(record.step), loss, style=style)
+        for key, step in self.steps.items():
+            trial = self.trials[key]
+            steps = trial.task["training"]["steps"]
+            table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{steps}", "…")
+        told = f"best {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
+        table.caption = f"{len(self.records)}/{len(self.trials)} done · {told} · {self._left()} left"
+        table.caption_justify = "left"
+        return table

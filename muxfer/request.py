@@ -1,0 +1,132 @@
+"""A sweep's name and overrides, made definite: the configuration, the data, the study meant, where its files go."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muxfer.adapters.hydra_compose import compose
+from muxfer.adapters.tracking_uri import default_tracking_uri, masked, sqlite_path
+from muxfer.config import Config, ImageFolder
+from muxfer.errors import BadInput
+from muxfer.ledger import Ledger
+from muxfer.parse import parse
+from muxfer.plan import study_of
+from muxfer.trial import Study
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A sweep's name and overrides, made definite: the study meant, its data, where its files go."""
+
+    name: str
+    overrides: tuple[str, ...]
+    config: Config
+    study: Study
+    fingerprint: str
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        """The study's own folder."""
+        return self.folder / self.study.label
+
+    @property
+    def overridden(self) -> list[str]:
+        """The keys that the overrides name, groups included."""
+        return [override.partition("=")[0].lstrip("+~").split("@")[0].replace("/", ".") for override in self.overrides]
+
+
+def request(name: str, overrides: Sequence[str]) -> Request:
+    config = parse(compose(name, overrides))
+    if isinstance(config.data, ImageFolder):  # workers have another current folder
+        path = str(Path(config.data.path).expanduser().absolute())
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    from muxfer.training.data import load
+
+    data = load(config.data)
+    if config.model.num_classes not in (None, data.num_classes):
+        raise BadInput(
+            f"model.num_classes {config.model.num_classes}: the data has {data.num_classes} classes; leave it out"
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=data.num_classes))
+    return Request(
+        name=name,
+        overrides=tuple(overrides),
+        config=config,
+        study=study_of(name, config, fingerprint=data.fingerprint),
+        fingerprint=data.fingerprint,
+        folder=output_folder(config),
+    )
+
+
+def tracking_uri(config: Config) -> str:
+    return config.ledger.tracking_uri or default_tracking_uri()
+
+
+def output_folder(config: Config) -> Path:
+    """`output_dir`, else muxfer/ beside the ledger; muxfer-studies/ where muxfer/ is a Python package."""
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser().absolute()
+    database = sqlite_path(tracking_uri(config))
+    beside = database.parent if database is not None else Path.cwd()
+    return beside / ("muxfer-studies" if (beside / "muxfer" / "__init__.py").exists() else "muxfer")
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"output folder {folder} can't be written ({error.strerror}): give another one, output_dir=FOLDER"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command has to say: `data` under --json, else `text`."""
+
+    data: Mapping[str, Any]
+    text: str
+    exit_code: int = 0
+
+
+@contextmanager
+def open_ledger(asked: Request, *, existing: bool = False) -> Iterator[Ledger]:
+    """The ledger of a request. `existing`: BadInput where there is none yet, instead of making one."""
+    uri = tracking_uri(asked.config)
+    database = sqlite_path(uri)
+    if existing and database is not None and not database.exists():
+        raise BadInput(
+            f"no ledger at {masked(uri)}: run muxfer sweep {asked.name} first, or give ledger.tracking_uri=URI"
+        )
+    from muxfer.adapters.mlflow_ledger import MlflowLedger
+
+    ledger = MlflowLedger(asked.config.ledger, folder=asked.folder)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def driving(asked: Request, study: Study, ledger: Ledger, config: Mapping[str, Any] | None) -> Iterator[Any]:
+    """Hold the study's lease; whatever ends it, what was written is flushed first and the lease given back."""
+    lease = ledger.acquire(study)
+    patience = 5.0
+    try:
+        ledger.open(study, config, lease)
+        yield lease
+        patience = asked.config.ledger.patience_seconds
+    finally:
+        try:
+            ledger.flush(patience)
+        finally:
+            lease.release()

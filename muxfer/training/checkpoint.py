@@ -1,0 +1,172 @@
+"""Checkpoints that survive a kill at any moment, a full disk and flipped bits.
+
+    trial folder / attempt-NAME / step-00000050 / model.safetensors, ema.safetensors, optimizer.safetensors,
+                                                  state.json, manifest.json (SHA-256 and size of each other file)
+
+A checkpoint is written under a temporary name, made durable, then renamed: a folder with the final name is whole
+unless the disk failed it, and that the manifest shows. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from muxfer.errors import BadInput
+
+KEEP = 2
+"""Checkpoints kept in an attempt: should the last one turn out damaged, the one before is there."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that a training run needs to go on: tensors by group ("model", "ema", "optimizer") and name, plain state."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    path: Path
+    snapshot: Snapshot
+
+
+class _Invalid(Exception):
+    """Why a folder is not a usable checkpoint; never leaves this module."""
+
+
+def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
+    """Write a checkpoint of the trial `key`, durable when this returns; raises BadInput where the disk refuses.
+
+    The checkpoints that were there before stay as they are; call `prune` afterwards.
+    """
+    folder = Path(attempt_folder)
+    final = folder / f"step-{snapshot.step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write(temporary, snapshot, key)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(
+            f"checkpoint {final} can't be written ({reason}); earlier checkpoints are intact:"
+            " free some space or give another folder with output_dir=FOLDER, then run the same command again"
+        ) from error
+    return final
+
+
+def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
+    """The checkpoint of the highest step, over all attempts, that passes its manifest and belongs to trial `key`.
+
+    The unusable ones above it are skipped with a warning to the log. None: nothing usable.
+    """
+    for path in sorted(Path(trial_folder).glob("attempt-*/step-*"), key=lambda path: (path.name, path), reverse=True):
+        try:
+            return Checkpoint(path=path, snapshot=_read(path, key))
+        except _Invalid as error:
+            logger.warning("checkpoint %s is skipped: %s", path, error)
+    return None
+
+
+def prune(attempt_folder: str | Path, *, keep: int = KEEP) -> None:
+    """Delete all but the last `keep` whole checkpoints of an attempt, and what broken writes left behind.
+
+    Whole means here that every file has its manifest's size; `load_newest` checks the hashes too.
+    """
+    folder = Path(attempt_folder)
+    kept = 0
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if kept < keep:
+            kept += _has_all_files(path)
+            continue
+        (path / "manifest.json").unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(folder: Path, snapshot: Snapshot, key: str) -> None:
+    for group, tensors in snapshot.tensors.items():
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / f"{group}.safetensors"
+        )
+    state = {**snapshot.state, "key": key, "step": snapshot.step, "torch": torch.__version__}
+    (folder / "state.json").write_text(json.dumps(state, allow_nan=False))
+    files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}, indent=1))
+    for path in folder.iterdir():
+        _fsync(path)
+    _fsync(folder)
+
+
+def _read(folder: Path, key: str) -> Snapshot:
+    files = _manifest(folder)
+    for name, expected in files.items():
+        try:
+            if (folder / name).stat().st_size != expected["bytes"] or _sha256(folder / name) != expected["sha256"]:
+                raise _Invalid(f"{name} is not what was written")
+        except (OSError, KeyError, TypeError) as error:
+            raise _Invalid(f"{name} can't be checked ({error})") from error
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        if state["key"] != key:
+            raise _Invalid(f"it belongs to trial {state['key']}, not {key}")
+        tensors = {
+            name.removesuffix(".safetensors"): load_file(folder / name)
+            for name in files
+            if name.endswith(".safetensors")
+        }
+        return Snapshot(step=int(state["step"]), tensors=tensors, state=state)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _Invalid(f"it can't be read ({error})") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        names = set(files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Invalid(f"its manifest can't be read ({error})") from error
+    if "state.json" not in names or any(Path(name).name != name for name in names):
+        raise _Invalid("its manifest names other files than a checkpoint has")
+    return files
+
+
+def _has_all_files(folder: Path) -> bool:
+    try:
+        return all((folder / name).stat().st_size == file["bytes"] for name, file in _manifest(folder).items())
+    except (_Invalid, OSError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

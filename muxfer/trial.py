@@ -1,0 +1,170 @@
+"""The five words that carry the product: Setting, Trial, Outcome, Record, Verdict.
+
+A study is a set of trials; a trial is a task (plain data) at one setting and one replicate; what became of it is a
+record; what a set of records says about transfer is a verdict. Everything here is plain data that survives JSON.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+NUMERICS_VERSION = 1
+"""Part of every trial key. Raised whenever the same task would train to other numbers than before."""
+
+Setting = Mapping[str, float | int | str]
+"""What a study varies, by name: {"base_lr": 0.0078125, "width": 64}."""
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the trial's result is known, so that nobody need run it again."""
+        return self is not Outcome.FAILED
+
+
+def content_hash(content: Any, *, length: int = 16) -> str:
+    """Hexadecimal SHA-256 of plain data in canonical JSON, the same in every folder and on every host."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A sweep's name and what makes it that study: the configuration without grids, seeds, budget and compute.
+
+    `key` is the content hash of name and identity. Extending a grid keeps the key; another parametrization does not.
+    """
+
+    name: str
+    key: str
+    identity: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Name of the study's folder and of its parent run: unique, and recognised by a person."""
+        return f"{self.name}-{self.key[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run that a study needs.
+
+    `task` is the resolved configuration (see `muxfer.config.Task`) as plain data, `key` its content hash together with
+    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first.
+    """
+
+    key: str
+    setting: Setting
+    replicate: int
+    task: Mapping[str, Any]
+    kind: str = "proxy"
+    cost_flops: float = 0.0
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value of one curve, `train_loss` at step 40 say. Always finite: divergence is an outcome, not a point."""
+
+    name: str
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of a trial.
+
+    `metric` is the validation loss of the averaged weights on the fixed grid, None unless finished. `step` is the last
+    step trained (where it diverged, if it did), `resumed_at` the step of the checkpoint it went on from (0: none),
+    `train_seconds` the time inside training steps and validation, summed over attempts. `epoch` is the lease's.
+    """
+
+    key: str
+    setting: Setting
+    replicate: int
+    outcome: Outcome
+    metric: float | None
+    step: int
+    resumed_at: int = 0
+    train_seconds: float = 0.0
+    epoch: int = 0
+    kind: str = "proxy"
+    num_parameters: int = 0
+    error: str | None = None
+    run_id: str | None = None
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.metric is not None) != (self.outcome is Outcome.FINISHED):
+            raise ValueError(f"a {self.outcome} record cannot have metric {self.metric}")
+        if self.metric is not None and not math.isfinite(self.metric):
+            raise ValueError(f"metric {self.metric} is not finite: the outcome is diverged")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "outcome": str(self.outcome), "setting": dict(self.setting)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Record":
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**{**known, "outcome": Outcome(data["outcome"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimum:
+    """Where the setting is best for one axis value: the grid's best, and the vertex of the curve fitted around it.
+
+    `fitted`, `low` and `high` are None where the points do not curve. All are in the setting's own units.
+    """
+
+    grid: float | None
+    fitted: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regret:
+    """What axis value `to` loses, relatively, by using the grid optimum of axis value `from_`; None: it diverged."""
+
+    from_: float
+    to: float
+    setting: float
+    relative: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"from": self.from_, "to": self.to, "setting": self.setting, "relative": self.relative}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Does the optimum transfer along the axis? `verdict` is transfers, drifts or abstains; `why` one sentence."""
+
+    verdict: str
+    why: str
+    axis: str
+    hp: str
+    optimum: Mapping[float, Optimum] = field(default_factory=dict)
+    drift_per_doubling: Mapping[str, float | None] = field(default_factory=dict)
+    regret: tuple[Regret, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `muxfer verdict`, as the command line's contract has it."""
+        return {
+            "verdict": self.verdict,
+            "why": self.why,
+            "axis": self.axis,
+            "hp": self.hp,
+            "optimum": {f"{axis:g}": asdict(optimum) for axis, optimum in self.optimum.items()},
+            "drift_per_doubling": dict(self.drift_per_doubling),
+            "regret": [regret.to_dict() for regret in self.regret],
+        }

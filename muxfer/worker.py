@@ -1,0 +1,239 @@
+"""Run one trial: model, parametrization and training joined, from a job to a record.
+
+A worker knows neither Ray nor MLflow. Whoever executes it calls `advance` until a report carries a record.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from muxfer.config import Task
+from muxfer.parse import parse_task
+from muxfer.trial import Outcome, Point, Record, Trial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from muxfer.mup import Plan
+    from muxfer.training.loop import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A trial to run, where: `folder` is the trial's own, each attempt makes one below it; `epoch` is the lease's."""
+
+    trial: Trial
+    folder: str
+    epoch: int
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a worker says from time to time: new points of its curves and, the last time, the record.
+
+    The first report after a resume repeats the points of the checkpoint: writing a point twice changes nothing.
+    """
+
+    key: str
+    step: int
+    points: tuple[Point, ...] = ()
+    train_seconds: float = 0.0
+    record: Record | None = None
+
+
+class Executor(Protocol):
+    """Runs jobs on slots, in the order submitted. Raises NoResources when no node can ever hold one."""
+
+    slots: int
+
+    def submit(self, jobs: Sequence[Job]) -> None: ...
+
+    def reports(self, timeout_seconds: float) -> list[Report]:
+        """What came in; empty after the timeout. A trial that failed for good ends in a record with its error.
+
+        Raises TrialsFailed when the machinery itself died (a node, the cluster's head).
+        """
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None:
+        """Stop at once, whatever runs: trials stay resumable from their checkpoints."""
+
+
+def model_arguments(task: Task, *, width: int) -> dict[str, Any]:
+    """The keyword arguments of the family's builder at this width."""
+    model = task.model
+    return {
+        "width": width,
+        "depth": model.depth,
+        "head_dim": model.head_dim,
+        "patch": model.patch,
+        "image_size": model.image_size,
+        "channels": model.channels,
+        "num_classes": model.num_classes,
+        "mlp_ratio": model.mlp_ratio,
+        "learn_sigma": model.learn_sigma,
+    }
+
+
+def mup_plan(task: Task) -> "Plan":
+    """The scales of every parameter of the task's model, relative to its base width. Builds on the meta device."""
+    from muxfer.mup import make_plan
+    from proxy_models import FAMILIES
+
+    family = FAMILIES[task.model.family]
+    return make_plan(
+        lambda width: family.build(**model_arguments(task, width=width)),
+        width=task.model.width,
+        base_width=task.model.base_width,
+        parametrization=task.optimizer.parametrization,
+        output_multiplier=task.optimizer.output_multiplier,
+        readout=family.readout,
+        declared=family.declared,
+    )
+
+
+def build_model(task: Task, *, replicate: int) -> tuple["nn.Module", "Plan"]:
+    """A freshly initialized and parametrized model; equal tasks and replicates give bit-identical weights."""
+    import torch
+
+    from muxfer.mup import parametrize
+    from muxfer.training.data import generator_of
+    from proxy_models import FAMILIES
+
+    plan = mup_plan(task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_of(task.training.seed, replicate, "init").initial_seed())
+        model = FAMILIES[task.model.family].build(**model_arguments(task, width=task.model.width))
+    parametrize(model, plan)
+    return model, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """Parameters of a model, and multiply-accumulates of one sample's forward pass, attention included."""
+
+    parameters: int
+    macs: int
+
+
+def measure(task: Task) -> ModelCost:
+    """Count on the meta device: no memory is taken, whatever the size."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from proxy_models import FAMILIES
+
+    side, channels = task.model.image_size, task.model.channels
+    with torch.device("meta"), torch.no_grad():
+        model = FAMILIES[task.model.family].build(**model_arguments(task, width=task.model.width))
+        inputs = (torch.empty(1, channels, side, side), torch.empty(1), torch.empty(1, dtype=torch.long))
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelCost(parameters=parameters, macs=counter.get_total_flops() // 2)
+
+
+class TrialRun:
+    """One attempt at one trial, going on from the newest valid checkpoint under the job's folder."""
+
+    def __init__(self, job: Job) -> None:
+        from muxfer.mup import fold_factors, param_groups
+        from muxfer.training import checkpoint
+        from muxfer.training.data import load
+        from muxfer.training.loop import Trainer
+
+        self.job = job
+        task = parse_task(job.trial.task)
+        model, plan = build_model(task, replicate=job.trial.replicate)
+        optimizer = task.optimizer
+        groups = param_groups(
+            model,
+            plan,
+            base_lr=optimizer.base_lr,
+            weight_decay=optimizer.weight_decay,
+            eps=optimizer.eps,
+            betas=(optimizer.beta1, optimizer.beta2),
+        )
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.trainer = Trainer(
+            model,
+            groups,
+            objective=task.objective,
+            data=load(task.data),
+            training=task.training,
+            evaluation=task.evaluation,
+            replicate=job.trial.replicate,
+            fold=fold_factors(plan),
+            grad_clip=optimizer.grad_clip,
+            device=job.device,
+            on_checkpoint=self._save,
+        )
+        found = checkpoint.load_newest(job.folder, key=job.trial.key)
+        self.resumed_at = 0 if found is None else found.snapshot.step
+        if found is not None:
+            self.trainer.restore(found.snapshot)
+        self.checkpoint: Path | None = None if found is None else found.path
+        self._attempt = new_attempt(Path(job.folder), epoch=job.epoch)
+        self._unsent = list(self.trainer.points)
+
+    def advance(self, seconds: float) -> Report:
+        """Train for about this long, or to the end; the last report carries the record."""
+        trainer = self.trainer
+        points = (*self._unsent, *trainer.advance(seconds))
+        self._unsent = []
+        record = None
+        if trainer.finished or trainer.diverged_at is not None:
+            metric = trainer.validate() if trainer.finished else None
+            diverged = trainer.diverged_at is not None
+            record = Record(
+                key=self.job.trial.key,
+                setting=self.job.trial.setting,
+                replicate=self.job.trial.replicate,
+                outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
+                metric=None if diverged else metric,
+                step=trainer.step,
+                resumed_at=self.resumed_at,
+                train_seconds=trainer.train_seconds,
+                epoch=self.job.epoch,
+                kind=self.job.trial.kind,
+                num_parameters=self.num_parameters,
+                checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            )
+        return Report(
+            key=self.job.trial.key,
+            step=trainer.step,
+            points=tuple(points),
+            train_seconds=trainer.train_seconds,
+            record=record,
+        )
+
+    def _save(self, trainer: "Trainer") -> None:
+        from muxfer.training import checkpoint
+
+        self.checkpoint = checkpoint.save(self._attempt, trainer.state(), key=self.job.trial.key)
+        checkpoint.prune(self._attempt)
+
+
+def new_attempt(folder: Path, *, epoch: int) -> Path:
+    """A folder of this attempt's own below the trial's: two that run at once never write to the same place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
+        try:
+            attempt.mkdir()
+        except FileExistsError:
+            continue
+        return attempt
+    raise AssertionError
+
+
+def resume_step(folder: Path, *, key: str) -> int:
+    """The step from which a trial would go on, 0 without a usable checkpoint."""
+    from muxfer.training import checkpoint
+
+    found = checkpoint.load_newest(folder, key=key)
+    return 0 if found is None else found.snapshot.step

@@ -1,0 +1,69 @@
+"""Where configurations come from: the user's folders in front, nothing outside them, one line when it fails."""
+
+import pytest
+
+from muxfer.adapters.hydra_compose import compose, sweep_names
+from muxfer.errors import BadInput
+from muxfer.parse import parse
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder, name, text):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_a_users_group_and_sweep_stand_before_the_packaged_ones(empty_folder):
+    write(empty_folder, "conf/training/mine.yaml", "steps: 7\nbatch_size: 3\n")
+    write(empty_folder, "conf/compute/local.yaml", "slots: 1\n")
+    write(empty_folder, "sweeps/my-sweep.yaml", "defaults:\n  - base\n  - override training: mine\n  - _self_\n")
+    config = compose("my-sweep")
+    assert config["training"] == {"steps": 7, "batch_size": 3}
+    assert config["compute"] == {"slots": 1}
+    assert sweep_names() == ["lr-width", "my-sweep"]
+
+
+def test_a_users_sweep_of_the_same_name_wins(empty_folder):
+    write(empty_folder, "sweeps/lr-width.yaml", "defaults:\n  - base\n  - _self_\nsearch:\n  width: [16]\n")
+    assert compose("lr-width")["search"]["width"] == [16]
+
+
+def test_a_users_conf_supplies_groups_never_the_primary_configuration(empty_folder):
+    write(empty_folder, "conf/base.yaml", "evil: true\n")
+    with pytest.raises(BadInput, match="supplies groups only"):
+        compose("lr-width")
+
+
+@pytest.mark.parametrize("name", ["lr-widht", "../lr-width", "/etc/passwd", "", "lr-width\n", "a" * 10_000, "base"])
+def test_an_unknown_sweep_is_refused_with_the_nearest_name(name):
+    with pytest.raises(BadInput, match="lr-width"):
+        compose(name)
+
+
+def test_an_alias_bomb_is_refused_before_it_is_parsed(empty_folder):
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    write(empty_folder, "conf/model/bomb.yaml", bomb)
+    with pytest.raises(BadInput, match="aliases"):
+        compose("lr-width", ["model=bomb"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "\t- x", "a: b: c", "- 1\n- 2\n", "\x00"])
+def test_malformed_yaml_is_one_line(empty_folder, text):
+    write(empty_folder, "conf/model/broken.yaml", text)
+    with pytest.raises(BadInput) as refused:
+        parse(compose("lr-width", ["model=broken"]))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_same_call_twice_gives_the_same_configuration():
+    assert compose("lr-width", ["model.depth=2"]) == compose("lr-width", ["model.depth=2"])
+
+
+def test_an_override_of_a_users_interpolation_is_resolved(empty_folder):
+    assert compose("lr-width", ["data.image_size=16"])["model"]["image_size"] == 16

@@ -1,0 +1,78 @@
+"""What a tracking URI may be, and how one that leads nowhere is refused: in one line, and with no secret in it."""
+
+import dataclasses
+import socket
+import sqlite3
+
+import pytest
+
+from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.config import LedgerConfig
+from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.trial import Study
+
+STUDY = Study(name="lr-width", key="0123456789abcdef", identity={})
+
+
+def sqlite_ledger(uri, folder):
+    return MlflowLedger(LedgerConfig(tracking_uri=uri), folder=folder)
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        uri = f"{scheme}://someone:s3cr3t%40x@127.0.0.1:{port}/db?password=qwerty"
+        with pytest.raises(LedgerUnreachable) as told:
+            MlflowLedger(LedgerConfig(tracking_uri=uri), folder=tmp_path).records(STUDY)
+    text = str(told.value)
+    assert f"{scheme}://***@127.0.0.1:{port}/db gave no answer (connection refused)" in text
+    assert "start it" in text
+    assert not [secret for secret in ("someone", "s3cr3t", "qwerty", "hunter22", "\n") if secret in text]
+
+
+def test_reading_a_ledger_that_is_not_there_creates_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ledger = MlflowLedger(LedgerConfig(), folder=tmp_path)
+    assert ledger.studies("lr-width") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but a text\n" * 50, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_broken_database_is_refused(tmp_path, content):
+    (tmp_path / "mlflow.db").write_bytes(content)
+    with pytest.raises(BadInput, match=r"can't be read .*restore it from a backup"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(STUDY)
+    assert (tmp_path / "mlflow.db").read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused(tmp_path):
+    connection = sqlite3.connect(tmp_path / "mlflow.db")
+    connection.execute("create table recipes (name)")
+    connection.close()
+    with pytest.raises(BadInput, match="another program"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(STUDY)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="can't be created"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path).acquire(STUDY)
+
+
+@pytest.mark.parametrize(
+    "uri", ["./mlruns", "file:///tmp/x", "sqlite://", "sqlite:///:memory:", "htp://nowhere:1", "http://h:x"]
+)
+def test_a_uri_that_is_none_of_ours_is_refused(tmp_path, uri):
+    with pytest.raises(BadInput, match=r"ledger.tracking_uri .*expected"):
+        sqlite_ledger(uri, tmp_path).acquire(STUDY)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a\nb", "a\0b", "x" * 10_000])
+def test_a_study_name_that_climbs_out_of_its_folder_is_refused(tmp_path, name):
+    with pytest.raises(BadInput, match="can't be a folder's"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(dataclasses.replace(STUDY, name=name))
+    assert not (tmp_path / "mlflow.db").exists()

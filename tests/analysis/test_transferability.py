@@ -1,0 +1,223 @@
+"""The verdict is judged on curves whose truth is known: a parabola in log2 of the rate, shifted, cut or broken."""
+
+import itertools
+import random
+
+import pytest
+
+from muxfer.analysis.transferability import best_setting, judge, settled_table
+from muxfer.errors import BadInput
+from muxfer.trial import Outcome, Record
+
+_keys = itertools.count()
+
+
+def record(width, lr, metric, *, replicate=0, step=200, kind="proxy", outcome=None, **others):
+    outcome = outcome or (Outcome.DIVERGED if metric is None else Outcome.FINISHED)
+    setting = {"width": width, "base_lr": lr, **others}
+    key = f"k{next(_keys)}"
+    return Record(key=key, setting=setting, replicate=replicate, outcome=outcome, metric=metric, step=step, kind=kind)
+
+
+def curve(width, exponents, *, vertex, floor=0.3, curvature=0.02, diverged=(), replicate=0):
+    """A parabola of `curvature` per squared doubling around 2^vertex."""
+    return [
+        record(
+            width, 2.0**e, None if e in diverged else floor * (1 + curvature * (e - vertex) ** 2), replicate=replicate
+        )
+        for e in exponents
+    ]
+
+
+def study(drift=0.0, exponents=range(-10, -3), **options):
+    """Widths 32, 64, 128 whose optimum moves by `drift` grid steps a doubling, from 2^-7 at width 32."""
+    return [
+        r
+        for doubling, width in enumerate((32, 64, 128))
+        for r in curve(width, exponents, vertex=-7 + drift * doubling, **options)
+    ]
+
+
+def verdict_of(records, **options):
+    return judge(records, axis="width", hp="base_lr", **options)
+
+
+def test_an_optimum_that_stays_transfers_at_no_regret():
+    verdict = verdict_of(study())
+    assert verdict.verdict == "transfers"
+    assert "width 32 (base_lr 2^-7) costs 0.00 % at width 128" in verdict.why
+    assert [optimum.grid for optimum in verdict.optimum.values()] == [2.0**-7] * 3
+    assert verdict.drift_per_doubling["value"] == pytest.approx(0, abs=1e-9)
+    assert [(r.from_, r.to, r.setting, r.relative) for r in verdict.regret] == [
+        (32, 128, 2**-7, 0.0),
+        (64, 128, 2**-7, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("offset", [-0.45, -0.2, 0.0, 0.3, 0.45])
+@pytest.mark.parametrize("curvature", [0.001, 0.015, 0.2])
+def test_the_parabola_recovers_a_known_vertex_exactly(offset, curvature):
+    verdict = verdict_of(curve(64, range(-10, -3), vertex=-7 + offset, curvature=curvature))
+    assert verdict.optimum[64].fitted == pytest.approx(2 ** (-7 + offset), rel=1e-9)
+
+
+def test_a_drift_of_half_a_step_per_doubling_is_measured_as_such():
+    verdict = verdict_of(study(drift=-0.5))
+    assert verdict.drift_per_doubling["value"] == pytest.approx(-0.5, abs=1e-9)
+
+
+def test_an_optimum_whose_use_costs_more_than_two_percent_drifts():
+    verdict = verdict_of(study(drift=-1.0))
+    assert verdict.verdict == "drifts"
+    assert verdict.regret[0].relative == pytest.approx(0.02 * 4)
+    assert "costs 8.00 % at width 128, more than the tolerated 2 %" in verdict.why
+
+
+def test_regret_at_the_tolerance_still_transfers():
+    below = [record(32, 2.0**e, m) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.01), (-5, 1.1))]
+    above = [record(64, 2.0**e, m) for e, m in ((-8, 1.2), (-7, 1.02), (-6, 1.0), (-5, 1.2))]
+    assert verdict_of(below + above).verdict == "transfers"
+
+
+@pytest.mark.parametrize(("exponents", "end"), [(range(-7, -3), "lower end"), (range(-10, -6), "upper end")])
+def test_an_optimum_at_the_grids_end_abstains(exponents, end):
+    verdict = verdict_of(study(exponents=exponents))
+    assert verdict.verdict == "abstains"
+    assert end in verdict.why
+    assert verdict.optimum[32].fitted is None
+
+
+def test_an_edge_at_any_axis_value_abstains():
+    records = [r for r in study() if not (r.setting["width"] == 64 and r.setting["base_lr"] > 2**-7)]
+    verdict = verdict_of(records)
+    assert verdict.verdict == "abstains"
+    assert "width 64" in verdict.why
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.PRUNED])
+def test_what_diverged_or_was_pruned_closes_a_bracket(outcome):
+    records = study(exponents=range(-10, -6)) + [record(w, 2**-6, None, outcome=outcome) for w in (32, 64, 128)]
+    assert verdict_of(records).verdict == "transfers"
+
+
+def test_a_failed_trial_closes_no_bracket():
+    records = study(exponents=range(-10, -6))
+    records += [record(w, 2**-6, None, outcome=Outcome.FAILED) for w in (32, 64, 128)]
+    assert verdict_of(records).verdict == "abstains"
+
+
+def test_one_diverged_replicate_makes_its_setting_diverged():
+    records = [*study(), record(128, 2**-7, None, replicate=1, step=42)]
+    cell = settled_table(records, "width", "base_lr")[128][2**-7]
+    assert (cell.outcome, cell.mean, cell.step) == (Outcome.DIVERGED, None, 42)
+    assert cell.metrics == {0: pytest.approx(0.3)}
+    verdict = verdict_of(records)
+    assert verdict.verdict == "drifts"
+    assert "diverges at width 128" in verdict.why
+    assert verdict.to_dict()["regret"][0]["relative"] is None
+
+
+def test_replicates_are_averaged_and_one_lucky_run_does_not_win():
+    records = [
+        record(64, 2.0**e, m, replicate=i)
+        for e, metrics in ((-8, (0.50, 0.50)), (-7, (0.40, 0.40)), (-6, (0.30, 0.60)))
+        for i, m in enumerate(metrics)
+    ]
+    assert verdict_of(records).optimum[64].grid == 2**-7
+    best = best_setting(records, axis="width", hp="base_lr")
+    assert best is not None
+    assert (best.setting["base_lr"], best.metric, len(best.records)) == (2**-7, pytest.approx(0.4), 2)
+
+
+def test_of_equals_the_smaller_setting_wins():
+    records = [record(64, 2.0**e, m) for e, m in ((-8, 1.0), (-7, 0.5), (-6, 0.5), (-5, 1.0))]
+    assert verdict_of(records).optimum[64].grid == 2**-7
+
+
+def test_no_vertex_is_claimed_where_the_points_do_not_curve_upward():
+    # The paper's width 144: the loss falls ever faster towards the rate that diverges.
+    losses = {-9: None, -10: 88.89, -11: 91.88, -12: 93.61, -13: 102.99}
+    optimum = verdict_of([record(144, 2.0**e, m) for e, m in losses.items()]).optimum[144]
+    assert (optimum.grid, optimum.fitted) == (2**-10, None)
+
+
+def test_flat_losses_have_no_vertex():
+    assert verdict_of(curve(64, range(-10, -3), vertex=-7, curvature=0)).optimum[64].fitted is None
+
+
+def test_a_cliff_two_steps_away_does_not_pull_the_vertex():
+    records = [*curve(64, range(-9, -5), vertex=-7), record(64, 2**-5, 30.0)]
+    assert verdict_of(records).optimum[64].fitted == pytest.approx(2**-7)
+
+
+def test_log2_columns_are_taken_as_they_are():
+    records = [record(w, float(e), 1 + 0.01 * (e - 0.3) ** 2) for w in (32, 64) for e in range(-6, 7, 2)]
+    verdict = verdict_of(records, log2_hp=False)
+    assert verdict.verdict == "transfers"
+    assert verdict.optimum[32].fitted == pytest.approx(0.3)
+
+
+def test_a_setting_of_zero_is_judged_without_a_parabola():
+    records = [record(w, d, m) for w in (32, 64) for d, m in ((0.0, 1.1), (0.01, 1.0), (0.1, 1.05))]
+    verdict = verdict_of(records)
+    assert verdict.verdict == "transfers"
+    assert verdict.optimum[32].fitted is None
+
+
+@pytest.mark.parametrize(
+    ("records", "why"),
+    [
+        ([], "no trial has settled"),
+        (curve(64, range(-9, -4), vertex=-7), "every trial has width 64"),
+        (study(exponents=(-8, -7)), "an optimum needs at least 3"),
+        (study(diverged=range(-10, -3)), "no base_lr of the 7 tried has a finite loss at width 32"),
+    ],
+)
+def test_too_little_evidence_abstains_and_says_what_is_missing(records, why):
+    verdict = verdict_of(records)
+    assert verdict.verdict == "abstains"
+    assert why in verdict.why
+
+
+def test_an_optimum_that_never_ran_at_the_largest_abstains():
+    records = [r for r in study() if not (r.setting["width"] == 128 and r.setting["base_lr"] == 2**-7)]
+    verdict = verdict_of(records)
+    assert verdict.verdict == "abstains"
+    assert "run it there" in verdict.why
+
+
+def test_the_target_does_not_take_part():
+    target = record(256, 2**-7, 0.1, kind="target")
+    assert verdict_of([*study(), target]) == verdict_of(study())
+
+
+def test_the_order_of_the_records_does_not_matter():
+    records = study(drift=-0.3) + study(drift=-0.3, floor=0.31)
+    for i, r in enumerate(records):
+        object.__setattr__(r, "replicate", i // 21)
+    shuffled = random.Random(0).sample(records, len(records))
+    assert verdict_of(shuffled) == verdict_of(records)
+
+
+def test_further_settings_are_held_where_they_are_best_at_the_largest():
+    good = [r for w in (32, 64) for r in [record(w, 2.0**e, 1 + (e + 7) ** 2 / 50, decay=0.1) for e in range(-9, -4)]]
+    poor = [r for w in (32, 64) for r in [record(w, 2.0**e, 2 + (e + 5) ** 2 / 50, decay=0.0) for e in range(-9, -4)]]
+    verdict = verdict_of(poor + good)
+    assert verdict == verdict_of(good)
+    best = best_setting(poor + good, axis="width", hp="base_lr")
+    assert best is not None
+    assert best.setting == {"width": 64, "base_lr": 2**-7, "decay": 0.1}
+
+
+def test_no_best_setting_where_everything_diverged():
+    assert best_setting(study(diverged=range(-10, -3)), axis="width", hp="base_lr") is None
+    assert best_setting([], axis="width", hp="base_lr") is None
+
+
+@pytest.mark.parametrize("value", [None, "high"])
+def test_a_record_without_a_number_is_refused_with_its_key(value):
+    bad = record(64, 2**-7, 0.3, note=1)
+    setting = {"width": 64} if value is None else {"width": 64, "base_lr": value}
+    object.__setattr__(bad, "setting", setting)
+    with pytest.raises(BadInput, match=f"{bad.key} has base_lr"):
+        verdict_of([bad])

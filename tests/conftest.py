@@ -1,0 +1,21 @@
+"""What several tests start from: a small study's configuration, composed as the command composes it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from muxfer.adapters.hydra_compose import compose
+from muxfer.config import Config
+from muxfer.parse import parse
+
+for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+    os.environ.setdefault(name, "0")
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """`make_config("training.steps=5")`: lr-width with overrides, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: parse(compose("lr-width", overrides))

@@ -1,0 +1,77 @@
+"""The multiplier table, entry by entry, and what it refuses."""
+
+import pytest
+
+from muxfer.errors import BadInput
+from muxfer.mup import Scale, scale_of
+
+# m = 4, α = 2, as fractions of the design's table: (role, declared readout), init, lr, weight decay, eps, fold
+MUP = [
+    ("input", False, 1, 1, 1, 1 / 4, 1),
+    ("hidden", False, 1 / 2, 1 / 4, 4, 1 / 4, 1),
+    ("readout", False, 1 / 4, 1 / 4, 4, 1, 1 / 4),
+    ("readout", True, 1 / 2, 1 / 2, 2, 1 / 2, 1 / 2),
+    ("finite", False, 1, 1, 1, 1, 1),
+]
+STANDARD = [
+    ("input", False, 1, 1, 1, 1, 1),
+    ("hidden", False, 1 / 2, 1, 1, 1, 1),
+    ("readout", False, 1 / 2, 1, 1, 1, 1),
+    ("readout", True, 1, 2, 1 / 2, 1 / 2, 2),
+    ("finite", False, 1, 1, 1, 1, 1),
+]
+ROWS = [("mup", *row) for row in MUP] + [("standard", *row) for row in STANDARD]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}{'-declared' * row[2]}")
+def test_every_entry_of_the_table(row: tuple) -> None:
+    parametrization, role, declared, init_std, lr, weight_decay, eps, fold = row
+    scale = scale_of(
+        role, width_ratio=4, parametrization=parametrization, output_multiplier=2, is_declared_readout=declared
+    )
+    assert scale == Scale(role=role, init_std=init_std, lr=lr, weight_decay=weight_decay, eps=eps, fold=fold)
+
+
+@pytest.mark.parametrize("role", ["input", "hidden", "readout", "finite"])
+@pytest.mark.parametrize("alpha", [1, 2, 16])
+def test_standard_is_mup_at_the_base_width(role: str, alpha: float) -> None:
+    mup, standard = (
+        scale_of(
+            role,
+            width_ratio=1,
+            parametrization=parametrization,
+            output_multiplier=alpha,
+            is_declared_readout=role == "readout",
+        )
+        for parametrization in ("mup", "standard")
+    )
+    assert mup == standard
+
+
+@pytest.mark.parametrize("role", ["input", "hidden", "readout", "finite"])
+def test_stock_has_one_rate_and_no_factor(role: str) -> None:
+    scale = scale_of(role, width_ratio=4, parametrization="stock")
+    assert scale == Scale(role=role, init_std=1, lr=1, weight_decay=1, eps=1, fold=1)
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "standard"])
+@pytest.mark.parametrize("role", ["input", "hidden", "readout", "finite"])
+def test_rate_times_decay_is_constant_in_width(parametrization: str, role: str) -> None:
+    scale = scale_of(role, width_ratio=8, parametrization=parametrization)
+    assert scale.lr * scale.weight_decay == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"role": "hiden"}, "unknown role 'hiden'; did you mean 'hidden'"),
+        ({"parametrization": "standart"}, "did you mean 'standard'"),
+        ({"parametrization": "completep"}, "not there yet"),
+        ({"output_multiplier": 0.0}, "above 0"),
+        ({"output_multiplier": float("nan")}, "finite"),
+        ({"parametrization": "stock", "output_multiplier": 2.0}, "no effect under stock"),
+    ],
+)
+def test_what_has_no_rule_is_refused(kwargs: dict, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        scale_of(**{"role": "hidden", "width_ratio": 2, **kwargs})

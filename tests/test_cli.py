@@ -1,0 +1,100 @@
+"""The command as a person meets it: one line and the right exit code for bad input, an answer on stdout alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def muxfer(folder, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "muxfer", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def refused(done, exit_code, *told):
+    """One line on stderr that says so, nothing on stdout, no traceback."""
+    assert done.returncode == exit_code, done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    for words in told:
+        assert words in lines[0]
+
+
+BAD = {
+    "an unknown sweep": (["sweep", "lr-widht"], "did you mean 'lr-width'?"),
+    "an unknown command": (["sweeep", "lr-width"], "did you mean 'sweep'?"),
+    "an unknown option": (["sweep", "lr-width", "--jsn"], "--jsn"),
+    "an unknown key": (["sweep", "lr-width", "model.widht=3"], "did you mean 'model.width'?"),
+    "an impossible width": (["sweep", "lr-width", "search.width=[40]"], "not divisible by model.head_dim 16; use 32"),
+    "an impossible head dim": (["sweep", "lr-width", "model.head_dim=48"], "not divisible by model.head_dim 48"),
+    "an empty grid": (["sweep", "lr-width", "search.base_lr=[]"], "empty grid"),
+    "a negative grid": (["sweep", "lr-width", "search.base_lr=[-1]"], "expected numbers above 0"),
+    "a folder that is none": (["sweep", "lr-width", "data=image_folder", "data.path=/nowhere"], "/nowhere"),
+    "no ledger yet": (["transfer", "lr-width"], "run muxfer sweep lr-width first"),
+    "a verdict on nothing": (["verdict", "lr-width"], "run muxfer sweep lr-width first"),
+    "an unwritable folder": (["sweep", "lr-width", "output_dir=/proc/nothing"], "output_dir=FOLDER"),
+    "a ledger of no kind": (["sweep", "lr-width", "ledger.tracking_uri=ftp://host/x"], "ftp://host/x"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, case):
+    arguments, told = BAD[case]
+    refused(muxfer(tmp_path, *arguments), 2, told)
+    left = [path.name for path in tmp_path.iterdir() if path.name != "muxfer"]
+    assert left == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_ledger_that_does_not_answer_is_4_and_its_password_is_not_shown(tmp_path):
+    done = muxfer(tmp_path, "sweep", "lr-width", "ledger.tracking_uri=http://ann:s3cret@127.0.0.1:9")
+    assert done.returncode == 4
+    assert "s3cret" not in done.stderr + done.stdout
+    assert "127.0.0.1:9" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", [["compute.device=cuda"], ["compute.slots=4096"]])
+def test_resources_that_no_node_has_are_5(tmp_path, more):
+    done = muxfer(tmp_path, "sweep", "lr-width", "training.steps=20", *more)
+    assert done.returncode == 5, done.stderr
+    assert "compute." in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_config_prints_what_the_sweep_would_run(tmp_path):
+    done = muxfer(tmp_path, "config", "lr-width", "model.depth=6")
+    assert done.returncode == 0
+    assert "depth: 6" in done.stdout
+    assert "base_lr:\n  - 2^-9" in done.stdout
+
+
+def test_a_dry_run_lists_every_trial_and_runs_nothing(tmp_path):
+    done = muxfer(tmp_path, "sweep", "lr-width", "--dry-run", "--json", "search.width=[32,64]")
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)["trials"]
+    assert len(listed) == 14
+    assert {trial["state"] for trial in listed} == {"run"}
+    flops = {trial["setting"]["width"]: trial["flops"] for trial in listed}
+    assert 3 < flops[64] / flops[32] < 4
+    assert not (tmp_path / "muxfer").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["transfer", "--help"], ["clean", "--help"]])
+def test_help_shows_an_example(tmp_path, arguments):
+    done = muxfer(tmp_path, *arguments)
+    assert done.returncode == 0
+    assert "muxfer " in done.stdout
+    assert "lr-width" in done.stdout

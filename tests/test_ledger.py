@@ -1,0 +1,173 @@
+"""The spool and its writer: what is written once arrives in order, through crashes, full disks and outages."""
+
+import resource
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from muxfer import ledger
+from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.ledger import Spool, Writer
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(ledger, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "BACKOFF_SECONDS", (0.001, 0.01))
+
+
+def numbered(*numbers):
+    return [{"op": "points", "n": number} for number in numbers]
+
+
+def drained(spool):
+    found = []
+    while spool.pending_bytes:
+        operations, offset = spool.read()
+        found += operations
+        spool.acknowledge(offset)
+    return found
+
+
+class Sink:
+    """A ledger that refuses the first few times it is asked."""
+
+    def __init__(self, failures=0):
+        self.failures = failures
+        self.taken = []
+
+    def __call__(self, operations):
+        if self.failures:
+            self.failures -= 1
+            raise LedgerUnreachable("away")
+        self.taken += operations
+
+
+def writer_for(spools, sink, held=lambda: True):
+    return Writer(spools, sink, held=held, where="the ledger")
+
+
+def test_a_spool_gives_back_in_order_and_leaves_nothing(tmp_path):
+    spool = Spool(tmp_path / "s" / "spool.jsonl")
+    assert not spool.path.parent.exists()
+    for operation in numbered(*range(5)):
+        spool.append(operation)
+    assert drained(spool) == numbered(*range(5))
+    assert list(spool.path.parent.iterdir()) == []
+    spool.append(numbered(9)[0])
+    assert drained(spool) == numbered(9)
+
+
+def test_a_spool_is_read_in_chunks_and_goes_on_after_the_acknowledged_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "CHUNK_BYTES", 60)
+    spool = Spool(tmp_path / "spool.jsonl")
+    for operation in numbered(*range(20)):
+        spool.append(operation)
+    first, offset = spool.read()
+    assert 0 < len(first) < 20
+    spool.acknowledge(offset)
+    spool.close()
+    assert first + drained(Spool(tmp_path / "spool.jsonl")) == numbered(*range(20))
+
+
+@pytest.mark.parametrize("cut", range(1, 22))
+def test_a_line_torn_by_a_crash_is_dropped_and_written_over(tmp_path, cut):
+    path = tmp_path / "spool.jsonl"
+    spool = Spool(path)
+    for operation in numbered(1, 2):
+        spool.append(operation)
+    spool.close()
+    line = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(path.read_bytes()[: -min(cut, len(line))])
+    again = Spool(path)
+    again.append(numbered(3)[0])
+    assert drained(again) == numbered(1, 3)
+
+
+def test_a_damaged_line_is_left_out_and_told(tmp_path, caplog):
+    path = tmp_path / "spool.jsonl"
+    path.write_text('{"n":1}\n{"n":\n{"n":3}\n')
+    assert drained(Spool(path)) == [{"n": 1}, {"n": 3}]
+    assert "damaged line" in caplog.text
+
+
+def test_an_offset_without_its_file_hides_nothing(tmp_path):
+    (tmp_path / "spool.offset").write_text("1000")
+    spool = Spool(tmp_path / "spool.jsonl")
+    spool.append(numbered(1)[0])
+    spool.close()
+    assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_never_reaches_the_spool(tmp_path, value):
+    spool = Spool(tmp_path / "spool.jsonl")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        spool.append({"value": value})
+    assert spool.pending_bytes == 0
+
+
+@contextmanager
+def full_disk(limit_bytes):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_does_not_take_is_kept_and_delivered(tmp_path):
+    spool = Spool(tmp_path / "spool.jsonl")
+    with full_disk(30):
+        for operation in numbered(1, 2, 3):
+            spool.append(operation)
+        assert spool.path.read_bytes().endswith(b"\n")
+        assert drained(spool) == numbered(1, 2, 3)
+    spool.append(numbered(4)[0])
+    assert drained(spool) == numbered(4)
+
+
+def test_an_earlier_drivers_spool_comes_before_ours(tmp_path):
+    earlier = Spool(tmp_path / "spool-1.jsonl")
+    for operation in numbered(1, 2):
+        earlier.append(operation)
+    earlier.close()
+    sink = Sink()
+    writer = writer_for([Spool(tmp_path / "spool-1.jsonl"), Spool(tmp_path / "spool-2.jsonl")], sink)
+    writer.write(numbered(3)[0])
+    writer.flush(60)
+    writer.stop(60)
+    assert sink.taken == numbered(1, 2, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_that_comes_back_gets_everything_in_order(tmp_path):
+    sink = Sink(failures=7)
+    writer = writer_for([Spool(tmp_path / "spool.jsonl")], sink)
+    for operation in numbered(*range(50)):
+        writer.write(operation)
+    writer.flush(60)
+    writer.stop(60)
+    assert sink.taken == numbered(*range(50))
+
+
+def test_a_ledger_that_stays_away_is_told_with_what_waits_and_nothing_is_lost(tmp_path):
+    writer = writer_for([Spool(tmp_path / "spool.jsonl")], Sink(failures=10**9))
+    writer.write(numbered(1)[0])
+    with pytest.raises(LedgerUnreachable, match=r"within 0.05 s.*bytes wait in .*run the same command again"):
+        writer.flush(0.05)
+    writer.stop(60)
+    assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
+
+
+def test_a_driver_that_was_taken_over_writes_no_more(tmp_path):
+    sink = Sink()
+    held = threading.Event()
+    writer = writer_for([Spool(tmp_path / "spool.jsonl")], sink, held=held.is_set)
+    writer.write(numbered(1)[0])
+    with pytest.raises(StudyBusy):
+        writer.flush(60)
+    writer.stop(60)
+    assert sink.taken == []

@@ -1,0 +1,326 @@
+"""What a person is shown must be all there, must be only text, and must come back from its files."""
+
+import csv
+import html.parser
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from muxfer.analysis.transferability import judge
+from muxfer.report import (
+    compare_figure,
+    csv_text,
+    table_text,
+    target_section,
+    u_curves_figure,
+    write,
+    write_target,
+)
+from muxfer.trial import Outcome, Point, Record
+
+HOSTILE = "<script>alert('x')</script>--> & \"$x^\" {} #aabbcc 幅"
+
+
+def make_study(widths=(32, 64, 128), exponents=range(-9, -3), seeds=2, shift=0.0):
+    records = []
+    for width in widths:
+        for e in exponents:
+            for seed in range(seeds):
+                diverged = e >= -4 and width > 32
+                metric = None if diverged else 0.3 + 4 / width + 0.01 * (e + 7 - shift) ** 2 + 0.001 * seed
+                metric = 31.5 if e >= -4 and width == 32 else metric
+                records.append(
+                    Record(
+                        key=f"key{width}x{-e}x{seed}",
+                        setting={"base_lr": 2.0**e, "width": width},
+                        replicate=seed,
+                        outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
+                        metric=metric,
+                        step=17 if diverged else 200,
+                        train_seconds=2.0,
+                        num_parameters=100 * width,
+                    )
+                )
+    return records
+
+
+def judged(records):
+    return judge(records, axis="width", hp="base_lr")
+
+
+def points_of(records):
+    return {
+        r.key: [Point(name="train_loss", step=s, value=1 / (1 + s / 50)) for s in range(0, r.step, 5)] for r in records
+    }
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "new folder"
+    records = make_study()
+    context = {
+        "points": points_of(records),
+        "wall_seconds": 61.0,
+        "environment": {"torch": "2.9"},
+        "command": "muxfer sweep lr-width",
+    }
+    return write("lr-width", folder, records, judged(records), context=context)
+
+
+class Structure(html.parser.HTMLParser):
+    """Tags, attributes and text of a page, as a browser would have them; void tags are the ones of HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_table_shows_every_loss_marks_the_best_and_fits_a_terminal():
+    records = make_study()
+    verdict = judged(records)
+    text = table_text(records, verdict)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["base_lr", "width", "32", "width", "64", "width", "128"]
+    assert [line.split()[0] for line in lines[3:9]] == [f"2^{e}" for e in range(-9, -3)]
+    assert text.count("*") == 1 + 3
+    assert "diverged@17" in text
+    assert "31.5" in text
+    assert "optimum at width 32: 2^-7" in text
+    assert "verdict: transfers" in text
+
+
+def test_a_table_of_many_columns_shortens_what_diverged():
+    records = make_study(widths=(16, 32, 64, 128, 256, 512, 1024))
+    lines = table_text(records, judged(records)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "d@17" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.FAILED, Outcome.PRUNED])
+def test_a_study_without_one_finite_loss_is_still_shown(outcome, tmp_path):
+    records = [
+        Record(key=f"k{w}", setting={"base_lr": 0.1, "width": w}, replicate=0, outcome=outcome, metric=None, step=3)
+        for w in (32, 64)
+    ]
+    assert str(outcome) in table_text(records, judged(records))
+    assert "Cannot tell" in write("broken", tmp_path, records, judged(records)).read_text()
+
+
+def test_an_empty_study_is_still_shown(tmp_path):
+    verdict = judged([])
+    assert "no trial has settled" in table_text([], verdict)
+    assert "No trial has settled" in write("empty", tmp_path, [], verdict).read_text()
+
+
+def test_figure_files_exist_and_are_drawn_in_each_series_colour(tmp_path):
+    records = make_study()
+    paths = u_curves_figure(records, judged(records), tmp_path / "lr-width-1.5", title="lr-width")
+    assert [path.name for path in paths] == ["lr-width-1.5.png", "lr-width-1.5.svg", "lr-width-1.5.csv"]
+    with Image.open(paths[0]) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        assert image.size[0] > 1000
+    colours = set(re.findall(r"stroke: (#[0-9a-f]{6})", paths[1].read_text()))
+    assert len(colours) >= 3
+    for colour in colours:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels.astype(int) - wanted).max(axis=1) <= 3).sum() > 20, colour
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_figures_are_the_same_bytes_every_time(tmp_path):
+    records = make_study()
+    first = u_curves_figure(records, judged(records), tmp_path / "a", title="t")
+    again = u_curves_figure(records[::-1], judged(records), tmp_path / "b", title="t")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_a_right_end_far_above_does_not_flatten_the_basin(tmp_path):
+    records = make_study(widths=(32,))
+    svg = u_curves_figure(records, judged(records), tmp_path / "u", title="t")[1].read_text()
+    ticks = [float(text) for text in re.findall(r">(\d+\.\d+)</text>", svg)]
+    assert 0 < max(ticks) < 1
+    assert "above the scale" in svg
+
+
+def test_studies_are_compared_over_one_loss_axis(tmp_path):
+    one, other = make_study(), make_study(shift=-1.0, seeds=1)
+    panels = [("μP", one, judged(one)), ("standard", other, judged(other))]
+    png, svg = compare_figure(panels, tmp_path / "compare")
+    text = svg.read_text()
+    assert png.stat().st_size > 10_000
+    assert "μP" in text
+    assert "standard" in text
+    assert text.count(">validation loss") == 1
+
+
+def test_an_axis_value_has_one_colour_in_every_panel(tmp_path):
+    both, one = make_study(widths=(32, 64, 128)), make_study(widths=(128,))
+    alone = [("a", both, judged(both)), ("b", one, judged(one))]
+    svg = compare_figure(alone, tmp_path / "compare")[1].read_text()
+    assert len(set(re.findall(r"stroke: (#[0-9a-f]{6}); stroke-width: 1.6", svg))) == 3
+
+
+def test_the_csv_gives_every_trial_back_exactly():
+    records = make_study()
+    rows = list(csv.DictReader(io.StringIO(csv_text(records))))
+    read = [
+        Record(
+            key="",
+            setting={"base_lr": float(row["base_lr"]), "width": int(row["width"])},
+            replicate=int(row["replicate"]),
+            outcome=Outcome(row["outcome"]),
+            metric=float(row["metric"]) if row["metric"] else None,
+            step=int(row["step"]),
+        )
+        for row in rows
+    ]
+    assert len(read) == len(records)
+    assert judged(read) == judged(records)
+
+
+def test_the_page_shows_every_trial_and_every_part(page):
+    words = " ".join(Structure(page.read_text()).words)
+    for record in make_study():
+        assert record.key in words
+    for wanted in ("transfers along width", "muxfer transfer lr-width", "base_lr 2^-7", "diverged@17", "61.0 s", "2.9"):
+        assert wanted in words
+    headline, figure = words.index("transfers along width"), words.index("Validation loss by base_lr")
+    assert headline < words.index("muxfer transfer lr-width") < figure
+    for name in ("u-curves.png", "u-curves.svg", "u-curves.csv"):
+        assert (page.parent / name).stat().st_size > 500
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(page):
+    structure = Structure(page.read_text())
+    assert structure.open == []
+    assert not {"script", "link", "iframe", "object", "base"} & set(structure.tags)
+    assert not [name for name, _ in structure.attributes if name.startswith("on")]
+    for name, value in structure.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("#", "data:")), value
+    assert "url(http" not in page.read_text()
+    assert "@import" not in page.read_text()
+
+
+def test_the_drawings_take_their_colours_from_the_page_and_both_schemes_define_them(page):
+    text = page.read_text()
+    assert "prefers-color-scheme:dark" in text
+    used = set(re.findall(r"var\((--c-[0-9a-f]{6})", text))
+    light, dark = text.split("@media(prefers-color-scheme:dark)")
+    assert len(used) >= 3
+    for name in used - {"--c-000000"}:
+        assert f"{name}:" in light
+        assert f"{name}:" in dark
+    assert not re.findall(r"(?:fill|stroke): #", text)
+
+
+def test_ids_are_unique_within_the_page(page):
+    ids = [value for name, value in Structure(page.read_text()).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_names_are_text(tmp_path):
+    records = make_study(widths=(32, 64), seeds=1)
+    for index, r in enumerate(records):
+        object.__setattr__(r, "setting", {**r.setting, "note": HOSTILE})
+        object.__setattr__(r, "key", f"{HOSTILE}{index}")
+        object.__setattr__(r, "error", HOSTILE)
+    context = {
+        "description": HOSTILE,
+        "command": HOSTILE,
+        "environment": {HOSTILE: HOSTILE},
+        "points": points_of(records),
+    }
+    page = write(HOSTILE, tmp_path, records, judged(records), context=context)
+    structure = Structure(page.read_text())
+    assert structure.open == []
+    assert "script" not in structure.tags
+    assert any(HOSTILE in word for word in structure.words)
+    target = records[0]
+    object.__setattr__(target, "kind", "target")
+    section = Structure(target_section(HOSTILE, target, records, judged(records), lineage={HOSTILE: HOSTILE}))
+    assert "script" not in section.tags
+
+
+def test_a_hostile_axis_and_setting_name_are_text(tmp_path):
+    records = make_study(widths=(32, 64), seeds=1)
+    for r in records:
+        object.__setattr__(r, "setting", {HOSTILE: r.setting["base_lr"], f"{HOSTILE}2": r.setting["width"]})
+    page = write(
+        "x", tmp_path, records, judge(records, axis=f"{HOSTILE}2", hp=HOSTILE), context={"points": points_of(records)}
+    )
+    assert "script" not in Structure(page.read_text()).tags
+
+
+def target_record(metric=0.21):
+    outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
+    setting = {"base_lr": 2.0**-7, "width": 256}
+    return Record(key="t", setting=setting, replicate=0, outcome=outcome, metric=metric, step=900, kind="target")
+
+
+def test_the_targets_page_sets_it_against_each_proxy_and_holds_its_samples(tmp_path):
+    picture = tmp_path / "samples.png"
+    Image.new("L", (8, 8), 200).save(picture)
+    records = make_study()
+    page = write_target(
+        "lr-width", tmp_path, target_record(), records, judged(records), samples=picture, lineage={"plan": "9f9f"}
+    )
+    picture.unlink()
+    structure = Structure(page.read_text())
+    words = " ".join(structure.words)
+    assert "better than every proxy" in words
+    assert words.count("proxy, width") == 3
+    assert "9f9f" in words
+    assert any(value.startswith("data:image/png;base64,") for name, value in structure.attributes if name == "src")
+
+
+@pytest.mark.parametrize(("metric", "said"), [(None, "diverged at step 900"), (0.9, "reached validation loss 0.9000")])
+def test_a_target_that_is_not_better_is_not_called_better(metric, said):
+    records = make_study()
+    section = target_section("lr-width", target_record(metric), records, judged(records))
+    assert said in section
+    assert "better" not in section
+
+
+def test_a_failed_write_leaves_the_former_page(tmp_path, monkeypatch):
+    records = make_study(widths=(32, 64), seeds=1)
+    page = write("lr-width", tmp_path, records, judged(records))
+    before = page.read_bytes()
+
+    def full(self, content):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        write("another", tmp_path, records, judged(records))
+    assert page.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_importing_the_report_loads_nothing_heavy():
+    heavy = ("matplotlib", "pandas", "torch")
+    code = f"import sys, muxfer.report; sys.exit(any(name in sys.modules for name in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

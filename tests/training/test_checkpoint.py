@@ -1,0 +1,149 @@
+import errno
+import json
+import logging
+import os
+import resource
+
+import pytest
+import torch
+
+from muxfer.errors import BadInput
+from muxfer.training import checkpoint
+from muxfer.training.checkpoint import Snapshot, load_newest, prune, save
+
+
+def snapshot(step: int) -> Snapshot:
+    values = torch.arange(1000, dtype=torch.float32) + step
+    return Snapshot(
+        step=step,
+        tensors={"model": {"w": values}, "ema": {"w": values / 2}, "optimizer": {"w.exp_avg": -values}},
+        state={"points": [["train_loss", step, 0.1]], "recent": [0.1, 1e-300]},
+    )
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """A trial's folder with checkpoints of two attempts: steps 10 and 20, then 20 and 30."""
+    for attempt, steps in (("a", (10, 20)), ("b", (20, 30))):
+        for step in steps:
+            save(tmp_path / f"attempt-{attempt}", snapshot(step), key="k")
+    return tmp_path
+
+
+def truncate(file, keep):
+    os.truncate(file, int(file.stat().st_size * keep))
+
+
+def flip(file, where):
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    file.write_bytes(content)
+
+
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+DAMAGES = {
+    "truncated to nothing": lambda file: truncate(file, 0),
+    "truncated early": lambda file: truncate(file, 0.01),
+    "truncated in the middle": lambda file: truncate(file, 0.5),
+    "one byte short": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "one byte long": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "a bit flipped at the start": lambda file: flip(file, 0),
+    "a bit flipped in the middle": lambda file: flip(file, 0.5),
+    "missing": lambda file: file.unlink(),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+def test_the_newest_comes_back_whole(trial):
+    found = load_newest(trial, key="k")
+    assert found.path == trial / "attempt-b" / "step-00000030"
+    assert found.snapshot.step == 30
+    for group, tensors in snapshot(30).tensors.items():
+        assert torch.equal(found.snapshot.tensors[group][next(iter(tensors))], next(iter(tensors.values())))
+    assert found.snapshot.state["recent"] == [0.1, 1e-300]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(trial, file, damage, caplog):
+    DAMAGES[damage](trial / "attempt-b" / "step-00000030" / file)
+    with caplog.at_level(logging.WARNING):
+        found = load_newest(trial, key="k")
+    assert found.snapshot.step == 20
+    assert "step-00000030" in caplog.text
+
+
+def test_an_empty_folder_and_another_trials_checkpoint_are_skipped(trial, caplog):
+    save(trial / "attempt-c", snapshot(50), key="another")
+    (trial / "attempt-c" / "step-00000040").mkdir()
+    assert load_newest(trial, key="k").snapshot.step == 30
+    assert "another" in caplog.text
+
+
+def test_a_manifest_that_reaches_outside_is_refused(trial):
+    newest = trial / "attempt-b" / "step-00000030"
+    (trial / "outside.json").write_text("{}")
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["files"]["../../outside.json"] = {"sha256": checkpoint._sha256(trial / "outside.json"), "bytes": 2}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert load_newest(trial, key="k").snapshot.step == 20
+
+
+def test_nothing_usable_is_none(tmp_path):
+    assert load_newest(tmp_path / "missing", key="k") is None
+
+
+def test_what_a_kill_left_is_neither_read_nor_kept(trial):
+    left = trial / "attempt-b" / ".step-00000040.1.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert load_newest(trial, key="k").snapshot.step == 30
+    prune(trial / "attempt-b")
+    assert not left.exists()
+
+
+def test_pruning_keeps_the_last_two_whole_ones(trial):
+    folder = trial / "attempt-b"
+    for step in (40, 50, 60):
+        save(folder, snapshot(step), key="k")
+    (folder / "step-00000060" / "ema.safetensors").unlink()
+    prune(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000040", "step-00000050", "step-00000060"]
+    assert load_newest(trial, key="k").snapshot.step == 50
+    assert (trial / "attempt-a" / "step-00000010").exists()
+
+
+def test_saving_a_step_again_replaces_it(trial):
+    save(trial / "attempt-b", snapshot(30), key="k")
+    assert load_newest(trial, key="k").snapshot.step == 30
+
+
+@pytest.mark.parametrize("call", ["save_file", "_fsync", "_sha256"])
+def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(trial, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, call, full)
+    with pytest.raises(BadInput, match=r"No space left on device.*output_dir"):
+        save(trial / "attempt-b", snapshot(40), key="k")
+    monkeypatch.undo()
+    assert sorted(path.name for path in (trial / "attempt-b").iterdir()) == ["step-00000020", "step-00000030"]
+    assert load_newest(trial, key="k").snapshot.step == 30
+
+
+def test_a_write_that_the_system_cuts_short_is_the_same_error(trial):
+    """A real refusal by the kernel, in the middle of a file: no file of this process may grow above 3000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(BadInput, match="can't be written"):
+            save(trial / "attempt-b", snapshot(40), key="k")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in (trial / "attempt-b").iterdir()) == ["step-00000020", "step-00000030"]
+    assert load_newest(trial, key="k").snapshot.step == 30
+
+
+def test_no_state_that_is_not_json_is_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        save(tmp_path / "attempt-a", Snapshot(step=1, tensors={}, state={"loss": float("nan")}), key="k")
