@@ -4,6 +4,11 @@ Every function returns an Answer: the JSON object of its command (see the comman
 person to read, and the exit code. Heavy libraries are imported where they are first needed.
 """
 
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxfer import plan
+from muxfer.adapters.optuna_search import OptunaSearcher
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import Config, to_plain
 from muxfer.cost import training_flops
@@ -28,6 +34,9 @@ from muxfer.worker import Executor
 
 if TYPE_CHECKING:
     from muxfer.analysis.transferability import Best
+
+MAX_CURVES = 200
+"""Trials up to which a page shows their training curves: reading one takes some 10 ms."""
 
 
 def sweep(
@@ -49,9 +58,11 @@ def sweep(
     with _ray_ahead(asked, likely=is_new) as start_ray, open_ledger(asked) as ledger:
         try:
             with driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+                before = ledger.records(asked.study)
+                searcher = OptunaSearcher(asked.config.search, seed=asked.config.training.seed)
                 ran = run_study(
-                    trials,
-                    ledger.records(asked.study),
+                    plan.trials_of(searcher.ask(before), asked.config, fingerprint=asked.fingerprint),
+                    before,
                     study=asked.study,
                     ledger=ledger,
                     lease=lease,
@@ -66,7 +77,7 @@ def sweep(
                 page = asked.home / "report.html"
                 if ran.records or not page.exists():
                     wall_seconds = time.monotonic() - began
-                    page = write_report(name, asked.home, records, judged, asked.config, wall_seconds=wall_seconds)
+                    page = write_report(asked, asked.study, ledger, records, asked.config, wall_seconds=wall_seconds)
                     ledger.attach([page, *sorted(asked.home.glob("u-curves.*"))])
         except StudyBusy as error:
             if not skip_if_running:
@@ -85,7 +96,7 @@ def _sweep_answer(
     *,
     require_transfer: bool,
 ) -> Answer:
-    from muxfer.report import table_text
+    from muxfer.tables import table_text
 
     by_key = {record.key: record for record in records}
     best = best_of(records, asked.config)
@@ -173,14 +184,40 @@ def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executo
 
 
 def write_report(
-    name: str, home: Path, records: Sequence[Record], judged: Verdict, config: Config, *, wall_seconds: float | None
+    asked: Request,
+    study: Study,
+    ledger: Ledger,
+    records: Sequence[Record],
+    config: Config,
+    *,
+    wall_seconds: float | None,
 ) -> Path:
+    """The study's figures and page; training curves are left out where reading them would take long."""
     from muxfer import report as reporting
 
-    context: reporting.Context = {"description": config.description, "next_command": f"muxfer transfer {name}"}
+    again = " ".join(shlex.quote(word) for word in (asked.name, *asked.overrides))
+    context: reporting.Context = {
+        "description": config.description,
+        "command": f"muxfer sweep {again}",
+        "next_command": f"muxfer transfer {again}",
+        "environment": environment(),
+    }
+    if len(records) <= MAX_CURVES:
+        context["points"] = ledger.curves(study, "train_loss")
     if wall_seconds is not None:
         context["wall_seconds"] = wall_seconds
-    return reporting.write(name, home, records, judged, context=context)
+    home = asked.folder / study.label
+    return reporting.write(asked.name, home, records, judge(records, config), context=context)
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were made with: versions and cores. No names of hosts, users or folders."""
+    packages = ("muxfer", "torch", "ray", "optuna", "mlflow", "hydra-core")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"python": platform.python_version(), **versions, "cores": str(os.cpu_count())}
 
 
 def dry_run(name: str, overrides: Sequence[str]) -> Answer:
@@ -238,9 +275,8 @@ def report(name: str, overrides: Sequence[str]) -> Answer:
     with open_ledger(asked, existing=True) as ledger:
         study, config = recorded(asked, ledger)
         records = [record for record in ledger.records(study) if record.kind == "proxy"]
-    home = asked.folder / study.label
-    check_writable(home)
-    page = write_report(name, home, records, judge(records, config), config, wall_seconds=None)
+        check_writable(asked.folder / study.label)
+        page = write_report(asked, study, ledger, records, config, wall_seconds=None)
     return Answer(data={"report": str(page)}, text=f"report: {page}")
 
 

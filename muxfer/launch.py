@@ -89,9 +89,13 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
                 ledger.attach(files, key=trial.key)
         from muxfer import report
 
-        page = report.write_target(
-            name, home, record, proxies, judged, samples=folder / "samples.png", lineage=dict(trial.lineage)
-        )
+        origin = {
+            "source": f"sweep {study.name}, study {study.key}",
+            "winning trial": f"{target.winner.key}, {show_setting(target.winner.setting)}",
+            "plan": f"{scales.hash}, {scales.parametrization} with base width {scales.base_width}",
+            **({"forced": "; ".join(target.forced)} if target.forced else {}),
+        }
+        page = report.write_target(name, home, record, proxies, judged, samples=folder / "samples.png", lineage=origin)
     data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / "ema.safetensors")}
     data |= {"samples": str(folder / "samples.png"), "report": str(page)}
     better = "below" if record.metric < target.proxy_metric else "NOT below"

@@ -64,6 +64,9 @@ class Ledger(Protocol):
     def records(self, study: Study) -> list[Record]:
         """The settled records of a study's trials and target, one a key, as the newest epoch has them."""
 
+    def curves(self, study: Study, name: str) -> Mapping[str, Sequence[Point]]:
+        """One curve of every trial, by trial key: one query a trial."""
+
     def begin(self, trial: Trial) -> None: ...
 
     def report(self, key: str, points: Sequence[Point]) -> None: ...

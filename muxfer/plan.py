@@ -3,16 +3,17 @@
 Pure: the same configuration gives the same study and the same keys in every folder and on every host.
 """
 
-import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from muxfer.config import SETTINGS, Config, Task, key_content, to_plain, with_setting
 from muxfer.cost import estimated_flops
 from muxfer.errors import BadInput
-from muxfer.trial import NUMERICS_VERSION, Record, Study, Trial, content_hash
+from muxfer.search import grid
+from muxfer.trial import NUMERICS_VERSION, Record, Setting, Study, Trial, content_hash
 
-MAX_TRIALS = 100_000
+MAX_TRIALS = 10_000
 
 
 def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
@@ -56,15 +57,16 @@ def make_trial(
 
 def grid_trials(config: Config, *, fingerprint: str) -> list[Trial]:
     """Every trial of the grid, each setting with each replicate. BadInput where a value fits no model."""
-    grids = config.search.grids
-    count = config.search.seeds
-    for values in grids.values():
-        count *= len(values)
+    count = config.search.seeds * math.prod(len(values) for values in config.search.grids.values())
     if count > MAX_TRIALS:
         raise BadInput(f"the grid has {count} trials: expected at most {MAX_TRIALS}; shorten a list under search")
+    return trials_of(grid(config.search), config, fingerprint=fingerprint)
+
+
+def trials_of(settings: Iterable[Setting], config: Config, *, fingerprint: str) -> list[Trial]:
+    """The trials of these settings, each with each replicate."""
     trials = []
-    for values in itertools.product(*grids.values()):
-        setting = dict(zip(grids, values, strict=True))
+    for setting in settings:
         task = with_setting(config.task, setting)
         for replicate in range(config.search.seeds):
             trials.append(make_trial(task, setting, replicate=replicate, fingerprint=fingerprint))

@@ -62,7 +62,7 @@ def the_study(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]
     flat = [_flat(study.identity) for study in fitting]
     differing = sorted(key for key in set().union(*flat) if len({str(one.get(key)) for one in flat}) > 1)
     named = [key for key in differing if key != "data_fingerprint"] or differing
-    choices = " or ".join(f"{named[0]}={one.get(named[0])}" for one in flat)
+    choices = " or ".join(sorted(f"{named[0]}={one.get(named[0])}" for one in flat))
     raise BadInput(f"{len(fitting)} studies of {wanted.name} fit; say which one: {choices}")
 
 

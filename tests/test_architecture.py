@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "errors": 0, "trial": 0, "config": 0, "parse": 0,
     "mup": 1, "training": 1,
-    "cost": 2, "plan": 2, "analysis": 2, "transfer": 2,
-    "worker": 3, "ledger": 3, "report": 3, "lease": 3, "inline": 3, "progress": 3,
+    "cost": 2, "search": 2, "plan": 2, "analysis": 2, "transfer": 2,
+    "worker": 3, "ledger": 3, "lease": 3, "inline": 3, "progress": 3,
+    "tables": 3, "figures": 3, "page": 3, "report": 3,
     "study": 4, "adapters": 4,
     "request": 5, "commands": 5, "launch": 5, "cli": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
@@ -22,6 +23,7 @@ OWNERS = {
     "hydra": "adapters/hydra_",
     "omegaconf": "adapters/hydra_",
     "diffusers": "adapters/diffusers_",
+    "optuna": "adapters/optuna_",
     "click": "cli",
 }
 """A heavy library is imported by its adapter alone (by `commands`, `cli` never)."""

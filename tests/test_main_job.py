@@ -143,7 +143,8 @@ def test_the_transfer_launches_a_target_with_its_lineage_weights_and_samples(swe
 
     with safe_open(launched["checkpoint"], "pt") as weights:
         assert weights.get_slice("final_layer.linear.weight").get_shape() == [16, 64]
-    assert Image.open(launched["samples"]).size[0] > 50
+    with Image.open(launched["samples"]) as picture:
+        assert picture.size[0] > 50
     client, runs = trial_runs(folder)
     targets = [run for same in runs.values() for run in same if run.data.tags["muxfer.kind"] == "target"]
     (target,) = targets
@@ -218,16 +219,19 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(
 
 
 def test_a_second_driver_is_turned_away_and_the_first_goes_on(tmp_path):
-    process = start(tmp_path, "sweep", "lr-width", *SMALL, "--json")
+    long = [*SMALL, "training.steps=100000", "search.width=[32]", "search.base_lr=[2**-6]"]
+    process = start(tmp_path, "sweep", "lr-width", *long, "--json")
     wait_for(lambda: checkpoints(tmp_path), process)
-    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *SMALL, "--json"))
+    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *long, "--json"))
     assert (code, out) == (75, ""), err
-    assert "another" in err or "held" in err
-    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *SMALL, "--json", "--if-running=skip"))
+    assert "Traceback" not in err
+    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *long, "--json", "--if-running=skip"))
     assert code == 0, err
+    assert "skipped_because" in json.loads(out)
+    os.kill(process.pid, signal.SIGTERM)
     code, out, err = finish(process)
-    assert code == 0, err
-    assert json.loads(out)["ran"] == 6
+    assert code == 143, "the first went on until it was stopped"
+    assert "started" in err
 
 
 def test_clean_removes_the_files_and_keeps_the_ledger(tmp_path):

@@ -39,7 +39,7 @@ from muxfer.parse import parse, parse_task
         (["objective=ddpm", "evaluation.sampler=flow_match_euler"], "use ddpm or ddim"),
         (["model.learn_sigma=true"], "no effect under objective rectified_flow"),
         (["optimizer.parametrization=stock", "optimizer.output_multiplier=2"], "no effect under parametrization stock"),
-        (["training.warmup_steps=1000"], "expected 0 to training.steps 160"),
+        (["training.warmup_steps=1000"], "expected 0 to training.steps 180"),
         (["training.label_dropout=1"], "expected a number in [0, 1)"),
         (["model.width=1,2"], "to give a list use key=[value1,value2]"),
         (["model.width=["], "no viable alternative"),

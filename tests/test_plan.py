@@ -70,7 +70,7 @@ def test_keys_are_the_same_on_every_host_and_in_every_process(make_config):
     """Pinned: a ledger written today must be recognised tomorrow. Changes with NUMERICS_VERSION and the schema only."""
     config = make_config("search.width=64", "search.base_lr=[2**-7]")
     (trial,) = grid_trials(config, fingerprint=PRINT)
-    assert trial.key == "dd02aebcb87c6592"
+    assert trial.key == "c7e12c331e2edf3d"
 
 
 def test_the_longest_trial_goes_first_and_settled_ones_not_at_all(make_config):
@@ -89,7 +89,7 @@ def test_a_width_of_the_grid_that_no_model_can_have_is_refused(make_config):
 
 
 def test_an_enormous_grid_is_refused_before_it_is_built(make_config):
-    values = ",".join(str(16 * number) for number in range(1, 400))
+    values = ",".join(str(16 * number) for number in range(1, 40))
     with pytest.raises(BadInput, match="expected at most"):
         grid_trials(make_config(f"search.width=[{values}]", "search.seeds=1000"), fingerprint=PRINT)
 

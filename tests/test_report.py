@@ -12,15 +12,9 @@ import pytest
 from PIL import Image
 
 from muxfer.analysis.transferability import judge
-from muxfer.report import (
-    compare_figure,
-    csv_text,
-    table_text,
-    target_section,
-    u_curves_figure,
-    write,
-    write_target,
-)
+from muxfer.figures import compare_figure, u_curves_figure
+from muxfer.report import target_section, write, write_target
+from muxfer.tables import csv_text, table_text
 from muxfer.trial import Outcome, Point, Record
 
 HOSTILE = "<script>alert('x')</script>--> & \"$x^\" {} #aabbcc 幅"

@@ -98,6 +98,11 @@ class TrackingStore:
             if not token:
                 return runs
 
+    def curve(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """The points (step, value) of one metric of a run, by step."""
+        history = self._ask(lambda client: client.get_metric_history(run_id, name))
+        return sorted({point.step: point.value for point in history}.items())
+
     def create_run(self, experiment_id: str, *, name: str, start_ms: int, tags: Mapping[str, str]) -> Any:
         """May be done, or done later, even if it raises: look before trying again."""
         return self._ask(

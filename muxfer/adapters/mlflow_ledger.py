@@ -22,7 +22,7 @@ from typing import Any
 
 from muxfer.adapters.mlflow_client import TrackingStore
 from muxfer.adapters.mlflow_lease import LeaseRuns
-from muxfer.adapters.mlflow_runs import StudyRuns, check_schema, chosen_of, highest_claim, joined, now_ms, pretty, split
+from muxfer.adapters.mlflow_runs import StudyRuns, check_schema, chosen_of, highest_claim, joined, now_ms, pretty
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import LedgerConfig
 from muxfer.errors import BadInput, MuxferError
@@ -101,11 +101,15 @@ class MlflowLedger:
         if is_new:
             self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(config)})
 
+    def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
+        chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
+        return {
+            key: [Point(name=name, step=step, value=value) for step, value in self._store.curve(run.info.run_id, name)]
+            for key, run in chosen.items()
+        }
+
     def records(self, study: Study) -> list[Record]:
-        runs: dict[str, list[Any]] = {}
-        for run in self._read({"muxfer.study": _plain(study.key)}):
-            if "muxfer.key" in run.data.tags:
-                runs.setdefault(run.data.tags["muxfer.key"], []).append(run)
+        runs = self._trial_runs(study)
         if self._writer is not None:
             for key in (key for key, same in runs.items() if len(same) > 1):
                 self._write({"op": "duplicates", "key": key})
@@ -168,6 +172,13 @@ class MlflowLedger:
         except MuxferError:
             _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
 
+    def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
+        runs: dict[str, list[Any]] = {}
+        for run in self._read({"muxfer.study": _plain(study.key)}):
+            if "muxfer.key" in run.data.tags:
+                runs.setdefault(run.data.tags["muxfer.key"], []).append(run)
+        return runs
+
     def _read(self, tags: Mapping[str, str]) -> list[Any]:
         if self._store.absent:
             return []
@@ -188,7 +199,10 @@ def _record(run: Any) -> Record | None:
 
 
 def _lineage(trial: Trial) -> dict[str, str]:
-    return split("muxfer.lineage", json.dumps(dict(trial.lineage), allow_nan=False)) if trial.lineage else {}
+    return {
+        f"muxfer.lineage.{name}": value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        for name, value in trial.lineage.items()
+    }
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,13 @@ own gradients, which are those of the unfolded weights.
 from collections.abc import Callable
 from functools import cache
 
+import mup
 import pytest
 import torch
 from torch import nn
 
 from muxfer.mup import Plan, fold_factors, make_plan, param_groups, parametrize
 from proxy_models import FAMILIES
-
-mup = pytest.importorskip("mup")
 
 BASE, WIDTH = 32, 128
 EPS, DECAY, RATE, BETAS, CLIP = 1e-3, 0.1, 2.0**-6, (0.9, 0.95), 0.25

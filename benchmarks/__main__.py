@@ -1,0 +1,105 @@
+"""`python -m benchmarks [--quick] [--only NAME]`: measure, print, and after a full run write docs/benchmarks.*.
+
+--quick takes few samples and leaves the main job out; with it, or with --only, nothing is written.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import commands
+from benchmarks.timing import Row
+
+DOCS = commands.ROOT / "docs"
+MISSING = (
+    ("GPU: reference-style step / our step; FLOP/s / matrix-product rate", "no GPU benchmark yet"),
+    ("`muxfer sweep` with everything done, 1,000 trials in the ledger", "no benchmark yet"),
+    ("`muxfer model dit +size=xl_2`", "the command does not exist yet"),
+    ("peak memory of the target / by count", "no benchmark yet"),
+)
+
+
+def late(module: str, name: str) -> Callable[..., list[Row]]:
+    """A benchmark whose module brings torch or MLflow, imported when it is its turn."""
+    return lambda **given: getattr(import_module(f"benchmarks.{module}"), name)(**given)
+
+
+BENCHMARKS: Mapping[str, Callable[..., list[Row]]] = {
+    "help": commands.help_,
+    "step": late("steps", "step"),
+    "resume": late("storage", "resume"),
+    "ledger": late("storage", "ledger"),
+    "sweep": commands.sweep,
+}
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to judge the figures; no path and no host name."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    versions = {name: version(name) for name in ("torch", "ray", "mlflow")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cores": os.cpu_count(),
+        "cpu": model,
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Contestants run interleaved in one run; medians, with the smallest and largest in",
+        "parentheses. On a shared machine only figures of the same row compare.",
+        "",
+        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + ".",
+        "",
+        "| what | measured | goal | met | beside it | note |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        value = "not measured" if row.value is None else f"{row.value}{row.unit}"
+        met = {True: "yes", False: "**no**", None: ""}[row.met]
+        beside = "<br>".join(f"{name.replace('_', ' ')}: {each}" for name, each in row.contestants.items())
+        lines.append(f"| {row.name} | {value} | {row.goal} | {met} | {beside} | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few samples, without the main job; writes nothing")
+    parser.add_argument("--only", choices=sorted(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
+    asked = parser.parse_args()
+    facts, rows = machine(), []
+    for name, benchmark in BENCHMARKS.items():
+        if asked.only in (None, name):
+            print(f"{name} ...", file=sys.stderr)
+            rows += benchmark(quick=asked.quick)
+    if asked.only is None:
+        rows += [Row(name=name, value=None, note=why) for name, why in MISSING]
+    page = to_markdown(facts, rows)
+    print(page)
+    if asked.only is None and not asked.quick:
+        DOCS.mkdir(exist_ok=True)
+        (DOCS / "benchmarks.md").write_text(page)
+        document = {"machine": facts, "rows": [row.to_dict() for row in rows]}
+        (DOCS / "benchmarks.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

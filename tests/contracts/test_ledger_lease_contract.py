@@ -1,0 +1,217 @@
+"""One driver at a time, and nothing missed or doubled when a driver is stopped or a server goes away."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from muxfer.adapters.mlflow_lease import LeaseRuns
+from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.config import LedgerConfig
+from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.lease import Holder
+from tests.contracts.conftest import NUMBERS, PATIENCE, ROOT, STUDY, Server, curve, points, record, runs_of, trial
+
+
+def test_the_lease_is_one_even_where_a_race_made_two_runs(drive, config):
+    ledger, lease = drive()
+    lease.release()
+    experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
+    old, new = (LeaseRuns(ledger._store, experiment, STUDY) for _ in range(2))
+    epoch = old.read().epoch
+    tags = {"muxfer.study": STUDY.key}
+    ledger._store.create_run(experiment, name="twin", start_ms=1, tags=tags)  # `old` has not seen this one
+    new.read()
+    us, them = (dataclasses.replace(Holder.this_process(), token=token) for token in ("us", "them"))
+    won = [old.claim(epoch + 1, us), new.claim(epoch + 1, them)]
+    assert won == [True, False]
+    assert [holder.token for holder in new.read().holders] == ["us"]
+
+
+HOLD = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import mlflow.entities
+from mlflow import MlflowClient
+from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.config import LedgerConfig
+from muxfer.errors import StudyBusy
+from muxfer.trial import Study
+config = LedgerConfig(tracking_uri=sys.argv[2], experiment=sys.argv[3], lease_seconds=float(sys.argv[4]))
+print("READY", flush=True)
+sys.stdin.readline()
+try:
+    lease = MlflowLedger(config, folder=Path(".")).acquire(Study(name="lr-width", key=sys.argv[5], identity={}))
+    print("HELD", flush=True)
+    while lease.held():
+        time.sleep(0.05)
+    print("FENCED", flush=True)
+except StudyBusy as busy:
+    print(f"BUSY {busy}", flush=True)
+"""
+
+
+@pytest.fixture
+def holder(config, tmp_path):
+    """`holder()` is another driver's process, ready to acquire the lease when a line is sent."""
+    processes = []
+
+    def start(ttl_seconds=600.0, uri=config.tracking_uri):
+        arguments = [str(ROOT), uri, config.experiment, str(ttl_seconds), STUDY.key]
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, *arguments],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def go(process):
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def line(process):
+    return process.stdout.readline().strip()
+
+
+def test_a_living_holder_is_busy_and_a_killed_one_is_taken_over_at_once(holder, drive):
+    other = holder()
+    assert line(other) == "READY"
+    go(other)
+    assert line(other) == "HELD"
+    with pytest.raises(StudyBusy, match=f"pid {other.pid} on host"):
+        drive()
+    other.kill()
+    other.wait()
+    assert drive()[1].epoch == 2  # a wait would be one of 600 s
+
+
+def test_of_several_processes_that_start_at_once_one_wins(request, holder, tmp_path, config):
+    """On SQLite they also race to create the database."""
+    fresh = config.tracking_uri.startswith("sqlite")
+    uri = f"sqlite:///{tmp_path}/raced.db" if fresh else config.tracking_uri
+    drivers = [holder(uri=uri) for _ in range(3)]
+    assert [line(driver) for driver in drivers] == ["READY"] * 3
+    for driver in drivers:
+        go(driver)
+    answers = sorted(line(driver)[:4] for driver in drivers)
+    assert answers == ["BUSY", "BUSY", "HELD"]
+
+
+def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive):
+    other = holder(ttl_seconds=1.0)
+    assert line(other) == "READY"
+    go(other)
+    assert line(other) == "HELD"
+    os.kill(other.pid, signal.SIGSTOP)
+    assert drive(lease_seconds=1.0)[1].epoch == 2
+    os.kill(other.pid, signal.SIGCONT)
+    assert line(other) == "FENCED"
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """In front of a server: hands every request on, and keeps the answer to itself when told to."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, server):
+        super().__init__(("127.0.0.1", 0), _Relay)
+        self.server = server
+        self.drop = 0
+        self.dropped = 0
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Relay(socketserver.StreamRequestHandler):
+    def handle(self):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            got = self.rfile.readline()
+            if not got:
+                return
+            if not got.lower().startswith((b"connection:", b"host:")):
+                head += got
+        length = next((int(x[15:]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")), 0)
+        start, _, rest = head.partition(b"\r\n")
+        body = self.rfile.read(length)
+        with socket.create_connection(("127.0.0.1", self.server.server.port)) as upstream:
+            host = f"Host: 127.0.0.1:{self.server.server.port}\r\nConnection: close\r\n".encode()
+            upstream.sendall(start + b"\r\n" + host + rest + body)
+            answer = b"".join(iter(lambda: upstream.recv(1 << 16), b""))
+        if self.server.drop and start.startswith(b"POST"):
+            self.server.drop -= 1
+            self.server.dropped += 1
+            return
+        self.wfile.write(answer)
+
+
+def test_answers_lost_after_the_commit_double_nothing(server, tmp_path):
+    with Proxy(server) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        config = LedgerConfig(tracking_uri=proxy.uri, experiment=f"test {next(NUMBERS)}", lease_seconds=600)
+        ledger = MlflowLedger(config, folder=tmp_path)
+        lease = ledger.acquire(STUDY)
+        ledger.open(STUDY, {}, lease)
+        for number in range(3):
+            proxy.drop = 3
+            ledger.begin(trial(number))
+            ledger.report(f"key{number}", points(*range(5)))
+            ledger.settle(record(number, epoch=lease.epoch))
+            ledger.flush(PATIENCE)
+        assert proxy.dropped == 9
+        assert sorted(found.key for found in ledger.records(STUDY)) == ["key0", "key1", "key2"]
+        assert all(len(curve(ledger, run)) == 5 for n in range(3) for run in runs_of(ledger, n))
+        assert [len(runs_of(ledger, n)) for n in range(3)] == [1, 1, 1]
+        lease.release()
+        ledger.close()
+        proxy.shutdown()
+
+
+def test_a_server_killed_in_the_middle_and_started_again_misses_and_doubles_nothing(tmp_path, fresh_database):
+    shutil.copy(fresh_database, tmp_path / "server.db")
+    server = Server(tmp_path)
+    server.start()
+    try:
+        config = LedgerConfig(tracking_uri=server.uri, lease_seconds=600)
+        ledger = MlflowLedger(config, folder=tmp_path / "muxfer")
+        lease = ledger.acquire(STUDY)
+        ledger.open(STUDY, {}, lease)
+        for number in range(4):
+            ledger.begin(trial(number))
+            for step in range(300):
+                ledger.report(f"key{number}", points(step))
+            if number == 1:
+                server.kill()
+            ledger.settle(record(number, epoch=lease.epoch))
+        with pytest.raises(LedgerUnreachable, match="run the same command again"):
+            ledger.flush(0.3)
+        assert lease.held()
+        server.start()
+        ledger.flush(PATIENCE)
+        assert len(ledger.records(STUDY)) == 4
+        for number in range(4):
+            [run] = runs_of(ledger, number)
+            assert curve(ledger, run) == [(step, 1.1 / (step + 1)) for step in range(300)]
+        lease.release()
+        ledger.close()
+    finally:
+        server.kill()
