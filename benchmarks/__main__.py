@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import commands
 from benchmarks.timing import Row
 
@@ -53,10 +55,14 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "cpu": model,
-        "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **versions,
     }
+
+
+def busy_cores() -> float:
+    """How many cores other processes keep busy while we wait for two seconds: the figures are good only near 0."""
+    return round(psutil.cpu_percent(interval=2.0) / 100 * (os.cpu_count() or 1), 2)
 
 
 def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -64,7 +70,7 @@ def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "# Benchmarks",
         "",
         "Written by `make bench`. Contestants run interleaved in one run; medians, with the smallest and largest in",
-        "parentheses. On a shared machine only figures of the same row compare.",
+        "parentheses. On a shared machine only figures of the same row compare; `busy cores` is what others took.",
         "",
         ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + ".",
         "",
@@ -88,7 +94,9 @@ def main() -> int:
     for name, benchmark in BENCHMARKS.items():
         if asked.only in (None, name):
             print(f"{name} ...", file=sys.stderr)
+            facts[f"busy_cores_before_{name}"] = busy_cores()
             rows += benchmark(quick=asked.quick)
+    facts["busy_cores_at_the_end"] = busy_cores()
     if asked.only is None:
         rows += [Row(name=name, value=None, note=why) for name, why in MISSING]
     page = to_markdown(facts, rows)

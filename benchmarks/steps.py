@@ -84,7 +84,7 @@ def step(*, quick: bool) -> list[Row]:
 
 
 def _at_width(width: int, *, quick: bool) -> list[Row]:
-    num_steps, rounds = (2, 3) if quick else (8, 15)
+    num_steps, rounds = (2, 3) if quick else (5, 15)
     task, trial = proxy(width, *ENDLESS, CLIP)
     with tempfile.TemporaryDirectory() as folder:
         ours = TrialRun(Job(trial=trial, folder=folder, epoch=1)).trainer

@@ -218,6 +218,28 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(
     assert half_done <= resumed, "what had a checkpoint went on from it"
 
 
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_when_ray_dies_the_sweep_says_so_with_3_and_the_next_one_finishes(swept, tmp_path, name):
+    import psutil
+
+    _, first = swept
+    process = start(tmp_path, "sweep", "lr-width", *SMALL, "--json")
+    wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (victim,) = [child for child in children if child.name().startswith(name)]
+    victim.kill()
+    code, out, err = finish(process, timeout=60)
+    assert (code, out) == (3, ""), err
+    assert "run the same command again" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, "a process of ours was left behind"
+    again = answer(tmp_path, "sweep", "lr-width", *SMALL)
+    assert results(again) == results(first)
+    _, runs = trial_runs(tmp_path)
+    assert all(len(same) == 1 for same in runs.values())
+
+
 def test_a_second_driver_is_turned_away_and_the_first_goes_on(tmp_path):
     long = [*SMALL, "training.steps=100000", "search.width=[32]", "search.base_lr=[2**-6]"]
     process = start(tmp_path, "sweep", "lr-width", *long, "--json")
