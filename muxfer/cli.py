@@ -7,22 +7,20 @@ whatever one asks of them). A signal ends a command with 130 or 143, resumable. 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, NoReturn
 
 import click
 
 from muxfer import __version__
 from muxfer.errors import MuxferError
-
-if TYPE_CHECKING:
-    from muxfer.commands import Answer
 
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
@@ -36,7 +34,8 @@ class Interrupted(BaseException):
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -49,8 +48,8 @@ def _answer_on_stdout() -> Iterator[IO[str]]:
         yield answer
 
 
-def _run(command: Callable[[], Answer], *, as_json: bool = False) -> None:
-    """Run a command, print its answer, and leave with the right exit code."""
+def _run(module: str, function: str, *given: Any, as_json: bool = False, **more: Any) -> NoReturn:
+    """Run muxfer.MODULE.FUNCTION, print its Answer, and leave with its exit code. Signals stand before imports."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         for number in INTERRUPTED:
@@ -59,23 +58,25 @@ def _run(command: Callable[[], Answer], *, as_json: bool = False) -> None:
 
     for number in INTERRUPTED:
         signal.signal(number, stop)
-    with _answer_on_stdout() as answer:
+    with _answer_on_stdout() as stdout:
         try:
-            result = command()
+            answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
             wall_seconds = {"wall_seconds": round(time.time() - _process_start(), 3)}
-            as_text = json.dumps({**result.data, **wall_seconds}, indent=2, allow_nan=False) if as_json else result.text
-            print(as_text, file=answer, flush=True)
-            code = result.exit_code
-        except BrokenPipeError:
-            code = 0
+            text = json.dumps({**answer.data, **wall_seconds}, indent=2, allow_nan=False) if as_json else answer.text
+            code = answer.exit_code
+            with contextlib.suppress(BrokenPipeError):
+                print(text, file=stdout, flush=True)
         except (MuxferError, Interrupted) as error:
             say(f"muxfer: {error}")
             code = error.exit_code
+        except click.Abort:
+            say("muxfer: not confirmed; nothing was done")
+            code = 2
         except Exception:
             import traceback
 
             say(f"muxfer {__version__} met a bug of its own; please report it with this traceback")
-            traceback.print_exc()
+            say(traceback.format_exc())
             code = 1
     _leave(code)
 
@@ -87,9 +88,10 @@ def _process_start() -> float:
     return float(psutil.Process().create_time())
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End now: a thread of a library must not keep a finished command alive, nor change its exit code."""
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -110,8 +112,7 @@ class OneLineErrors(click.Group):
             say(f"muxfer: {error.format_message()}; see muxfer --help")
             sys.exit(2)
         except click.Abort:
-            say("muxfer: not confirmed; nothing was done")
-            sys.exit(2)
+            sys.exit(130)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from muxfer.errors import nearest
@@ -158,20 +159,18 @@ def sweep(
       muxfer sweep lr-width
       muxfer sweep lr-width optimizer.parametrization=standard search.seeds=3
     """
-    from muxfer import commands
-
     if dry_run:
-        _run(lambda: commands.dry_run(name, overrides), as_json=as_json)
+        _run("commands", "dry_run", name, overrides, as_json=as_json)
     _run(
-        lambda: commands.sweep(
-            name,
-            overrides,
-            say=say,
-            max_hours=max_hours,
-            require_transfer=require_transfer,
-            skip_if_running=if_running == "skip",
-        ),
+        "commands",
+        "sweep",
+        name,
+        overrides,
         as_json=as_json,
+        say=say,
+        max_hours=max_hours,
+        require_transfer=require_transfer,
+        skip_if_running=if_running == "skip",
     )
 
 
@@ -188,9 +187,7 @@ def transfer(name: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool
       muxfer transfer lr-width
       muxfer transfer lr-width target.width=512 target.steps=4000
     """
-    from muxfer import launch
-
-    _run(lambda: launch.transfer(name, overrides, say=say, dry_run=dry_run, force=force), as_json=as_json)
+    _run("launch", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force)
 
 
 @main.command()
@@ -203,9 +200,7 @@ def verdict(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     \b
       muxfer verdict lr-width
     """
-    from muxfer import commands
-
-    _run(lambda: commands.verdict(name, overrides), as_json=as_json)
+    _run("commands", "verdict", name, overrides, as_json=as_json)
 
 
 @main.command()
@@ -218,9 +213,7 @@ def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     \b
       muxfer report lr-width
     """
-    from muxfer import commands
-
-    _run(lambda: commands.report(name, overrides), as_json=as_json)
+    _run("commands", "report", name, overrides, as_json=as_json)
 
 
 @main.command()
@@ -232,9 +225,7 @@ def config(name: str, overrides: tuple[str, ...]) -> None:
     \b
       muxfer config lr-width model.depth=6
     """
-    from muxfer import commands
-
-    _run(lambda: commands.show_config(name, overrides))
+    _run("commands", "show_config", name, overrides)
 
 
 @main.command()
@@ -247,12 +238,11 @@ def clean(name: str | None, overrides: tuple[str, ...], yes: bool) -> None:
     \b
       muxfer clean lr-width
     """
-    from muxfer import commands
 
     def confirmed(question: str) -> bool:
         return yes or click.confirm(question, err=True)
 
-    _run(lambda: commands.clean(name, overrides, confirmed=confirmed))
+    _run("commands", "clean", name, overrides, confirmed=confirmed)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

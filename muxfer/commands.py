@@ -8,12 +8,14 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +24,14 @@ from muxfer.adapters.optuna_search import OptunaSearcher
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import Config, to_plain
 from muxfer.cost import training_flops
-from muxfer.errors import BadInput, NotAYes, StudyBusy, TrialsFailed
+from muxfer.errors import BadInput, NoResources, NotAYes, StudyBusy, TrialsFailed
 from muxfer.ledger import Ledger
 from muxfer.parse import parse, parse_task
 from muxfer.progress import Progress, show_setting
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request, tracking_uri
 from muxfer.study import Ran, run_study, trial_folder
 from muxfer.transfer import the_study
-from muxfer.trial import Outcome, Record, Study, Trial, Verdict
+from muxfer.trial import Outcome, Record, Study, Trial, Verdict, content_hash
 from muxfer.worker import Executor
 
 if TYPE_CHECKING:
@@ -72,17 +74,21 @@ def sweep(
                     deadline=None if max_hours is None else began + 3600 * max_hours,
                 )
                 ledger.flush(asked.config.ledger.patience_seconds)
-                records = _records_of(ledger, asked.study, trials)
-                judged = judge(records, asked.config)
-                page = asked.home / "report.html"
-                if ran.records or not page.exists():
+                records = records_of(ledger, asked.study, trials)
+                judged = judge(records, asked.config, unfinished=ran.unfinished)
+                page, stamp = asked.home / "report.html", asked.home / "report.of"
+                content = content_hash([[r.key, r.outcome, r.metric] for r in sorted(records, key=lambda r: r.key)])
+                if not page.exists() or not stamp.exists() or stamp.read_text() != content:
                     wall_seconds = time.monotonic() - began
-                    page = write_report(asked, asked.study, ledger, records, asked.config, wall_seconds=wall_seconds)
+                    page = write_report(asked, asked.study, ledger, records, judged, wall_seconds=wall_seconds)
                     ledger.attach([page, *sorted(asked.home.glob("u-curves.*"))])
+                    stamp.write_text(content)
         except StudyBusy as error:
             if not skip_if_running:
                 raise
-            return Answer(data={"sweep": name, "skipped_because": str(error)}, text=str(error))
+            nothing = {"trials": [], "ran": 0, "skipped": len(trials), "train_seconds": 0.0}
+            unknown = dict.fromkeys(("best", "verdict", "report"))
+            return Answer(data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error))
     return _sweep_answer(asked, trials, records, judged, ran, page, require_transfer=require_transfer)
 
 
@@ -119,7 +125,7 @@ def _sweep_answer(
         "ran": len(ran.records),
         "skipped": len(trials) - len(ran.records) - ran.unfinished,
         "unfinished": ran.unfinished,
-        "train_seconds": round(sum(record.train_seconds for record in ran.records), 3),
+        "train_seconds": round(ran.train_seconds, 3),
         "best": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
         "verdict": judged.to_dict(),
         "report": str(page),
@@ -138,15 +144,20 @@ def _sweep_answer(
     return Answer(data=data, text="\n".join(lines), exit_code=exit_code)
 
 
-def _records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Record]:
+def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Record]:
+    """The settled records of these trials: what a verdict, a page and a transfer read."""
     wanted = {trial.key for trial in trials}
     return [record for record in ledger.records(study) if record.key in wanted]
 
 
-def judge(records: Sequence[Record], config: Config) -> Verdict:
+def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> Verdict:
+    """The verdict on these records; a study with trials still to run is never said to transfer."""
     from muxfer.analysis import transferability
 
-    return transferability.judge(records, axis=config.search.axis, hp=config.search.hp)
+    judged = transferability.judge(records, axis=config.search.axis, hp=config.search.hp)
+    if unfinished and judged.verdict == "transfers":
+        return replace(judged, verdict="abstains", why=f"{unfinished} trials are still to run; so far {judged.why}")
+    return judged
 
 
 def best_of(records: Sequence[Record], config: Config) -> "Best | None":
@@ -170,6 +181,14 @@ def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executo
     with ThreadPoolExecutor(max_workers=1) as pool:
         started = pool.submit(start)
         taken = False
+        if asked.config.compute.slots is not None or asked.config.compute.device != "auto":
+            try:  # may be more than there is: say so before the ledger hears of the study
+                started.result()
+            except NoResources:
+                for folder in (asked.home, asked.folder):
+                    with contextlib.suppress(OSError):  # not empty: it was there before
+                        folder.rmdir()
+                raise
 
         def take() -> Executor:
             nonlocal taken
@@ -188,16 +207,17 @@ def write_report(
     study: Study,
     ledger: Ledger,
     records: Sequence[Record],
-    config: Config,
+    judged: Verdict,
     *,
     wall_seconds: float | None,
 ) -> Path:
     """The study's figures and page; training curves are left out where reading them would take long."""
     from muxfer import report as reporting
 
-    again = " ".join(shlex.quote(word) for word in (asked.name, *asked.overrides))
+    public = [override for override in asked.overrides if not override.lstrip("+").startswith("ledger")]
+    again = " ".join(shlex.quote(word) for word in (asked.name, *public))
     context: reporting.Context = {
-        "description": config.description,
+        "description": asked.config.description,
         "command": f"muxfer sweep {again}",
         "next_command": f"muxfer transfer {again}",
         "environment": environment(),
@@ -207,7 +227,7 @@ def write_report(
     if wall_seconds is not None:
         context["wall_seconds"] = wall_seconds
     home = asked.folder / study.label
-    return reporting.write(asked.name, home, records, judge(records, config), context=context)
+    return reporting.write(asked.name, home, records, judged, context=context)
 
 
 def environment() -> dict[str, str]:
@@ -249,22 +269,24 @@ def dry_run(name: str, overrides: Sequence[str]) -> Answer:
     return Answer(data={"sweep": name, "study": asked.study.key, "trials": rows}, text="\n".join(lines))
 
 
-def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config]:
-    """The recorded study that was meant, and the configuration that it was last driven with."""
+def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:
+    """The recorded study that was meant, the configuration that it was last driven with, and its trials."""
     study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
     if study.identity["data_fingerprint"] != asked.fingerprint:
         raise BadInput(
             f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
         )
-    return study, parse(ledger.config(study))
+    config = parse(ledger.config(study))
+    return study, config, plan.grid_trials(config, fingerprint=asked.fingerprint)
 
 
 def verdict(name: str, overrides: Sequence[str]) -> Answer:
     """Does the optimum of a recorded study transfer along its axis?"""
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:
-        study, config = recorded(asked, ledger)
-        judged = judge(ledger.records(study), config)
+        study, config, trials = recorded(asked, ledger)
+        records = records_of(ledger, study, trials)
+        judged = judge(records, config, unfinished=len(plan.remaining(trials, records)))
     text = f"{judged.verdict}: {judged.why}"
     return Answer(data=judged.to_dict(), text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
 
@@ -273,10 +295,11 @@ def report(name: str, overrides: Sequence[str]) -> Answer:
     """Write a recorded study's figures and page again."""
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:
-        study, config = recorded(asked, ledger)
-        records = [record for record in ledger.records(study) if record.kind == "proxy"]
+        study, config, trials = recorded(asked, ledger)
+        records = records_of(ledger, study, trials)
+        judged = judge(records, config, unfinished=len(plan.remaining(trials, records)))
         check_writable(asked.folder / study.label)
-        page = write_report(asked, study, ledger, records, config, wall_seconds=None)
+        page = write_report(asked, study, ledger, records, judged, wall_seconds=None)
     return Answer(data={"report": str(page)}, text=f"report: {page}")
 
 
@@ -290,12 +313,23 @@ def show_config(name: str, overrides: Sequence[str]) -> Answer:
 
 
 def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[str], bool]) -> Answer:
-    """Remove the files of a study, or of all of them, after asking; the ledger is kept."""
+    """Remove the files of a study (of every study of that name without overrides, of all without a name), after asking.
+
+    The ledger is kept. Refused where a driver is at work, or where a spool holds what the ledger has not yet taken.
+    """
     asked = request(name or "lr-width", overrides)
-    pattern = f"{name}-*" if name else "*"
-    homes = sorted(home for home in asked.folder.glob(pattern) if (home / "trials").is_dir())
+    label = re.compile(f"{re.escape(name) if name else '.+'}-[0-9a-f]{{8}}")
+    homes = sorted(home for home in asked.folder.glob("*") if label.fullmatch(home.name) and home.is_dir())
+    if overrides:
+        homes = [home for home in homes if home == asked.home]
     if not homes:
         return Answer(data={"removed": []}, text=f"nothing to remove in {asked.folder}")
+    for home in homes:
+        if spools := list(home.glob("spool-*.jsonl")):
+            raise BadInput(
+                f"{spools[0]} holds what the ledger has not taken yet, or a sweep is at work:"
+                f" let muxfer sweep {name or ''} finish first"
+            )
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
     told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
     if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):

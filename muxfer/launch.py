@@ -5,18 +5,20 @@ done. It is recorded with its lineage: the source study, the winning trial, the 
 """
 
 import json
-import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxfer import plan
-from muxfer.analysis.transferability import shown
+from muxfer.analysis.transferability import inside_grid, shown
 from muxfer.commands import best_of, judge, recorded
 from muxfer.config import Task, with_setting
 from muxfer.cost import tuning_ratio
-from muxfer.errors import TrialsFailed
+from muxfer.errors import BadInput, TrialsFailed
+from muxfer.figures import replace_file
+from muxfer.mup import check_same_base
 from muxfer.parse import parse_task
 from muxfer.progress import Progress, show_setting
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request
@@ -33,38 +35,46 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
     """Choose the best base settings of a study and launch the target with them."""
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:
-        study, config = recorded(asked, ledger)
+        study, config, trials = recorded(asked, ledger)
         home = asked.folder / study.label
         check_writable(home)
         records = ledger.records(study)
-        proxies = [record for record in records if record.kind == "proxy"]
+        wanted = {trial.key for trial in trials}
+        proxies = [record for record in records if record.key in wanted]
         judged = judge(proxies, config)
         target = target_run(
             asked.config,
             study,
             verdict=judged,
             best=best_of(proxies, config),
-            unfinished=len(plan.remaining(plan.grid_trials(config, fingerprint=asked.fingerprint), proxies)),
+            inside=inside_grid(proxies, axis=config.search.axis, hp=config.search.hp),
+            unfinished=len(plan.remaining(trials, proxies)),
             fingerprint=asked.fingerprint,
             force=force,
         )
         task = parse_task(target.trial.task)
         scales = mup_plan(task)
-        for objection in target.forced:
-            say(f"forced: {objection}")
-        say(f"{study.label}: best at {show_setting(target.winner.setting)}, validation loss {target.proxy_metric:.4f}")
-        say(scales_text(scales, task))
+        base = proxy_task(config, study)
+        check_same_base(mup_plan(with_setting(base, target.winner.setting)), scales)
+        choice = [
+            f"{study.label}: best at {show_setting(target.winner.setting)}, validation loss {target.proxy_metric:.4f}",
+            f"verdict: {judged.verdict}: {judged.why}",
+            *(f"forced: {objection}" for objection in target.forced),
+            scales_text(scales, task),
+        ]
         data: dict[str, Any] = {
             "source": {"sweep": name, "study": study.key, "trial": target.winner.key, "plan_hash": scales.hash},
             "setting": dict(target.trial.setting),
             "target": {"model": task.model.family, "width": task.model.width, "steps": task.training.steps},
             "proxy_metric": target.proxy_metric,
-            "tuning_ratio": _tuning_ratio(proxies, proxy_task(config, study), task),
+            "tuning_ratio": _tuning_ratio(proxies, base, task),
+            "groups": scale_groups(scales, task),
             "forced": list(target.forced),
         }
         if dry_run:
             empty = {"metric": None, "run_id": None, "checkpoint": None}
-            return Answer(data=data | empty, text="dry run: nothing was launched")
+            return Answer(data=data | empty, text="\n".join([*choice, "dry run: nothing was launched"]))
+        say("\n".join(choice))
         trial = replace(target.trial, lineage={**target.lineage, "plan_hash": scales.hash})
         with driving(asked, study, ledger, None) as lease:
             ran = run_study(
@@ -98,9 +108,10 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
         page = report.write_target(name, home, record, proxies, judged, samples=folder / "samples.png", lineage=origin)
     data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / "ema.safetensors")}
     data |= {"samples": str(folder / "samples.png"), "report": str(page)}
-    better = "below" if record.metric < target.proxy_metric else "NOT below"
+    lowest = min(proxy.metric for proxy in proxies if proxy.metric is not None)
+    better = "below every proxy's" if record.metric < lowest else "NOT below every proxy's"
     lines = [
-        f"target: validation loss {record.metric:.4f}, {better} the best proxy's {target.proxy_metric:.4f}",
+        f"target: validation loss {record.metric:.4f}, {better} (the lowest is {lowest:.4f})",
         f"tuning cost {100 * data['tuning_ratio']:.1f} % of the target (trials x parameters x samples)",
         f"weights: {data['checkpoint']}",
         f"samples: {data['samples']}",
@@ -109,21 +120,33 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
     return Answer(data=data, text="\n".join(lines))
 
 
-def scales_text(scales: "Plan", task: Task) -> str:
-    """Each parameter group of the target: how many, and its rate, decay and eps after scaling."""
+def scale_groups(scales: "Plan", task: Task) -> list[dict[str, Any]]:
+    """Each parameter group of the target: how many tensors, and its rate, decay and eps after scaling."""
     optimizer = task.optimizer
-    groups: dict[tuple[str, float, float, float, float], int] = {}
-    for scale in scales.scales.values():
-        key = (scale.role, scale.lr, scale.weight_decay, scale.eps, scale.init_std)
-        groups[key] = groups.get(key, 0) + 1
+    counts = Counter((s.role, s.lr, s.weight_decay, s.eps, s.init_std) for s in scales.scales.values())
+    return [
+        {
+            "role": role,
+            "tensors": count,
+            "lr": optimizer.base_lr * lr,
+            "weight_decay": optimizer.weight_decay * decay,
+            "eps": optimizer.eps * eps,
+            "init_std": init,
+        }
+        for (role, lr, decay, eps, init), count in sorted(counts.items())
+    ]
+
+
+def scales_text(scales: "Plan", task: Task) -> str:
+    """The same as a table for a terminal."""
     lines = [
         f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}",
         f"  {'role':<8} {'tensors':>7} {'lr':>12} {'weight decay':>13} {'eps':>9} {'init':>7}",
     ]
-    for (role, lr, decay, eps, init), count in sorted(groups.items()):
+    for group in scale_groups(scales, task):
         lines.append(
-            f"  {role:<8} {count:>7} {shown(optimizer.base_lr * lr):>12} {optimizer.weight_decay * decay:>13.3g}"
-            f" {optimizer.eps * eps:>9.2g} {'x' + format(init, '.3g'):>7}"
+            f"  {group['role']:<8} {group['tensors']:>7} {shown(group['lr']):>12} {group['weight_decay']:>13.3g}"
+            f" {group['eps']:>9.2g} {'x' + format(group['init_std'], '.3g'):>7}"
         )
     return "\n".join(lines)
 
@@ -157,7 +180,7 @@ def _executor(asked: Request) -> Executor:
 
 
 def _write_results(folder: Path, target: TargetRun, record: Record, scales: "Plan", task: Task) -> list[Path]:
-    """Averaged weights, lineage and plan, and a picture of samples: what the target hands out."""
+    """Averaged weights, lineage and plan, and last a picture of samples: what the target hands out."""
     import torch
     from safetensors.torch import load_file
 
@@ -166,24 +189,30 @@ def _write_results(folder: Path, target: TargetRun, record: Record, scales: "Pla
     from muxfer.worker import build_model
 
     folder.mkdir(parents=True, exist_ok=True)
-    assert record.checkpoint is not None
-    weights = shutil.copyfile(Path(record.checkpoint) / "ema.safetensors", folder / "ema.safetensors")
-    about = folder / "target.json"
+    source = Path(record.checkpoint or "") / "ema.safetensors"
+    if not source.is_file():
+        raise BadInput(
+            f"the target is trained (run {record.run_id}) but its checkpoint is not on this host ({source.parent}):"
+            " take ema.safetensors from the run's artifacts in MLflow, or bring the study's folder here"
+        )
+    weights = replace_file(folder / "ema.safetensors", source.read_bytes())
     origin = {"lineage": dict(target.trial.lineage), "task": target.trial.task, "plan": scales.to_dict()}
-    about.write_text(json.dumps(origin, indent=2))
+    about = replace_file(folder / "target.json", json.dumps(origin, indent=2).encode())
     data = load(task.data)
     model, _ = build_model(task, replicate=0)
     model.load_state_dict(load_file(weights), strict=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     labels = [label for label in range(data.num_classes) for _ in range(task.evaluation.samples_per_class)]
-    with torch.no_grad():
-        images = sample(
-            model.eval(),
-            objective=task.objective,
-            evaluation=task.evaluation,
-            labels=labels,
-            num_classes=data.num_classes,
-            image_shape=data.image_shape,
-            seed=task.training.seed,
-        )
-    picture = save_grid(images, labels, folder / "samples.png", class_names=data.class_names)
-    return [weights, about, picture]
+    images = sample(
+        model.eval().to(device),
+        objective=task.objective,
+        evaluation=task.evaluation,
+        labels=labels,
+        num_classes=data.num_classes,
+        image_shape=data.image_shape,
+        seed=task.training.seed,
+        learn_sigma=task.model.learn_sigma,
+        device=device,
+    )
+    drawn = save_grid(images, labels, folder / ".samples.png", class_names=data.class_names)
+    return [weights, about, drawn.replace(folder / "samples.png")]

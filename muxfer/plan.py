@@ -30,15 +30,18 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
     return Study(name=name, key=content_hash({"name": name, "identity": identity}), identity=identity)
 
 
-def trial_key(task: Mapping[str, Any], *, replicate: int, fingerprint: str) -> str:
-    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU."""
+def trial_key(task: Mapping[str, Any], *, replicate: int, fingerprint: str, kind: str = "proxy") -> str:
+    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU.
+
+    A target's is its own: it has a lineage that an equal proxy has not.
+    """
     content = {
         "task": key_content(task),
         "replicate": replicate,
         "data_fingerprint": fingerprint,
         "numerics": NUMERICS_VERSION,
     }
-    return content_hash(content)
+    return content_hash(content if kind == "proxy" else {**content, "kind": kind})
 
 
 def make_trial(
@@ -46,12 +49,13 @@ def make_trial(
 ) -> Trial:
     plain = to_plain(task)
     return Trial(
-        key=trial_key(plain, replicate=replicate, fingerprint=fingerprint),
+        key=trial_key(plain, replicate=replicate, fingerprint=fingerprint, kind=kind),
         setting=dict(setting),
         replicate=replicate,
         task=plain,
         kind=kind,
         cost_flops=estimated_flops(task),
+        fingerprint=fingerprint,
     )
 
 

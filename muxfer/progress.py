@@ -1,5 +1,6 @@
 """What a person sees while a study runs: a live table on a terminal, one line per event elsewhere. Always on stderr."""
 
+import contextlib
 import os
 import sys
 import time
@@ -73,7 +74,8 @@ class Progress:
 
     def _say(self, line: str) -> None:
         if self.live is None:
-            print(line, file=self.stream, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
+                print(line, file=self.stream, flush=True)
 
     def _left(self) -> str:
         """Time left: FLOPs not yet done over the rate since the start."""

@@ -1,5 +1,6 @@
 """A sweep's name and overrides, made definite: the configuration, the data, the study meant, where its files go."""
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 from muxfer.adapters.hydra_compose import compose
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked, sqlite_path
 from muxfer.config import Config, ImageFolder
-from muxfer.errors import BadInput
+from muxfer.errors import BadInput, MuxferError
 from muxfer.ledger import Ledger
 from muxfer.parse import parse
 from muxfer.plan import study_of
 from muxfer.trial import Study
 
 Say = Callable[[str], None]
+
+FAREWELL_SECONDS = 5.0
+"""How long a command that was stopped, or failed, waits for the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +124,13 @@ def open_ledger(asked: Request, *, existing: bool = False) -> Iterator[Ledger]:
 def driving(asked: Request, study: Study, ledger: Ledger, config: Mapping[str, Any] | None) -> Iterator[Any]:
     """Hold the study's lease; whatever ends it, what was written is flushed first and the lease given back."""
     lease = ledger.acquire(study)
-    patience = 5.0
     try:
         ledger.open(study, config, lease)
         yield lease
-        patience = asked.config.ledger.patience_seconds
+        ledger.flush(asked.config.ledger.patience_seconds)
+    except BaseException:  # what went wrong is told, not that the ledger did too: the spool keeps what it did not take
+        with contextlib.suppress(MuxferError):
+            ledger.flush(FAREWELL_SECONDS)
+        raise
     finally:
-        try:
-            ledger.flush(patience)
-        finally:
-            lease.release()
+        lease.release()

@@ -29,10 +29,11 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What one call of `run_study` did: records of the trials it ran, and whether it stopped before the end."""
+    """What one call of `run_study` did: the records of what it ended, what it left, and its seconds of training."""
 
     records: tuple[Record, ...]
     unfinished: int
+    train_seconds: float = 0.0
 
 
 def trial_folder(folder: Path, study: Study, trial: Trial) -> Path:
@@ -65,6 +66,7 @@ def run_study(
     by_key = {trial.key: trial for trial in todo}
     ran: dict[str, Record] = {}
     begun: set[str] = set()
+    seconds: dict[str, float] = {}
     progress.start(trials, records, slots=executor.slots)
     try:
         executor.submit([Job(trial=t, folder=str(trial_folder(folder, study, t)), epoch=lease.epoch) for t in todo])
@@ -78,6 +80,7 @@ def run_study(
                     begun.add(report.key)
                     ledger.begin(by_key[report.key])
                 ledger.report(report.key, report.points)
+                seconds[report.key] = report.train_seconds
                 if report.record is not None:
                     ran[report.key] = report.record
                     ledger.settle(report.record)
@@ -88,4 +91,4 @@ def run_study(
     finally:
         progress.stop()
     executor.close()
-    return Ran(records=tuple(ran.values()), unfinished=len(todo) - len(ran))
+    return Ran(records=tuple(ran.values()), unfinished=len(todo) - len(ran), train_seconds=sum(seconds.values()))

@@ -1,6 +1,7 @@
 """From a judged study to the target's run: pure decisions, nothing is launched here.
 
-Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all.
+Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all, one that
+drifts along the axis.
 Refused always: a target whose base width is not its proxies'.
 """
 
@@ -14,6 +15,9 @@ from muxfer.errors import BadInput
 from muxfer.parse import parse_task
 from muxfer.plan import make_trial
 from muxfer.trial import Record, Study, Trial, Verdict
+
+UNSAID = ("data_fingerprint", "numerics")
+"""What tells two studies apart and no override can say: of those that fit, the ones of today's are meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ def studies_that_fit(studies: Sequence[Study], wanted: Study, overridden: Sequen
 def the_study(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]) -> Study:
     """The one study that was meant. BadInput when none fits, or when two do (it says in which keys they differ)."""
     fitting = studies_that_fit(studies, wanted, overridden)
+    of_today = [study for study in fitting if all(study.identity[key] == wanted.identity[key] for key in UNSAID)]
+    fitting = of_today or fitting
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
@@ -61,8 +67,12 @@ def the_study(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]
         raise BadInput(f"no study {wanted.name}{told} in this ledger{known}; run muxfer sweep {wanted.name} first")
     flat = [_flat(study.identity) for study in fitting]
     differing = sorted(key for key in set().union(*flat) if len({str(one.get(key)) for one in flat}) > 1)
-    named = [key for key in differing if key != "data_fingerprint"] or differing
-    choices = " or ".join(sorted(f"{named[0]}={one.get(named[0])}" for one in flat))
+    groups = [key for key in differing if key.endswith(".name")]
+    key = next((key for key in groups or differing if key not in UNSAID), None)
+    if key is None:
+        raise BadInput(f"{len(fitting)} studies of {wanted.name} fit, made with other data: give the sweep's data=...")
+    said = key.removesuffix(".name")
+    choices = " or ".join(sorted({f"{said}={one.get(key)}" for one in flat}))
     raise BadInput(f"{len(fitting)} studies of {wanted.name} fit; say which one: {choices}")
 
 
@@ -82,17 +92,22 @@ def target_run(
     *,
     verdict: Verdict,
     best: Best | None,
+    inside: bool,
     unfinished: int,
     fingerprint: str,
     force: bool = False,
 ) -> TargetRun:
-    """The target's trial with the study's best base setting, or BadInput with the reason why not."""
+    """The target's trial with the study's best base setting, or BadInput with the reason why not.
+
+    `inside`: the optimum at the largest axis value lies inside the grid. `force` overrules all but an empty study and
+    another base width; the lineage says what it overruled.
+    """
     if best is None:
         raise BadInput(f"study {study.label} has no finished trial: nothing to transfer; widen search.{verdict.hp}")
     objections = []
     if unfinished:
         objections.append(f"{unfinished} trials are still to run; run muxfer sweep {study.name}")
-    if verdict.verdict == "abstains":
+    if not inside:
         objections.append(f"no finite optimum inside the grid ({verdict.why}); widen search.{verdict.hp}")
     if verdict.verdict == "drifts":
         objections.append(f"the optimum does not transfer ({verdict.why})")

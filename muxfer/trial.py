@@ -59,7 +59,8 @@ class Trial:
     """One training run that a study needs.
 
     `task` is the resolved configuration (see `muxfer.config.Task`) as plain data, `key` its content hash together with
-    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first.
+    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first;
+    `fingerprint` is the data's, checked where it is trained; `lineage` says where a target came from.
     """
 
     key: str
@@ -68,6 +69,7 @@ class Trial:
     task: Mapping[str, Any]
     kind: str = "proxy"
     cost_flops: float = 0.0
+    fingerprint: str = ""
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from muxfer.config import Task
+from muxfer.errors import BadInput
 from muxfer.parse import parse_task
 from muxfer.trial import Outcome, Point, Record, Trial
 
@@ -35,6 +36,7 @@ class Report:
     """What a worker says from time to time: new points of its curves and, the last time, the record.
 
     The first report after a resume repeats the points of the checkpoint: writing a point twice changes nothing.
+    `train_seconds` are this attempt's.
     """
 
     key: str
@@ -148,6 +150,12 @@ class TrialRun:
 
         self.job = job
         task = parse_task(job.trial.task)
+        data = load(task.data)
+        if data.fingerprint != job.trial.fingerprint:
+            raise BadInput(
+                f"the data read here have fingerprint {data.fingerprint}, the study's have {job.trial.fingerprint}:"
+                " they changed since the sweep began, or this host has others at the same path"
+            )
         model, plan = build_model(task, replicate=job.trial.replicate)
         optimizer = task.optimizer
         groups = param_groups(
@@ -163,7 +171,7 @@ class TrialRun:
             model,
             groups,
             objective=task.objective,
-            data=load(task.data),
+            data=data,
             training=task.training,
             evaluation=task.evaluation,
             replicate=job.trial.replicate,
@@ -179,6 +187,7 @@ class TrialRun:
         self.checkpoint: Path | None = None if found is None else found.path
         self._attempt = new_attempt(Path(job.folder), epoch=job.epoch)
         self._unsent = list(self.trainer.points)
+        self._seconds_before = self.trainer.train_seconds
 
     def advance(self, seconds: float) -> Report:
         """Train for about this long, or to the end; the last report carries the record."""
@@ -207,7 +216,7 @@ class TrialRun:
             key=self.job.trial.key,
             step=trainer.step,
             points=tuple(points),
-            train_seconds=trainer.train_seconds,
+            train_seconds=trainer.train_seconds - self._seconds_before,
             record=record,
         )
 

@@ -72,6 +72,7 @@ def test_resources_that_no_node_has_are_5(tmp_path, more):
     assert done.returncode == 5, done.stderr
     assert "compute." in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_config_prints_what_the_sweep_would_run(tmp_path):
@@ -98,3 +99,36 @@ def test_help_shows_an_example(tmp_path, arguments):
     assert done.returncode == 0
     assert "muxfer " in done.stdout
     assert "lr-width" in done.stdout
+
+
+def test_a_question_nobody_answers_is_a_no(tmp_path):
+    (tmp_path / "muxfer" / "lr-width-01234567" / "trials").mkdir(parents=True)
+    done = muxfer(tmp_path, "clean", "lr-width")
+    assert done.returncode == 2
+    assert "nothing was done" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "muxfer" / "lr-width-01234567").exists()
+
+
+def test_clean_takes_the_studies_of_that_name_alone_and_never_an_undelivered_spool(tmp_path):
+    ours, other = tmp_path / "muxfer" / "lr-width-01234567", tmp_path / "muxfer" / "lr-width-long-01234567"
+    for folder in (ours, other):
+        (folder / "trials").mkdir(parents=True)
+    spool = ours / "spool-abc-000001.jsonl"
+    spool.write_text("{}\n")
+    refused(muxfer(tmp_path, "clean", "lr-width", "--yes"), 2, "holds what the ledger has not taken yet")
+    spool.unlink()
+    assert muxfer(tmp_path, "clean", "lr-width", "--yes").returncode == 0
+    assert not ours.exists()
+    assert other.exists()
+
+
+def test_a_reader_of_progress_that_goes_away_does_not_change_the_exit_code(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "muxfer", "sweep", "lr-width", "search.width=[40]"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    process.stderr.close()
+    assert process.wait(timeout=300) == 2

@@ -6,6 +6,7 @@ trial, no work done again beyond a checkpoint interval, and the very numbers of 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,8 @@ def test_the_transfer_launches_a_target_with_its_lineage_weights_and_samples(swe
     assert target.data.tags["muxfer.lineage.plan_hash"] == launched["source"]["plan_hash"]
     names = {file.path for file in client.list_artifacts(target.info.run_id)}
     assert {"ema.safetensors", "samples.png", "target.json"} <= names
+    for trial in folder.glob("muxfer/*/trials/*"):
+        shutil.rmtree(trial)  # what the target handed out needs its checkpoints no more
     again = json.loads(finish(start(folder, "transfer", "lr-width", *SMALL, *TARGET, "--json", "--force"))[1])
     assert {**again, "wall_seconds": 0} == {**launched, "wall_seconds": 0}, "the target was found done"
 
@@ -256,11 +259,18 @@ def test_a_second_driver_is_turned_away_and_the_first_goes_on(tmp_path):
     assert "started" in err
 
 
-def test_clean_removes_the_files_and_keeps_the_ledger(tmp_path):
-    answer(tmp_path, "sweep", "lr-width", *SMALL, "search.width=[16]", "search.base_lr=[2**-6]")
-    code, _, err = finish(start(tmp_path, "clean", "lr-width", "--yes"))
+def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tells(tmp_path):
+    tiny = [
+        *SMALL,
+        "search.width=[16]",
+        "search.base_lr=[2**-6]",
+        f"ledger.tracking_uri=sqlite:///{tmp_path}/a/s3cret.db",
+    ]
+    first = answer(tmp_path, "sweep", "lr-width", *tiny)
+    assert "s3cret" not in Path(first["report"]).read_text()
+    code, _, err = finish(start(tmp_path, "clean", "lr-width", *tiny, "--yes"))
     assert code == 0, err
-    assert not list(tmp_path.glob("muxfer/*"))
-    again = answer(tmp_path, "sweep", "lr-width", *SMALL, "search.width=[16]", "search.base_lr=[2**-6]")
+    assert not list(tmp_path.glob("a/muxfer/*"))
+    again = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert again["ran"] == 0
     assert Path(again["report"]).exists()

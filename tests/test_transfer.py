@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from muxfer.analysis.transferability import best_setting, judge
+from muxfer.analysis.transferability import best_setting, inside_grid, judge
 from muxfer.errors import BadInput
 from muxfer.parse import parse_task
 from muxfer.plan import grid_trials, remaining, study_of
@@ -43,6 +43,7 @@ def run(config, study, trials, records, **changes):
     arguments = {
         "verdict": judge(records, axis="width", hp="base_lr"),
         "best": best_setting(records, axis="width", hp="base_lr"),
+        "inside": inside_grid(records, axis="width", hp="base_lr"),
         "unfinished": len(remaining(trials, records)),
         "fingerprint": PRINT,
         **changes,
@@ -145,3 +146,31 @@ def test_a_study_of_another_objective_is_read_back_with_its_own_keys(make_config
     ddpm = make_config("objective=ddpm")
     task = proxy_task(make_config(), study_of("lr-width", ddpm, fingerprint=PRINT))
     assert task.objective == ddpm.objective
+
+
+def test_objectives_are_told_apart_by_the_choice_that_hydra_takes(make_config):
+    flow, ddpm = (study_of("lr-width", make_config(*more), fingerprint=PRINT) for more in ([], ["objective=ddpm"]))
+    with pytest.raises(BadInput, match="objective=ddpm or objective=rectified_flow"):
+        the_study([flow, ddpm], flow, [])
+
+
+def test_of_two_studies_the_one_on_the_data_of_today_is_meant(make_config):
+    old, new = (study_of("lr-width", make_config(), fingerprint=print_) for print_ in ("old", "new"))
+    assert the_study([old, new], new, []) == new
+
+
+def test_a_single_width_with_an_optimum_inside_the_grid_can_be_transferred(make_config):
+    config = make_config("search.width=[64]")
+    assert run(config, *study_with(config)).forced == ()
+
+
+def test_a_target_that_equals_a_proxy_is_a_trial_of_its_own(make_config):
+    config = make_config("target.width=128", "target.steps=180")
+    study, trials, records = study_with(config)
+    target = run(config, study, trials, records)
+    assert target.trial.task == target_like(trials, target.trial.setting)
+    assert target.trial.key not in {trial.key for trial in trials}
+
+
+def target_like(trials, setting):
+    return next(t.task for t in trials if t.setting == {"width": 128, **setting})

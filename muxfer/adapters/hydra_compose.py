@@ -2,7 +2,7 @@
 
 The user's own ./sweeps and ./conf stand before the packaged ones. Hydra's compose API is used, never `@hydra.main`
 (it does not mix with sub-commands) and never `instantiate` (nothing named in a config is imported). What comes out is
-plain data; `muxfer.config` gives it types. Refused here: a name or an override that climbs out of the folders, a
+plain data; `muxfer.parse` gives it types. Refused here: a name or an override that climbs out of the folders, a
 configuration that Hydra cannot compose.
 """
 
@@ -44,8 +44,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         _check_override(override)
     for folder in (*search_path("sweeps"), *search_path("conf")):
         _check_folder(folder)
-    if (Path.cwd() / "conf").resolve() != packaged("conf").resolve() and (Path.cwd() / "conf" / "base.yaml").exists():
-        raise BadInput("conf/base.yaml is muxfer's own primary configuration: a folder of yours supplies groups only")
+    for own in (search_path("conf")[0], search_path("sweeps")[0]):
+        if own != packaged("conf") and (own / "base.yaml").exists():
+            raise BadInput(f"{own.name}/base.yaml is muxfer's own primary configuration: supply groups and sweeps only")
     return _compose(name, list(overrides))
 
 
@@ -65,7 +66,7 @@ def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
     from yaml import YAMLError
 
     first, *behind = (*search_path("sweeps"), *search_path("conf"))
-    path = ",".join(f'"{folder.as_uri()}"' for folder in behind)
+    path = ",".join(f'"file://{folder}"' for folder in behind)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(first), version_base="1.3"):
@@ -91,17 +92,23 @@ def _check_override(override: str) -> None:
     key = key.lstrip("+~")
     if key.split(".")[0].split("@")[0] == "hydra":
         raise BadInput(f"override {override[:60]!r}: keys of hydra itself are not part of a study")
-    is_group = "." not in key
-    if is_group and key != "output_dir" and (".." in value or value.startswith(("/", "\\"))):
+    is_group = any((folder / key.partition("@")[0]).is_dir() for folder in search_path("conf"))
+    if (is_group or "/" in key or ".." in key) and (".." in value or value.startswith(("/", "\\"))):
         raise BadInput(f"override {override[:60]!r}: a configuration is named inside ./conf, without .. or a leading /")
 
 
 def _check_folder(folder: Path) -> None:
     """Bound what YAML may do before it is parsed: size, and aliases (a few bytes of them can hang a parser)."""
     for file in folder.rglob("*.yaml"):
-        if file.stat().st_size > MAX_YAML_BYTES:
-            raise BadInput(f"{file.name} has {file.stat().st_size} bytes: expected at most {MAX_YAML_BYTES}")
-        text = file.read_text(errors="replace")
+        if file.name.startswith(".") or file.is_dir():
+            continue
+        try:
+            size = file.stat().st_size
+            text = file.read_text(errors="replace") if size <= MAX_YAML_BYTES else ""
+        except OSError as error:
+            raise BadInput(f"{file} can't be read ({error.strerror}): mend it or move it away") from None
+        if size > MAX_YAML_BYTES:
+            raise BadInput(f"{file.name} has {size} bytes: expected at most {MAX_YAML_BYTES}")
         if re.search(r"(^|[\s\[{,:-])\*[A-Za-z0-9_]", "\n".join(_uncommented(text))):
             raise BadInput(f"{file.name} uses YAML aliases (*name): write the values out, or interpolate ${{key}}")
 

@@ -73,6 +73,7 @@ class RayExecutor:
         self._dead: str | None = None
         self._ready: Future[None] = Future()
         self._stop = threading.Event()
+        self._storage: Path | None = None
         self._folder = folder
         self._open = contextlib.ExitStack()
         self._open.enter_context(stdout_aside())
@@ -122,6 +123,8 @@ class RayExecutor:
         self._stop.set()
         if self._cluster is not None:
             self._cluster.kill()
+        if self._storage is not None:
+            shutil.rmtree(self._storage, ignore_errors=True)
 
     def _settle(self, kind: str, heard: Any) -> list[Report]:
         """The report to hand on, if any, from what came out of Tune's thread."""
@@ -176,7 +179,7 @@ class RayExecutor:
         if cluster.session_folder is not None:
             return cluster.session_folder / "tune"
         self._folder.mkdir(parents=True, exist_ok=True)
-        storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=self._folder))
+        self._storage = storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=self._folder))
         self._open.callback(shutil.rmtree, storage, ignore_errors=True)
         return storage
 

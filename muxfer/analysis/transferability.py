@@ -83,6 +83,14 @@ def best_setting(records: Sequence[Record], *, axis: str, hp: str) -> Best | Non
     return Best(setting=dict(same[0].setting), metric=best.mean, records=tuple(same))
 
 
+def inside_grid(records: Sequence[Record], *, axis: str, hp: str) -> bool:
+    """Whether the best setting at the largest axis value has a settled neighbour on both sides, diverged or not."""
+    table = settled_table(records, axis, hp)
+    row = table[max(table)] if table else {}
+    best = _best_cell(row)
+    return best is not None and None not in _bracket(row, best)
+
+
 def settled_table(records: Sequence[Record], axis: str, hp: str) -> Table:
     """The study as a table: a cell for each axis value and each value of the setting, averaged over replicates."""
     groups: dict[tuple[float, float], list[Record]] = {}

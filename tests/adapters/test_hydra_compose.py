@@ -36,7 +36,7 @@ def test_a_users_sweep_of_the_same_name_wins(empty_folder):
 
 def test_a_users_conf_supplies_groups_never_the_primary_configuration(empty_folder):
     write(empty_folder, "conf/base.yaml", "evil: true\n")
-    with pytest.raises(BadInput, match="supplies groups only"):
+    with pytest.raises(BadInput, match="groups and sweeps only"):
         compose("lr-width")
 
 
@@ -51,6 +51,24 @@ def test_an_alias_bomb_is_refused_before_it_is_parsed(empty_folder):
     write(empty_folder, "conf/model/bomb.yaml", bomb)
     with pytest.raises(BadInput, match="aliases"):
         compose("lr-width", ["model=bomb"])
+
+
+def test_a_folder_with_a_space_is_read(empty_folder, monkeypatch):
+    spaced = empty_folder / "my studies"
+    write(spaced, "conf/training/mine.yaml", "steps: 7\nbatch_size: 3\n")
+    monkeypatch.chdir(spaced)
+    assert compose("lr-width", ["training=mine"])["training"] == {"steps": 7, "batch_size": 3}
+
+
+def test_an_editors_lock_file_is_no_configuration(empty_folder):
+    (empty_folder / "conf" / "model").mkdir(parents=True)
+    (empty_folder / "conf" / "model" / ".#dit.yaml").symlink_to("ann@host.1")
+    (empty_folder / "conf" / "model" / "folder.yaml").mkdir()
+    assert compose("lr-width")["model"]["family"] == "dit"
+
+
+def test_a_description_may_hold_dots(empty_folder):
+    assert compose("lr-width", ["description=a..b"])["description"] == "a..b"
 
 
 @pytest.mark.parametrize("text", ["a: [", "\t- x", "a: b: c", "- 1\n- 2\n", "\x00"])
