@@ -1,4 +1,4 @@
-# docker build -t muxfer . && docker run --rm -v "$PWD:/work" --shm-size=2g muxfer sweep lr-width
+# docker build -t muxfer . && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" --shm-size=2g muxfer sweep lr-width
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -12,7 +12,7 @@ RUN python -m venv /opt/muxfer \
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/muxfer /opt/muxfer
 RUN useradd --create-home --uid 1000 muxfer && mkdir /work && chown muxfer /work
-ENV PATH=/opt/muxfer/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/muxfer/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
 USER muxfer
 WORKDIR /work
 # The MLflow dashboard: docker run -p 5000:5000 ... ui --host 0.0.0.0 --port 5000
