@@ -1,4 +1,4 @@
-# docker build -t muxfer . && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" --shm-size=2g muxfer sweep lr-width
+# docker build -t muxfer . && docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/study" --shm-size=2g muxfer sweep lr-width
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -11,10 +11,10 @@ RUN python -m venv /opt/muxfer \
 
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/muxfer /opt/muxfer
-RUN useradd --create-home --uid 1000 muxfer && mkdir /work && chown muxfer /work
+RUN useradd --create-home --uid 1000 muxfer && mkdir /study && chown muxfer /study
 ENV PATH=/opt/muxfer/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
 USER muxfer
-WORKDIR /work
+WORKDIR /study
 # The MLflow dashboard: docker run -p 5000:5000 ... ui --host 0.0.0.0 --port 5000
 EXPOSE 5000
 ENTRYPOINT ["muxfer"]
