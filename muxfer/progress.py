@@ -94,7 +94,9 @@ class Progress:
         return self.steps.get(trial.key, 0) / trial.task["training"]["steps"]
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         finished = [record for record in self.records.values() if record.metric is not None]
         best = min(finished, key=lambda record: record.metric or 0.0, default=None)
@@ -110,6 +112,5 @@ class Progress:
             steps = trial.task["training"]["steps"]
             table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{steps}", "…")
         told = f"best {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
-        table.caption = f"{len(self.records)}/{len(self.trials)} done · {told} · {self._left()} left"
-        table.caption_justify = "left"
-        return table
+        line = f"{len(self.records)}/{len(self.trials)} done · {told} · {self._left()} left"
+        return Group(table, Text(line, style="italic"))
