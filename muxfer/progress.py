@@ -35,10 +35,9 @@ class Progress:
         self.trials = {trial.key: trial for trial in trials}
         self.records = {key: record for key, record in settled.items() if key in self.trials}
         self.steps: dict[str, int] = {}
-        self.skipped = len(self.records)
-        self.slots = slots
+        self.before = set(self.records)
         self.began = time.monotonic()
-        self._say(f"{len(trials)} trials, {self.skipped} already done, {slots} at a time")
+        self._say(f"{len(trials)} trials, {len(self.before)} already done, {slots} at a time")
         if self.stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.live import Live
@@ -82,13 +81,9 @@ class Progress:
         mine = [trial for trial in self.trials.values() if trial.key not in self.records]
         doing = sum(self._share(trial) * trial.cost_flops for trial in mine)
         left = sum(trial.cost_flops for trial in mine) - doing
-        new = [key for key in self.records if self.records[key].train_seconds and key not in self._old()]
-        done = doing + sum(self.trials[key].cost_flops for key in new)
+        done = doing + sum(self.trials[key].cost_flops for key in self.records.keys() - self.before)
         elapsed = time.monotonic() - self.began
         return show_seconds(left * elapsed / done) if done else "?"
-
-    def _old(self) -> set[str]:
-        return set(list(self.records)[: self.skipped])
 
     def _share(self, trial: Trial) -> float:
         return self.steps.get(trial.key, 0) / trial.task["training"]["steps"]
