@@ -94,7 +94,7 @@ def _at_width(width: int, *, quick: bool) -> list[Row]:
     tokens = (task.model.image_size // task.model.patch) ** 2
     rows, hidden = task.training.batch_size * tokens, int(width * task.model.mlp_ratio)
     x_ND, w_DH, out_NH = torch.randn(rows, width), torch.randn(width, hidden), torch.empty(rows, hidden)
-    step_flops = training_flops(measure(task).macs, samples=task.training.batch_size)
+    step_flops = training_flops(measure(task.model).macs, samples=task.training.batch_size)
     product_flops = 2.0 * rows * width * hidden
     num_products = max(1, round(num_steps * step_flops / product_flops / 4))
 

@@ -60,6 +60,8 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
         signal.signal(number, stop)
     with _answer_on_stdout() as stdout:
         try:
+            if names := click.get_current_context().meta.get("muxfer.plugins"):
+                importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
             wall_seconds = {"wall_seconds": round(time.time() - _process_start(), 3)}
             text = json.dumps({**answer.data, **wall_seconds}, indent=2, allow_nan=False) if as_json else answer.text
@@ -95,6 +97,18 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _keep_plugins(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
+    ctx.meta["muxfer.plugins"] = names
+
+
+PLUGIN = click.option(
+    "--plugin",
+    multiple=True,
+    metavar="MODULE",
+    expose_value=False,
+    callback=_keep_plugins,
+    help="A Python module of your own; model.target may then name its classes.",
+)
 OVERRIDES = click.argument("overrides", nargs=-1)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
 
@@ -138,6 +152,7 @@ def main() -> None:
 @click.argument("name")
 @OVERRIDES
 @JSON
+@PLUGIN
 @click.option("--dry-run", is_flag=True, help="List each trial: key, state, FLOPs; run nothing.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop in order, resumably, after this.")
 @click.option("--require-transfer", is_flag=True, help="Exit 6 unless the verdict is `transfers`.")
@@ -178,6 +193,7 @@ def sweep(
 @click.argument("name")
 @OVERRIDES
 @JSON
+@PLUGIN
 @click.option("--dry-run", is_flag=True, help="Show the choice and the target's plan; launch nothing.")
 @click.option("--force", is_flag=True, help="Overrule an objection; the record says so.")
 def transfer(name: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, force: bool) -> None:
@@ -194,6 +210,7 @@ def transfer(name: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool
 @click.argument("name")
 @OVERRIDES
 @JSON
+@PLUGIN
 def verdict(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say whether the optimum of sweep NAME transfers along its axis; exit 6 when it is not a yes.
 
@@ -207,6 +224,7 @@ def verdict(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name")
 @OVERRIDES
 @JSON
+@PLUGIN
 def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write the figures and the page of sweep NAME again, from the ledger.
 

@@ -254,7 +254,7 @@ def dry_run(name: str, overrides: Sequence[str]) -> Answer:
         step = resume_step(trial_folder(asked.folder, asked.study, trial), key=trial.key)
         state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
         task = parse_task(trial.task)
-        cost = measure(task)
+        cost = measure(task.model)
         flops = training_flops(cost.macs, samples=task.training.steps * task.training.batch_size)
         hours = None if record is None else record.train_seconds / 3600
         rows.append(

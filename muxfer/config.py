@@ -12,40 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from muxfer.errors import BadInput, nearest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A transformer by family and size; `image_size` is the side of the image or latent that the model sees."""
-
-    family: str
-    width: int
-    base_width: int
-    depth: int
-    head_dim: int
-    patch: int
-    image_size: int
-    channels: int
-    num_classes: int | None
-    """None: as many as the data has."""
-    mlp_ratio: float = 4.0
-    learn_sigma: bool = False
-
-    def check(self) -> None:
-        for key in ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels"):
-            positive(f"model.{key}", getattr(self, key))
-        for key in ("width", "base_width"):
-            width = getattr(self, key)
-            if width % self.head_dim:
-                use = max(1, round(width / self.head_dim)) * self.head_dim
-                raise BadInput(f"model.{key} {width} is not divisible by model.head_dim {self.head_dim}; use {use}")
-        if self.width % 4 or self.base_width % 4:
-            raise BadInput(f"model.width {self.width}: 2-d sine-cosine positions need a multiple of 4")
-        if self.image_size % self.patch:
-            raise BadInput(f"model.image_size {self.image_size} is not divisible by model.patch {self.patch}")
-        positive("model.mlp_ratio", self.mlp_ratio)
-        if self.num_classes is not None:
-            positive("model.num_classes", self.num_classes)
+from muxfer.models import Mmdit, Model, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +56,12 @@ class RectifiedFlow:
     name: Literal["rectified_flow"]
     logit_mean: float = 0.0
     logit_std: float = 1.0
+    repa_weight: float = 0.0
+    """Of the cosine loss between a middle block and a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
 
     def check(self) -> None:
         positive("objective.logit_std", self.logit_std)
+        _at_least_0("objective.repa_weight", self.repa_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +72,12 @@ class DDPM:
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    repa_weight: float = 0.0
+    """As under rectified_flow."""
 
     def check(self) -> None:
         positive("objective.num_timesteps", self.num_timesteps)
+        _at_least_0("objective.repa_weight", self.repa_weight)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise BadInput(
                 f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
@@ -115,7 +88,7 @@ class DDPM:
 class Optimizer:
     """AdamW under a parametrization; every number is the base width's, scaled by role for the width at hand."""
 
-    parametrization: Literal["mup", "standard", "stock"]
+    parametrization: Literal["mup", "standard", "stock", "completep"]
     base_lr: float
     weight_decay: float = 0.0
     beta1: float = 0.9
@@ -131,8 +104,7 @@ class Optimizer:
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise BadInput(f"optimizer.{key} {getattr(self, key)}: expected a number in [0, 1)")
-        if not 0 <= self.weight_decay < math.inf:
-            raise BadInput(f"optimizer.weight_decay {self.weight_decay}: expected a number of at least 0")
+        _at_least_0("optimizer.weight_decay", self.weight_decay)
         if self.grad_clip is not None:
             positive("optimizer.grad_clip", self.grad_clip)
 
@@ -197,6 +169,7 @@ class Task:
     evaluation: Evaluation
 
     def check(self) -> None:
+        """What no single part can see."""
         for key in ("image_size", "channels"):
             if getattr(self.model, key) != getattr(self.data, key):
                 raise BadInput(
@@ -214,6 +187,28 @@ class Task:
             raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
         if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
             raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
+        self._check_depth()
+        self._check_repa()
+
+    def _check_depth(self) -> None:
+        completep = self.optimizer.parametrization == "completep"
+        if completep and self.model.base_depth is None:
+            raise BadInput(
+                "optimizer.parametrization completep needs the depth at which the base settings hold: give"
+                " model.base_depth=DEPTH"
+            )
+        if not completep and self.model.base_depth is not None:
+            raise BadInput("model.base_depth has no effect without optimizer.parametrization=completep; leave it out")
+
+    def _check_repa(self) -> None:
+        has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
+        if self.objective.repa_weight and not has_projector:
+            raise BadInput(
+                "objective.repa_weight needs a model with a projector: model=mmdit with model.repa_depth and"
+                " model.repa_dim"
+            )
+        if has_projector and not self.objective.repa_weight:
+            raise BadInput("model.repa_depth has no effect without objective.repa_weight; give it, or leave both out")
 
 
 SETTINGS = {
@@ -226,6 +221,7 @@ SETTINGS = {
     "grad_clip": "optimizer.grad_clip",
     "output_multiplier": "optimizer.output_multiplier",
     "warmup_steps": "training.warmup_steps",
+    "repa_weight": "objective.repa_weight",
 }
 """What a study can vary, by its name under `search`, and the key of the task that it sets."""
 
@@ -292,8 +288,7 @@ class LedgerConfig:
 
     def check(self) -> None:
         positive("ledger.lease_seconds", self.lease_seconds)
-        if not 0 <= self.patience_seconds < math.inf:
-            raise BadInput(f"ledger.patience_seconds {self.patience_seconds}: expected a number of at least 0")
+        _at_least_0("ledger.patience_seconds", self.patience_seconds)
         if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
             raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")
 
@@ -351,10 +346,24 @@ NOT_IN_KEY = (
 """The task's keys that do not enter a trial's key: they cannot change what is trained or how it is scored."""
 
 
+ADDED_LATER = {
+    "model.base_depth": None,
+    "model.block": "adaln_zero",
+    "model.frequency_shift": 0.0,
+    "objective.repa_weight": 0.0,
+}
+"""Keys that came after the first release, with the value that stands for what was before: at it they stay out of a
+trial's key, so that the trials of older ledgers are still found."""
+
+
 def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a task's plain data that a trial key holds."""
     return {
-        group: {name: value for name, value in values.items() if f"{group}.{name}" not in NOT_IN_KEY}
+        group: {
+            name: value
+            for name, value in values.items()
+            if (key := f"{group}.{name}") not in NOT_IN_KEY and not (key in ADDED_LATER and value == ADDED_LATER[key])
+        }
         for group, values in task.items()
     }
 
@@ -389,7 +398,6 @@ def check(config: Any) -> None:
         config.check()
 
 
-def positive(key: str, value: float) -> None:
-    """BadInput unless the value of a key is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise BadInput(f"{key} {value}: expected a number above 0")
+def _at_least_0(key: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise BadInput(f"{key} {value}: expected a number of at least 0")

@@ -4,6 +4,7 @@ The target is a trial in the same ledger, trained by the same loop: typing the c
 done. It is recorded with its lineage: the source study, the winning trial, the hash of the plan that scaled it.
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
     for record in proxies:
         batch_size = with_setting(base, record.setting).training.batch_size
         spent.append((record.num_parameters, record.step * batch_size))
-    return tuning_ratio(spent, (measure(target).parameters, target.training.steps * target.training.batch_size))
+    return tuning_ratio(spent, (measure(target.model).parameters, target.training.steps * target.training.batch_size))
 
 
 def _executor(asked: Request) -> Executor:
@@ -186,7 +187,7 @@ def _write_results(folder: Path, target: TargetRun, record: Record, scales: "Pla
 
     from muxfer.adapters.diffusers_sampling import sample, save_grid
     from muxfer.training.data import load
-    from muxfer.worker import build_model
+    from muxfer.worker import build_model, conditioning
 
     folder.mkdir(parents=True, exist_ok=True)
     source = Path(record.checkpoint or "") / "ema.safetensors"
@@ -203,8 +204,9 @@ def _write_results(folder: Path, target: TargetRun, record: Record, scales: "Pla
     model.load_state_dict(load_file(weights), strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     labels = [label for label in range(data.num_classes) for _ in range(task.evaluation.samples_per_class)]
+    predict = conditioning(task.model, data.captions).to(device)
     images = sample(
-        model.eval().to(device),
+        functools.partial(predict, model.eval().to(device)),
         objective=task.objective,
         evaluation=task.evaluation,
         labels=labels,

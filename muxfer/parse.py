@@ -23,6 +23,13 @@ def parse_task(data: Mapping[str, Any]) -> Task:
     return task
 
 
+def parse_part(part: str, data: Mapping[str, Any]) -> Any:
+    """One part of a task alone (`model`, `optimizer`), checked by itself. BadInput as below."""
+    parsed = _value(typing.get_type_hints(Task)[part], data.get(part), part)
+    check(parsed)
+    return parsed
+
+
 def parse(data: Mapping[str, Any]) -> Config:
     """The whole configuration from plain data. BadInput names the first key that cannot work."""
     config = _parse(Config, data, "")
@@ -69,18 +76,38 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value) or type(value) is str:
+            raise BadInput(f"{path} is {_shown(value)}: expected a list of texts")
+        return tuple(value)
+    if typing.get_origin(hint) is Mapping:
+        return _mapping(typing.get_args(hint)[1], value, path)
     if type(value) is not hint:
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
         raise BadInput(f"{path} is {_shown(value)}: expected {expected}")
     return value
 
 
+def _mapping(hint: Any, value: Any, path: str) -> dict[str, Any]:
+    """Names with values: of the types in a union of plain types, or anything (`Any`) that a constructor may take."""
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{path} is {_shown(value)}: expected keys and values")
+    allowed = typing.get_args(hint) or (hint,)
+    for key, item in value.items():
+        if not isinstance(key, str) or (not key.isidentifier() and hint is not str):
+            raise BadInput(f"{path}.{str(key)[:40]}: expected the name of an argument")
+        if hint is not Any and type(item) not in allowed:
+            raise BadInput(f"{path}.{key} is {_shown(item)}: expected {' or '.join(kind.__name__ for kind in allowed)}")
+    return dict(value)
+
+
 def _variant(options: Sequence[Any], value: Any, path: str) -> Any:
-    """The dataclass of a union whose literal `name` is the one given."""
-    by_name = {typing.get_args(typing.get_type_hints(option)["name"])[0]: option for option in options}
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if name not in by_name:
-        raise BadInput(f"{path}.name is {_shown(name)}: {nearest(str(name), by_name)}")
+    """The dataclass of a union whose literal `name` (of a model: `family`) is the one given."""
+    tag = "family" if "family" in typing.get_type_hints(options[0]) else "name"
+    by_name = {typing.get_args(typing.get_type_hints(option)[tag])[0]: option for option in options}
+    name = value.get(tag) if isinstance(value, Mapping) else value
+    if not isinstance(name, str) or name not in by_name:
+        raise BadInput(f"{path}.{tag} is {_shown(name)}: {nearest(str(name), by_name)}")
     return _parse(by_name[name], value, path)
 
 
@@ -106,8 +133,9 @@ def _grid(name: str, given: Any) -> Grid:
     if not entries:
         raise BadInput(f"{path} is an empty grid: give at least one value, {path}=[...]")
     group, key = SETTINGS[name].split(".")
-    hint = typing.get_type_hints(typing.get_type_hints(Task)[group])[key]
-    least = "at least 0" if name in ("weight_decay", "warmup_steps") else "above 0"
+    kind = typing.get_type_hints(Task)[group]
+    hint = typing.get_type_hints((typing.get_args(kind) or (kind,))[0])[key]
+    least = "at least 0" if name in ("weight_decay", "warmup_steps", "repa_weight") else "above 0"
     values = []
     for entry in entries:
         number = _number(entry, path)

@@ -14,6 +14,7 @@ from muxfer.adapters.tracking_uri import default_tracking_uri, masked, sqlite_pa
 from muxfer.config import Config, ImageFolder
 from muxfer.errors import BadInput, MuxferError
 from muxfer.ledger import Ledger
+from muxfer.models import with_num_classes
 from muxfer.parse import parse
 from muxfer.plan import study_of
 from muxfer.trial import Study
@@ -54,11 +55,7 @@ def request(name: str, overrides: Sequence[str]) -> Request:
     from muxfer.training.data import load
 
     data = load(config.data)
-    if config.model.num_classes not in (None, data.num_classes):
-        raise BadInput(
-            f"model.num_classes {config.model.num_classes}: the data has {data.num_classes} classes; leave it out"
-        )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=data.num_classes))
+    config = dataclasses.replace(config, model=with_num_classes(config.model, data.num_classes))
     return Request(
         name=name,
         overrides=tuple(overrides),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from muxfer import plugins
 from muxfer.errors import StudyBusy
 from muxfer.ledger import Lease, Ledger
 from muxfer.plan import remaining
@@ -69,7 +70,12 @@ def run_study(
     seconds: dict[str, float] = {}
     progress.start(trials, records, slots=executor.slots)
     try:
-        executor.submit([Job(trial=t, folder=str(trial_folder(folder, study, t)), epoch=lease.epoch) for t in todo])
+        executor.submit(
+            [
+                Job(trial=t, folder=str(trial_folder(folder, study, t)), epoch=lease.epoch, plugins=plugins.allowed())
+                for t in todo
+            ]
+        )
         while len(ran) < len(todo):
             if not lease.held():
                 raise StudyBusy(f"another driver took study {study.label} over; this one stops and writes no more")

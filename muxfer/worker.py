@@ -5,19 +5,24 @@ A worker knows neither Ray nor MLflow. Whoever executes it calls `advance` until
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from muxfer.config import Task
 from muxfer.errors import BadInput
+from muxfer.models import Mmdit, Model
 from muxfer.parse import parse_task
+from muxfer.plugins import Plugins, allow
 from muxfer.trial import Outcome, Point, Record, Trial
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from muxfer.mup import Plan
+    from muxfer.training.conditioning import Conditioning
+    from muxfer.training.data import Dataset
     from muxfer.training.loop import Trainer
 
 
@@ -29,6 +34,7 @@ class Job:
     folder: str
     epoch: int
     device: str = "cpu"
+    plugins: Plugins = field(default_factory=Plugins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +71,14 @@ class Executor(Protocol):
         """Stop at once, whatever runs: trials stay resumable from their checkpoints."""
 
 
-def model_arguments(task: Task, *, width: int) -> dict[str, Any]:
-    """The keyword arguments of the family's builder at this width."""
-    model = task.model
-    return {
-        "width": width,
-        "depth": model.depth,
-        "head_dim": model.head_dim,
-        "patch": model.patch,
-        "image_size": model.image_size,
-        "channels": model.channels,
-        "num_classes": model.num_classes,
-        "mlp_ratio": model.mlp_ratio,
-        "learn_sigma": model.learn_sigma,
-    }
-
-
 def mup_plan(task: Task) -> "Plan":
     """The scales of every parameter of the task's model, relative to its base width. Builds on the meta device."""
+    from muxfer.families import family_of
     from muxfer.mup import make_plan
-    from proxy_models import FAMILIES
 
-    family = FAMILIES[task.model.family]
+    family = family_of(task.model)
     return make_plan(
-        lambda width: family.build(**model_arguments(task, width=width)),
+        family.build,
         width=task.model.width,
         base_width=task.model.base_width,
         parametrization=task.optimizer.parametrization,
@@ -102,14 +92,14 @@ def build_model(task: Task, *, replicate: int) -> tuple["nn.Module", "Plan"]:
     """A freshly initialized and parametrized model; equal tasks and replicates give bit-identical weights."""
     import torch
 
+    from muxfer.families import family_of
     from muxfer.mup import parametrize
     from muxfer.training.data import generator_of
-    from proxy_models import FAMILIES
 
     plan = mup_plan(task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(task.training.seed, replicate, "init").initial_seed())
-        model = FAMILIES[task.model.family].build(**model_arguments(task, width=task.model.width))
+        model = family_of(task.model).build(task.model.width)
     parametrize(model, plan)
     return model, plan
 
@@ -122,21 +112,46 @@ class ModelCost:
     macs: int
 
 
-def measure(task: Task) -> ModelCost:
-    """Count on the meta device: no memory is taken, whatever the size."""
+def measure(model: Model, captions: Sequence[str] = ("a scan of the digit seven",)) -> ModelCost:
+    """Count on the meta device: no memory is taken, whatever the size. Text is as long as the longest caption."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from proxy_models import FAMILIES
+    from muxfer.families import family_of
 
-    side, channels = task.model.image_size, task.model.channels
     with torch.device("meta"), torch.no_grad():
-        model = FAMILIES[task.model.family].build(**model_arguments(task, width=task.model.width))
-        inputs = (torch.empty(1, channels, side, side), torch.empty(1), torch.empty(1, dtype=torch.long))
+        built = family_of(model).build(model.width).eval()
+        predict = conditioning(model, captions)
+        image = torch.empty(1, model.channels, model.image_size, model.image_size)
         with FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+            predict.to("meta")(built, image, torch.empty(1), torch.zeros(1, dtype=torch.long))
+    parameters = sum(parameter.numel() for parameter in built.parameters())
     return ModelCost(parameters=parameters, macs=counter.get_total_flops() // 2)
+
+
+def conditioning(model: Model, captions: Sequence[str]) -> "Conditioning":
+    """How this model is called; `captions` are one a class, needed where it reads text."""
+    from muxfer.families import family_of
+    from muxfer.training.captions import embed_captions
+    from muxfer.training.conditioning import Conditioning
+
+    family = family_of(model)
+    embedded = None
+    text_dim = getattr(model, "text_dim", None)
+    if text_dim is not None:
+        embedded = embed_captions(captions, text_dim=text_dim, pooled_dim=getattr(model, "pooled_dim", None) or 1)
+    return Conditioning(family.inputs, patch=model.patch, captions=embedded, output=family.output)
+
+
+def repa_features(task: Task, data: "Dataset") -> "torch.Tensor | None":
+    """Features of the training pictures that REPA aligns with; None where the task has no such loss."""
+    if not task.objective.repa_weight:
+        return None
+    from muxfer.training.features import frozen_features
+
+    assert isinstance(task.model, Mmdit)
+    assert task.model.repa_dim is not None
+    return frozen_features(data.train.images(slice(None)), patch=task.model.patch, dim=task.model.repa_dim)
 
 
 class TrialRun:
@@ -149,6 +164,7 @@ class TrialRun:
         from muxfer.training.loop import Trainer
 
         self.job = job
+        allow(job.plugins.names, folder=job.plugins.folder)
         task = parse_task(job.trial.task)
         data = load(task.data)
         if data.fingerprint != job.trial.fingerprint:
@@ -176,6 +192,8 @@ class TrialRun:
             evaluation=task.evaluation,
             replicate=job.trial.replicate,
             fold=fold_factors(plan),
+            predict=conditioning(task.model, data.captions).to(job.device),
+            features_NTE=repa_features(task, data),
             grad_clip=optimizer.grad_clip,
             device=job.device,
             on_checkpoint=self._save,

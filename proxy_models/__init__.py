@@ -15,17 +15,33 @@ __all__ = ["FAMILIES", "Family"]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: its builder and what parametrization must be told about it.
+    """One family: its builder and what stands in no shape of it.
 
-    `readout` names the one output weight that the output multiplier belongs to. `declared` gives the role (input,
-    hidden, readout, finite) of parameters whose layout a shape cannot tell.
+    `inputs` says what forward is called with: its arguments by name, each with a source (image, timestep, labels, text,
+    text_mask, pooled, ...); `output` is an image, or the patches of one. `readout` names the one output weight that the
+    output multiplier belongs to. `declared` gives the role (input, hidden, readout, finite) of parameters whose layout
+    a shape cannot tell. For depth scaling, `branches` match (as in fnmatch) the parameters inside residual branches,
+    `branch_ends` the last weight and bias of each branch, never a gate.
     """
 
     build: Callable[..., nn.Module]
-    readout: str
+    inputs: Mapping[str, str]
+    readout: str | None
     declared: Mapping[str, str] = field(default_factory=dict)
+    output: str = "image"
+    branches: tuple[str, ...] = ()
+    branch_ends: tuple[str, ...] = ()
 
+
+LABELS = {"x_BCHW": "image", "t_B": "timestep", "y_B": "labels"}
+TEXT = {"x_BCHW": "image", "t_B": "timestep", "text_BLE": "text", "mask_BL": "text_mask"}
 
 FAMILIES: Mapping[str, Family] = {
-    "dit": Family(build=DiT, readout="final_layer.linear.weight"),
+    "dit": Family(
+        build=DiT,
+        inputs=LABELS,
+        readout="final_layer.linear.weight",
+        branches=("blocks.*",),
+        branch_ends=("blocks.*.attn.proj.*", "blocks.*.cross_attn.proj.*", "blocks.*.mlp.fc2.*"),
+    ),
 }

@@ -81,6 +81,7 @@ class DiT(nn.Module):
         image_size: int,
         channels: int,
         num_classes: int,
+        block: str = "adaln_zero",
         learn_sigma: bool = False,
         mlp_ratio: float = 4.0,
         frequency_shift: float = 0.0,

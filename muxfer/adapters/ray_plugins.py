@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from muxfer.inline import Attempt
+from muxfer.plugins import Plugins
 from muxfer.trial import Trial
 from muxfer.worker import Job
 
@@ -63,7 +64,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         data = config["job"]
-        job = Job(**{**data, "trial": Trial(**data["trial"])})
+        job = Job(**{**data, "trial": Trial(**data["trial"]), "plugins": Plugins(**data["plugins"])})
         if job.device == "cpu":  # two one-thread trials side by side beat one two-thread trial by 1.07 to 1.5x
             os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
             if "torch" in sys.modules:

@@ -24,6 +24,7 @@ from muxfer.trial import content_hash
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MIN_PICTURES = 10
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS_VALIDATION_EVERY = 6
 """Of each digit's scans, in their order, every 6th is kept for validation: 1,493 train, 304 validate."""
 
@@ -51,6 +52,8 @@ class Dataset:
     train: Split
     validation: Split
     class_names: tuple[str, ...]
+    captions: tuple[str, ...]
+    """One a class, for models that read text."""
     fingerprint: str
 
     @property
@@ -66,12 +69,16 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's material: u is the quantile of the time (float64), y has dropped labels replaced by num_classes."""
+    """One step's material: u is the quantile of the time (float64), y has dropped labels replaced by num_classes.
+
+    `index` says which pictures of the split these are.
+    """
 
     x_BCHW: torch.Tensor
     y_B: torch.Tensor
     u_B: torch.Tensor
     noise_BCHW: torch.Tensor
+    index_B: torch.Tensor
 
 
 class Stream:
@@ -98,6 +105,7 @@ class Stream:
             y_B=self._split.labels_N[index_B].masked_fill_(drop_B, self._null_label),
             u_B=u_B,
             noise_BCHW=torch.randn(x_BCHW.shape, generator=generator),
+            index_B=index_B,
         )
 
     def _index(self, step: int) -> torch.Tensor:
@@ -150,6 +158,7 @@ def _read_digits() -> Dataset:
         train=Split(pixels_NCHW=pixels_NCHW[~held_out], labels_N=labels_N[~held_out], levels=16),
         validation=Split(pixels_NCHW=pixels_NCHW[held_out], labels_N=labels_N[held_out], levels=16),
         class_names=tuple(str(label) for label in range(10)),
+        captions=tuple(f"a scan of the digit {word}" for word in DIGIT_WORDS),
         fingerprint=content_hash(["digits", content]),
     )
 
@@ -237,6 +246,7 @@ def _read_folder(data: ImageFolder, pictures: list[tuple[str, Path]]) -> Dataset
         train=Split(pixels_NCHW=pixels_NCHW[cut:], labels_N=labels_N[cut:], levels=255),
         validation=Split(pixels_NCHW=pixels_NCHW[:cut], labels_N=labels_N[:cut], levels=255),
         class_names=class_names,
+        captions=tuple(f"a picture of {name}" for name in class_names),
         fingerprint=content_hash(["image_folder", [[digest, name] for digest, name, _ in hashed]]),
     )
 

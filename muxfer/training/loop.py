@@ -6,6 +6,7 @@ chunks, yet divergence is dated to its exact step.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections import deque
@@ -31,7 +32,15 @@ VALIDATION_BATCH = 256
 """Noise is drawn by batch: another number here is another metric, and needs another NUMERICS_VERSION."""
 VALIDATION_MAX_PICTURES = 2048
 """Of a larger validation split the first so many: their order is by content hash, so they are a random sample."""
+
+Predict = Callable[..., torch.Tensor]
+"""`predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`."""
+
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def call_plainly(model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    return model(x_BCHW, t_B, y_B)
 
 
 class Trainer:
@@ -39,7 +48,9 @@ class Trainer:
 
     `groups` are AdamW's, each with `params`, `names` (one a parameter), `lr`, `weight_decay`, `eps`, `betas`; together
     they hold every trainable parameter once. `fold` is the factor by which a parameter's gradient enters the clipping
-    norm, by name, 1 where absent. `on_checkpoint` is called between steps, at every `checkpoint_every` and at the end.
+    norm, by name, 1 where absent. `predict` calls the model. `features` [N, T, E] of the training pictures, on the
+    CPU, are what REPA aligns a middle block with. `on_checkpoint` is called between steps, at every `checkpoint_every`
+    and at the end.
 
     `step` counts the steps done. Steps are numbered from 0; `diverged_at` is the number of the step whose loss or
     gradient was not finite, or that brought the mean loss over 20 steps after warm-up above twice the loss of step 0.
@@ -56,6 +67,8 @@ class Trainer:
         evaluation: Evaluation,
         replicate: int,
         fold: Mapping[str, float],
+        predict: Predict = call_plainly,
+        features_NTE: torch.Tensor | None = None,
         grad_clip: float | None = None,
         device: str = "cpu",
         on_checkpoint: "Callable[[Trainer], None] | None" = None,
@@ -68,6 +81,7 @@ class Trainer:
         self.diverged_at: int | None = None
         self.points: list[Point] = []
         self.train_seconds = 0.0
+        self._predict, self._features_NTE = predict, features_NTE
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
         self._dtype = self._params[0].dtype
@@ -126,6 +140,7 @@ class Trainer:
                         y_B=split.labels_N[start : start + len(x_BCHW)],
                         u_B=torch.full((len(x_BCHW),), u, dtype=torch.float64),
                         noise_BCHW=torch.randn(x_BCHW.shape, generator=generator_of("validation", i, start)),
+                        index_B=torch.arange(start, start + len(x_BCHW)),
                     )
                     total += self._losses(*self._place(batch)).double().sum()
         metric = total.item() / (num_pictures * self.evaluation.timesteps)
@@ -209,7 +224,7 @@ class Trainer:
         """One update; returns the loss and the unfolded gradient norm [2], still on the device."""
         batch = self._ahead.take(step) if self._ahead is not None else self._stream.batch(step)
         with self._autocast():
-            loss = self._losses(*self._place(batch)).mean()
+            loss = self._losses(*self._place(batch), self._features_of(batch)).mean()
         loss.backward()
         norm = self._clip()
         set_rates(self._optimizer, rate_multiplier(self.training, step))
@@ -240,9 +255,20 @@ class Trainer:
             self._unreported = []
 
     def _losses(
-        self, x_BCHW: torch.Tensor, y_B: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
+        self,
+        x_BCHW: torch.Tensor,
+        y_B: torch.Tensor,
+        t_B: torch.Tensor,
+        noise_BCHW: torch.Tensor,
+        features_BTE: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return objectives.losses(self.objective, self.model, x_BCHW, y_B, t_B, noise_BCHW)
+        model = functools.partial(self._predict, self.model)
+        return objectives.losses(self.objective, model, x_BCHW, y_B, t_B, noise_BCHW, features_BTE)
+
+    def _features_of(self, batch: Batch) -> torch.Tensor | None:
+        if self._features_NTE is None:
+            return None
+        return self._features_NTE[batch.index_B].to(self.device, self._dtype, non_blocking=True)
 
     def _place(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images, labels, times and noise on the device, floating point in the weights' precision."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from muxfer.config import DDPM, RectifiedFlow
 
@@ -23,7 +24,8 @@ FLOW_TIMESTEPS = 1000
 PIXEL_STEP = 2 / 255
 """Width of a pixel's bin in [-1, 1], for the likelihood of the last denoising step."""
 
-Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Model = Callable[..., torch.Tensor]
+"""`model(x_BCHW, t_B, y_B)`: the prediction, [B, C or 2C, H, W]."""
 
 
 def timesteps(objective: RectifiedFlow | DDPM, u_B: torch.Tensor) -> torch.Tensor:
@@ -40,6 +42,7 @@ def losses(
     y_B: torch.Tensor,
     t_B: torch.Tensor,
     noise_BCHW: torch.Tensor,
+    features_BTE: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Loss of each sample [B], in the images' own precision, at the times that `timesteps` gave.
 
@@ -47,7 +50,20 @@ def losses(
     DDPM: |eps(x_t) - noise|^2 with x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise (Ho et al. 2020, eq. 14), plus, when the
     model outputs 2C channels, the variational bound of the variance with the mean held fixed, weighted by T/1000
     (Nichol and Dhariwal 2021, eq. 16; DiT's weighting at its 1000 steps).
+    With `features` of a frozen encoder the model is asked for `repa` too and returns (output, projection [B, T, E]); to
+    the loss comes repa_weight * (1 - cosine), the mean over patches (REPA, Yu et al. 2025, eq. 8, from 0 upwards).
     """
+    if features_BTE is not None:
+        repa_B = torch.zeros(())
+
+        def predict(x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+            nonlocal repa_B
+            output, projection_BTE = model(x_BCHW, t_B, y_B, repa=True)
+            repa_B = 1 - functional.cosine_similarity(projection_BTE.to(x0_BCHW.dtype), features_BTE, dim=-1).mean(1)
+            return output
+
+        denoising_B = losses(objective, predict, x0_BCHW, y_B, t_B, noise_BCHW)
+        return denoising_B + objective.repa_weight * repa_B
     if isinstance(objective, RectifiedFlow):
         t_B111 = t_B.to(x0_BCHW.dtype)[:, None, None, None]
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, t_B111)

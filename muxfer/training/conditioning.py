@@ -1,0 +1,88 @@
+"""Calls a model with what its forward asks for: the one place that knows how classes and captions enter a network.
+
+Training, validation and sampling all speak of (image, timestep, label); a label is the row of a table of embedded
+captions where the model reads text, the last row being the null label and the empty caption. So one stream, one loss
+and one sampler serve every family, and any class whose forward takes these under other names.
+
+Axes: B batch, C channels, H and W pixels, T patches, L caption tokens, E text features, K captions.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muxfer.training.captions import Captions
+
+Source = Callable[["Conditioning", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Conditioning:
+    """`predict(model, x_BCHW, t_B, y_B)`: the model's output as an image, [B, C or 2C, H, W].
+
+    `inputs` maps the arguments of forward to sources (the keys of SOURCES). `output` is what forward returns: an image,
+    or the patches [B, T, C*patch*patch] of one. Models of other libraries return it first in a tuple, or as `.sample`.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, str], *, patch: int, captions: Captions | None = None, output: str = "image"
+    ) -> None:
+        self._sources = {argument: _SOURCES[source] for argument, source in inputs.items()}
+        self._patch = patch
+        self._captions = captions
+        self._from_patches = output == "patches"
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        if self._captions is not None:
+            self._captions = self._captions.to(device)
+        return self
+
+    def __call__(
+        self, model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor, **more: Any
+    ) -> torch.Tensor:
+        """`more` goes to forward as it is."""
+        given = {argument: source(self, x_BCHW, t_B, y_B) for argument, source in self._sources.items()}
+        output = model(**given, **more)
+        if hasattr(output, "sample"):
+            output = output.sample
+        elif isinstance(output, tuple) and not more:
+            output = output[0]
+        return _to_image(output, x_BCHW, self._patch) if self._from_patches else output
+
+    @property
+    def captions(self) -> Captions:
+        assert self._captions is not None, "a model that reads text needs embedded captions"
+        return self._captions
+
+
+def _patches(x_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
+    """[B, T, C*patch*patch], channels slowest, as FLUX packs its latents."""
+    return F.pixel_unshuffle(x_BCHW, patch).flatten(2).transpose(1, 2)
+
+
+def _to_image(x_BTD: torch.Tensor, like_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
+    height, width = (side // patch for side in like_BCHW.shape[-2:])
+    return F.pixel_shuffle(x_BTD.transpose(1, 2).unflatten(2, (height, width)), patch)
+
+
+def _image_ids(x_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
+    """[T, 3]: zero, row, column of every patch, as FLUX's rotary positions take them."""
+    rows, columns = (torch.arange(side // patch, device=x_BCHW.device) for side in x_BCHW.shape[-2:])
+    row_hw, column_hw = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.zeros_like(row_hw), row_hw, column_hw], dim=-1).flatten(0, 1).to(x_BCHW.dtype)
+
+
+_SOURCES: Mapping[str, Source] = {
+    "image": lambda self, x, t, y: x,
+    "timestep": lambda self, x, t, y: t,
+    "labels": lambda self, x, t, y: y,
+    "text": lambda self, x, t, y: self.captions.text_KLE[y].to(x.dtype),
+    "text_mask": lambda self, x, t, y: self.captions.mask_KL[y],
+    "pooled": lambda self, x, t, y: self.captions.pooled_KP[y].to(x.dtype),
+    "patches": lambda self, x, t, y: _patches(x, self._patch),
+    "timestep_unit": lambda self, x, t, y: t / 1000,
+    "image_ids": lambda self, x, t, y: _image_ids(x, self._patch),
+    "text_ids": lambda self, x, t, y: x.new_zeros(self.captions.text_KLE.shape[1], 3),
+}
