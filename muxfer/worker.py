@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from muxfer.mup import Plan
+    from muxfer.mup.coordcheck import Run
     from muxfer.training.conditioning import Conditioning
     from muxfer.training.data import Dataset
     from muxfer.training.loop import Trainer
+
+
+PROBE_STEP = 1_000_000
+"""Number of the batch that the coordinate check looks at and never trains on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +93,71 @@ def mup_plan(task: Task) -> "Plan":
     )
 
 
-def build_model(task: Task, *, replicate: int) -> tuple["nn.Module", "Plan"]:
-    """A freshly initialized and parametrized model; equal tasks and replicates give bit-identical weights."""
+def build_model(task: Task, *, replicate: int, plan: "Plan | None" = None) -> tuple["nn.Module", "Plan"]:
+    """A freshly initialized and parametrized model; equal tasks and replicates give bit-identical weights.
+
+    `plan` None: the task's own.
+    """
     import torch
 
     from muxfer.families import family_of
     from muxfer.mup import parametrize
     from muxfer.training.data import generator_of
 
-    plan = mup_plan(task)
+    plan = mup_plan(task) if plan is None else plan
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(task.training.seed, replicate, "init").initial_seed())
         model = family_of(task.model).build(task.model.width)
     parametrize(model, plan)
     return model, plan
+
+
+def coordinate_run(task: Task, *, replicate: int, plan: "Plan | None" = None) -> "Run":
+    """The task's model with real batches of its data, ready for the coordinate check; on the CPU, constant rate.
+
+    `plan` None: the task's own. Another one is how the check is shown to fail.
+    """
+    from functools import partial
+
+    import torch
+
+    from muxfer.mup import param_groups
+    from muxfer.mup.coordcheck import Run
+    from muxfer.training import objective
+    from muxfer.training.data import Stream, load
+    from muxfer.training.optim import build_adamw
+
+    data = load(task.data)
+    model, plan = build_model(task, replicate=replicate, plan=plan)
+    optimizer, training = task.optimizer, task.training
+    groups = param_groups(
+        model,
+        plan,
+        base_lr=optimizer.base_lr,
+        weight_decay=optimizer.weight_decay,
+        eps=optimizer.eps,
+        betas=(optimizer.beta1, optimizer.beta2),
+    )
+    predict = partial(conditioning(task.model, data.captions), model)
+    features_NTE = repa_features(task, data)
+    stream = Stream(
+        data.train,
+        num_classes=data.num_classes,
+        batch_size=training.batch_size,
+        label_dropout=training.label_dropout,
+        seed=training.seed,
+        replicate=replicate,
+    )
+
+    def loss(step: int) -> torch.Tensor:
+        batch = stream.batch(step)
+        t_B = objective.timesteps(task.objective, batch.u_B).float()
+        features_BTE = None if features_NTE is None else features_NTE[batch.index_B]
+        return objective.losses(
+            task.objective, predict, batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE
+        ).mean()
+
+    return Run(model=model, plan=plan, optimizer=build_adamw(groups), loss=loss, probe=partial(loss, PROBE_STEP))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,160 @@
+"""What a coordinate check concludes: a slope over log size for each measured thing, its interval, and whether it fits.
+
+    change              RMS change of a module's output on a fixed batch after steps 1, 2, 3 and the last: slope 0
+    output_at_init      RMS(W x) / RMS(x) of a fresh weight against its role's slope; RMS of what is as wide as the
+                        model (a module's output, the input of a hidden weight or readout): slope 0
+    update              RMS(dW x) / RMS(x), or RMS(dp) of a vector or table, at the first step with a gradient: 0
+    parameter_at_init   RMS of a fresh parameter against its role's slope
+
+Under depth scaling the slopes are over log depth: -1 at the end of a branch, 0 elsewhere. What is exactly zero at every
+size has no slope and is not judged; zero at some sizes only fails. Pure numbers, no torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+MEASURES = ("change", "output_at_init", "update", "parameter_at_init")
+TOLERANCE: Mapping[str, float] = {"change": 0.5, "output_at_init": 0.2, "update": 0.4, "parameter_at_init": 0.06}
+"""Largest distance of a slope from what is expected. Two-sided: what shrinks with the width is as wrong as what grows.
+
+Slopes of healthy models and of broken ones that these lie between: docs/models.md.
+"""
+
+INIT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -0.5, "readout": -1.0, "finite": 0.0}
+OUTPUT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": 0.0, "readout": -0.5, "finite": 0.0}
+"""Of RMS(W x) / RMS(x) at initialization, over log width, by role."""
+
+
+Key = tuple[str, str, int | None]
+"""(measure, name, step)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One slope: of a module (by name) or a parameter, over the log of the size, with its 95 % interval.
+
+    `values` are means over seeds (geometric) by size; `slope` None: zero at every size, so nothing to judge.
+    """
+
+    measure: str
+    name: str
+    role: str
+    step: int | None
+    expected: float
+    slope: float | None
+    low: float | None
+    high: float | None
+    values: Mapping[int, float]
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinateCheck:
+    """What was found; it passes where every line does."""
+
+    parametrization: str
+    axis: str
+    sizes: tuple[int, ...]
+    steps: int
+    seeds: int
+    lines: tuple[Line, ...]
+    loss_change: float
+    """Largest relative change of the loss over the steps: the rate was small enough if it barely moved."""
+
+    @property
+    def passed(self) -> bool:
+        return all(line.passed for line in self.lines)
+
+    @property
+    def verdict(self) -> str:
+        return "pass" if self.passed else "fail"
+
+    @property
+    def measures(self) -> dict[str, bool]:
+        return {measure: all(line.passed for line in self.lines if line.measure == measure) for measure in MEASURES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a slope is expected from: the role, whether the weight holds the depth factor, the fewest entries seen."""
+
+    role: str
+    is_branch_end: bool
+    num_entries: int
+
+
+def judge(
+    key: Key, values: Mapping[int, Sequence[float]], kind: Kind, *, sizes: Sequence[int], num_seeds: int, axis: str
+) -> Line:
+    """The line of one key; `values` has one number a seed by size."""
+    measure, name, step = key
+    if axis == "depth":
+        expected = -1.0 if kind.is_branch_end else 0.0
+    elif measure == "parameter_at_init":
+        expected = INIT_SLOPE[kind.role]
+    else:
+        expected = OUTPUT_SLOPE.get(kind.role, 0.0) if measure == "output_at_init" else 0.0
+    by_size = {size: list(values.get(size, ())) for size in sizes}
+    entries = [value for several in by_size.values() for value in several]
+    means = {size: _geometric(several) for size, several in by_size.items()}
+    slope = error = None
+    if not any(entries):
+        passed = True
+    elif not all(value > 0 and math.isfinite(value) for value in entries) or len(entries) < len(sizes) * num_seeds:
+        passed = False
+    else:
+        slope, error = _fit(by_size)
+        tolerance = TOLERANCE[measure]
+        if measure == "parameter_at_init":  # the law is exact, a draw of few entries is not
+            tolerance += 4 * _slope_error_of_draws(by_size, kind.num_entries)
+        passed = abs(slope - expected) <= tolerance
+    return Line(
+        measure=measure,
+        name=name,
+        role=kind.role,
+        step=step,
+        expected=expected,
+        slope=slope,
+        low=None if slope is None or error is None else slope - error,
+        high=None if slope is None or error is None else slope + error,
+        values=means,
+        passed=passed,
+    )
+
+
+def _geometric(values: Sequence[float]) -> float:
+    if not values or not all(value > 0 and math.isfinite(value) for value in values):
+        return 0.0
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _fit(values: Mapping[int, Sequence[float]]) -> tuple[float, float]:
+    """Least-squares slope of log value over log size, and half of its 95 % interval by Student's t."""
+    points = [(math.log(size), math.log(value)) for size, several in values.items() for value in several]
+    mean_x, mean_y = (sum(column) / len(points) for column in zip(*points, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    freedom = len(points) - 2
+    return slope, _t_quantile(freedom) * math.sqrt(rest / freedom / spread)
+
+
+def _slope_error_of_draws(values: Mapping[int, Sequence[float]], num_entries: int) -> float:
+    """Standard error of the slope that random draws of so many entries alone would give: RMS is known to 1/sqrt(2n)."""
+    logs = [math.log(size) for size, several in values.items() for _ in several]
+    mean = sum(logs) / len(logs)
+    return math.sqrt(1 / (2 * num_entries) / sum((x - mean) ** 2 for x in logs))
+
+
+def _t_quantile(freedom: int) -> float:
+    """0.975 quantile of Student's t, within 1 % from 2 degrees of freedom on (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
