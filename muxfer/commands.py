@@ -32,7 +32,7 @@ from muxfer.request import Answer, Request, Say, check_writable, driving, open_l
 from muxfer.study import Ran, run_study, trial_folder
 from muxfer.transfer import the_study
 from muxfer.trial import Outcome, Record, Study, Trial, Verdict, content_hash
-from muxfer.worker import Executor
+from muxfer.worker import Executor, mup_plan
 
 if TYPE_CHECKING:
     from muxfer.analysis.transferability import Best
@@ -54,6 +54,7 @@ def sweep(
     began = time.monotonic()
     asked = request(name, overrides)
     trials = plan.grid_trials(asked.config, fingerprint=asked.fingerprint)
+    _check_models(trials)
     is_new = not (asked.home / "trials").exists()
     check_writable(asked.home)
     say(f"study {asked.study.label}: files in {asked.home}, records in {masked(tracking_uri(asked.config))}")
@@ -90,6 +91,12 @@ def sweep(
             unknown = dict.fromkeys(("best", "verdict", "report"))
             return Answer(data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error))
     return _sweep_answer(asked, trials, records, judged, ran, page, require_transfer=require_transfer)
+
+
+def _check_models(trials: Sequence[Trial]) -> None:
+    """Plan every model of the grid on the meta device: one that can't be is refused before anything is started."""
+    for task in {content_hash(trial.task["model"]): trial.task for trial in trials}.values():
+        mup_plan(parse_task(task))
 
 
 def _sweep_answer(

@@ -187,10 +187,11 @@ class Task:
             raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
         if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
             raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
-        self._check_depth()
+        self.check_depth()
         self._check_repa()
 
-    def _check_depth(self) -> None:
+    def check_depth(self) -> None:
+        """What model and optimizer must agree on, whatever the rest."""
         completep = self.optimizer.parametrization == "completep"
         if completep and self.model.base_depth is None:
             raise BadInput(
@@ -313,6 +314,36 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """A coordinate check: at which widths or depths, for how long, at how small a rate. No part of a study or a trial.
+
+    The rate is small so that the first steps stay where slopes mean something: it is not the rate of training.
+    """
+
+    axis: Literal["width", "depth"] = "width"
+    sizes: tuple[int, ...] = (32, 64, 128, 256)
+    steps: int = 10
+    seeds: int = 3
+    base_lr: float = 2**-16
+    batch_size: int = 16
+
+    def check(self) -> None:
+        for size in self.sizes:
+            positive("check.sizes", size)
+        if len(set(self.sizes)) < max(4, len(self.sizes)) or max(self.sizes) < 8 * min(self.sizes):
+            raise BadInput(
+                f"check.sizes {list(self.sizes)}: a slope needs at least 4 different {self.axis}s over a range of 8x,"
+                " for example [32,64,128,256]"
+            )
+        if self.steps < 10:
+            raise BadInput(
+                f"check.steps {self.steps}: expected at least 10; blocks behind zero gates get no gradient before"
+            )
+        for key in ("seeds", "base_lr", "batch_size"):
+            positive(f"check.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One study: the proxy task, what is searched, the target, and where it all runs and is kept."""
 
@@ -326,6 +357,8 @@ class Config:
     target: Target
     compute: Compute
     ledger: LedgerConfig
+    check: Check = field(default_factory=Check)
+    """Default: ledgers of before hold configurations without it."""
     output_dir: str | None = None
     description: str = ""
 
@@ -382,10 +415,17 @@ def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Plain data of a part of the configuration; `muxfer.parse` reads it back."""
-    plain = dataclasses.asdict(config)
+    plain = _without_tuples(dataclasses.asdict(config))
     if isinstance(config, Config):
         plain["search"] |= {name: list(values) for name, values in plain["search"].pop("grids").items()}
     return plain
+
+
+def _without_tuples(value: Any) -> Any:
+    """Lists for tuples, as JSON gives them back: a study from the ledger must equal one of today."""
+    if isinstance(value, Mapping):
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check(config: Any) -> None:
@@ -394,7 +434,7 @@ def check(config: Any) -> None:
         value = getattr(config, part.name)
         if dataclasses.is_dataclass(value):
             check(value)
-    if hasattr(config, "check"):
+    if callable(getattr(config, "check", None)):  # of a whole Config it is the part of that name
         config.check()
 
 

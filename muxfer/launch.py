@@ -103,7 +103,7 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
         origin = {
             "source": f"sweep {study.name}, study {study.key}",
             "winning trial": f"{target.winner.key}, {show_setting(target.winner.setting)}",
-            "plan": f"{scales.hash}, {scales.parametrization} with base width {scales.base_width}",
+            "plan": f"{scales.hash}, {scales.parametrization} with base width {scales.base_width}{_base_depth(scales)}",
             **({"forced": "; ".join(target.forced)} if target.forced else {}),
         }
         page = report.write_target(name, home, record, proxies, judged, samples=folder / "samples.png", lineage=origin)
@@ -141,7 +141,8 @@ def scale_groups(scales: "Plan", task: Task) -> list[dict[str, Any]]:
 def scales_text(scales: "Plan", task: Task) -> str:
     """The same as a table for a terminal."""
     lines = [
-        f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}",
+        f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}"
+        f"{_base_depth(scales)}",
         f"  {'role':<8} {'tensors':>7} {'lr':>12} {'weight decay':>13} {'eps':>9} {'init':>7}",
     ]
     for group in scale_groups(scales, task):
@@ -150,6 +151,11 @@ def scales_text(scales: "Plan", task: Task) -> str:
             f" {group['eps']:>9.2g} {'x' + format(group['init_std'], '.3g'):>7}"
         )
     return "\n".join(lines)
+
+
+def _base_depth(scales: "Plan") -> str:
+    scaled = scales.parametrization == "completep"
+    return f", depth {scales.depth}, base depth {scales.base_depth}" if scaled else ""
 
 
 def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:

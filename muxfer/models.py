@@ -6,6 +6,7 @@ that is not ours (diffusers, a plugin): how its arguments follow from the sizes,
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -81,6 +82,13 @@ class Uvit(Transformer):
 
     def check(self) -> None:
         super().check()
+        for key in ("depth", "base_depth"):
+            depth = getattr(self, key)
+            if depth is not None and depth % 2 == 0:
+                raise BadInput(
+                    f"model.{key} {depth} is even: a U-ViT has as many in-blocks as out-blocks, and one between;"
+                    f" use {depth + 1}"
+                )
         if self.num_classes is not None and self.text_dim is not None:
             raise BadInput("model.num_classes and model.text_dim are both given: a U-ViT takes labels or text")
 
@@ -138,7 +146,8 @@ class Declared(Transformer):
     family: Literal["declared"]
     target: str
     sizes: Mapping[str, str | int]
-    """Arguments that follow from the sizes: arithmetic over the keys here, such as `width // head_dim`."""
+    """Arguments that follow from the sizes: arithmetic over the keys here, such as `width // head_dim`, where true
+    counts as 1. What a study varies (width, depth) must stand here."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments as they are."""
     inputs: Mapping[str, str]
@@ -151,6 +160,7 @@ class Declared(Transformer):
     branches: tuple[str, ...] = ()
     branch_ends: tuple[str, ...] = ()
     num_classes: int | None = None
+    """None: as many as the data has. Label num_classes is the null one, so a table of labels has one row more."""
     text_dim: int | None = None
     pooled_dim: int | None = None
 
@@ -159,16 +169,26 @@ class Declared(Transformer):
         for argument, source in self.inputs.items():
             if source not in SOURCES:
                 raise BadInput(f"model.inputs.{argument} is {source!r}: expected one of {', '.join(SOURCES)}")
-        for source, key in (("text", "text_dim"), ("text_mask", "text_dim"), ("pooled", "pooled_dim")):
+        needs = {"text": "text_dim", "text_mask": "text_dim", "text_ids": "text_dim", "pooled": "pooled_dim"}
+        for source, key in needs.items():
             if source in self.inputs.values() and getattr(self, key) is None:
                 raise BadInput(f"model.inputs uses {source}: give model.{key}")
         if "image" not in self.inputs.values() and "patches" not in self.inputs.values():
             raise BadInput("model.inputs has neither image nor patches: say which argument of forward takes the image")
-        if not any(isinstance(value, str) and "width" in value for value in self.sizes.values()):
+        if twice := sorted(self.sizes.keys() & self.arguments.keys()):
+            raise BadInput(f"model.sizes.{twice[0]} and model.arguments.{twice[0]} are both given: leave one out")
+        if not self._names("width"):
             raise BadInput(
                 "model.sizes has no argument that follows from width: say how width maps to the class's arguments,"
                 " for example num_attention_heads: width // head_dim"
             )
+        for key, without in (("depth", 1), ("mlp_ratio", 4.0)):
+            if getattr(self, key) != without and not self._names(key):
+                raise BadInput(f"model.{key} has no effect: name it under model.sizes, or set it to {without}")
+
+    def _names(self, key: str) -> bool:
+        """Whether some size follows from this key."""
+        return any(isinstance(size, str) and re.search(rf"\b{key}\b", size) for size in self.sizes.values())
 
 
 Model = Dit | Pixart | Uvit | Mmdit | InContext | CrossAttention | Declared

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from muxfer.config import SETTINGS, Config, Grid, Search, Task, check
 from muxfer.errors import BadInput, nearest
 
+_POWER = re.compile(r"2(?:\^|\*\*)([+-]?\d{1,3}(?:\.\d+)?)")
+
 
 def parse_task(data: Mapping[str, Any]) -> Task:
     task = _parse(Task, data, "")
@@ -36,6 +38,17 @@ def parse(data: Mapping[str, Any]) -> Config:
     assert isinstance(config, Config)
     check(config.task)
     check(config)
+    return config
+
+
+def parse_without_grid(data: Mapping[str, Any]) -> Config:
+    """As `parse`, for a command that searches nothing: the grid of a study may be missing."""
+    config = _parse(Config, data, "")
+    assert isinstance(config, Config)
+    check(config.task)
+    for part in dataclasses.fields(config):
+        if part.name != "search" and dataclasses.is_dataclass(value := getattr(config, part.name)):
+            check(value)
     return config
 
 
@@ -72,14 +85,15 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if value not in allowed:
             raise BadInput(f"{path} is {_shown(value)}: expected {' or '.join(map(str, allowed))}")
         return value
-    if hint is float and type(value) is int:
-        return float(value)
+    if hint is float and (type(value) is int or (isinstance(value, str) and _POWER.fullmatch(value))):
+        return _number(value, path)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value) or type(value) is str:
-            raise BadInput(f"{path} is {_shown(value)}: expected a list of texts")
-        return tuple(value)
+        kind = typing.get_args(hint)[0]
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise BadInput(f"{path} is {_shown(value)}: expected a list of {'texts' if kind is str else 'numbers'}")
+        return tuple(_value(kind, item, path) for item in value)
     if typing.get_origin(hint) is Mapping:
         return _mapping(typing.get_args(hint)[1], value, path)
     if type(value) is not hint:
@@ -93,12 +107,27 @@ def _mapping(hint: Any, value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise BadInput(f"{path} is {_shown(value)}: expected keys and values")
     allowed = typing.get_args(hint) or (hint,)
+    words = {int: "a whole number", str: "text"}
     for key, item in value.items():
         if not isinstance(key, str) or (not key.isidentifier() and hint is not str):
             raise BadInput(f"{path}.{str(key)[:40]}: expected the name of an argument")
-        if hint is not Any and type(item) not in allowed:
-            raise BadInput(f"{path}.{key} is {_shown(item)}: expected {' or '.join(kind.__name__ for kind in allowed)}")
+        if hint is Any:
+            _check_plain(item, f"{path}.{key}")
+        elif type(item) not in allowed:
+            raise BadInput(f"{path}.{key} is {_shown(item)}: expected {' or '.join(words[kind] for kind in allowed)}")
     return dict(value)
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """Refuse what JSON can't hold: a task is hashed, kept and sent as JSON."""
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{path}.{i}")
+    elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            _check_plain(item, f"{path}.{key}")
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise BadInput(f"{path} is {_shown(value)}: expected finite numbers, texts, lists, or keys that are texts")
 
 
 def _variant(options: Sequence[Any], value: Any, path: str) -> Any:
@@ -149,8 +178,7 @@ def _grid(name: str, given: Any) -> Grid:
 
 def _number(entry: Any, path: str) -> float:
     """A number as it stands, or a power of two as text: 2^-7 (2**-7 on a command line, whose grammar has no ^)."""
-    power = re.fullmatch(r"2(?:\^|\*\*)([+-]?\d{1,3}(?:\.\d+)?)", entry) if isinstance(entry, str) else None
-    if power:
+    if isinstance(entry, str) and (power := _POWER.fullmatch(entry)):
         return 2.0 ** float(power.group(1))
     if type(entry) not in (int, float):
         raise BadInput(f"{path} holds {_shown(entry)}: expected numbers, or powers of two such as 2^-7")

@@ -37,7 +37,7 @@ def allow(names: Sequence[str], *, folder: str) -> None:
             raise BadInput(f"--plugin {name[:60]!r}: expected the name of a Python module, package.module")
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script without a __main__ guard may leave
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise BadInput(f"--plugin {name} can't be imported ({reason}); looked in {folder} first") from error
     _allowed = Plugins(names=tuple(names), folder=folder)

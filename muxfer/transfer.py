@@ -2,7 +2,7 @@
 
 Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all, one that
 drifts along the axis.
-Refused always: a target whose base width is not its proxies'.
+Refused always: a target whose base width is not its proxies'. Its base depth can't be said: it is the proxies'.
 """
 
 from collections.abc import Mapping, Sequence

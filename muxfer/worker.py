@@ -21,14 +21,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from muxfer.mup import Plan
-    from muxfer.mup.coordcheck import Run
     from muxfer.training.conditioning import Conditioning
     from muxfer.training.data import Dataset
     from muxfer.training.loop import Trainer
-
-
-PROBE_STEP = 1_000_000
-"""Number of the batch that the coordinate check looks at and never trains on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +72,7 @@ class Executor(Protocol):
 
 
 def mup_plan(task: Task) -> "Plan":
-    """The scales of every parameter of the task's model, relative to its base width. Builds on the meta device."""
+    """The scales of every parameter of the task's model, relative to its base sizes. Builds on the meta device."""
     from muxfer.families import family_of
     from muxfer.mup import make_plan
 
@@ -90,6 +85,10 @@ def mup_plan(task: Task) -> "Plan":
         output_multiplier=task.optimizer.output_multiplier,
         readout=family.readout,
         declared=family.declared,
+        depth=task.model.depth,
+        base_depth=task.model.base_depth or task.model.depth,
+        branches=family.branches,
+        branch_ends=family.branch_ends,
     )
 
 
@@ -110,54 +109,6 @@ def build_model(task: Task, *, replicate: int, plan: "Plan | None" = None) -> tu
         model = family_of(task.model).build(task.model.width)
     parametrize(model, plan)
     return model, plan
-
-
-def coordinate_run(task: Task, *, replicate: int, plan: "Plan | None" = None) -> "Run":
-    """The task's model with real batches of its data, ready for the coordinate check; on the CPU, constant rate.
-
-    `plan` None: the task's own. Another one is how the check is shown to fail.
-    """
-    from functools import partial
-
-    import torch
-
-    from muxfer.mup import param_groups
-    from muxfer.mup.coordcheck import Run
-    from muxfer.training import objective
-    from muxfer.training.data import Stream, load
-    from muxfer.training.optim import build_adamw
-
-    data = load(task.data)
-    model, plan = build_model(task, replicate=replicate, plan=plan)
-    optimizer, training = task.optimizer, task.training
-    groups = param_groups(
-        model,
-        plan,
-        base_lr=optimizer.base_lr,
-        weight_decay=optimizer.weight_decay,
-        eps=optimizer.eps,
-        betas=(optimizer.beta1, optimizer.beta2),
-    )
-    predict = partial(conditioning(task.model, data.captions), model)
-    features_NTE = repa_features(task, data)
-    stream = Stream(
-        data.train,
-        num_classes=data.num_classes,
-        batch_size=training.batch_size,
-        label_dropout=training.label_dropout,
-        seed=training.seed,
-        replicate=replicate,
-    )
-
-    def loss(step: int) -> torch.Tensor:
-        batch = stream.batch(step)
-        t_B = objective.timesteps(task.objective, batch.u_B).float()
-        features_BTE = None if features_NTE is None else features_NTE[batch.index_B]
-        return objective.losses(
-            task.objective, predict, batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE
-        ).mean()
-
-    return Run(model=model, plan=plan, optimizer=build_adamw(groups), loss=loss, probe=partial(loss, PROBE_STEP))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +143,10 @@ def conditioning(model: Model, captions: Sequence[str]) -> "Conditioning":
     from muxfer.training.conditioning import Conditioning
 
     family = family_of(model)
+    text_dim, pooled_dim = getattr(model, "text_dim", None), getattr(model, "pooled_dim", None)
     embedded = None
-    text_dim = getattr(model, "text_dim", None)
-    if text_dim is not None:
-        embedded = embed_captions(captions, text_dim=text_dim, pooled_dim=getattr(model, "pooled_dim", None) or 1)
+    if text_dim is not None or pooled_dim is not None:
+        embedded = embed_captions(captions, text_dim=text_dim or 1, pooled_dim=pooled_dim or 1)
     return Conditioning(family.inputs, patch=model.patch, captions=embedded, output=family.output)
 
 

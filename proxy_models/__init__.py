@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from proxy_models.cross_attention import CrossAttentionTransformer
 from proxy_models.dit import DiT
+from proxy_models.in_context import InContextTransformer
+from proxy_models.mmdit import MMDiT
+from proxy_models.pixart import PixArt
+from proxy_models.uvit import UViT
 
 __all__ = ["FAMILIES", "Family"]
 
@@ -43,5 +48,40 @@ FAMILIES: Mapping[str, Family] = {
         readout="final_layer.linear.weight",
         branches=("blocks.*",),
         branch_ends=("blocks.*.attn.proj.*", "blocks.*.cross_attn.proj.*", "blocks.*.mlp.fc2.*"),
+    ),
+    "pixart": Family(
+        build=PixArt,
+        inputs=TEXT,
+        readout="final_layer.linear.weight",
+        branches=("blocks.*",),
+        branch_ends=("blocks.*.attn.proj.*", "blocks.*.cross_attn.proj.*", "blocks.*.mlp.fc2.*"),
+    ),
+    "uvit": Family(
+        build=UViT,
+        inputs=LABELS,  # TEXT where it is built with a text_dim
+        readout="decoder_pred.weight",
+        branches=("in_blocks.*", "mid_block.*", "out_blocks.*"),
+        branch_ends=("*_block*.attn.proj.*", "*_block*.mlp.fc2.*", "out_blocks.*.skip_linear.*"),  # skip: residual
+    ),
+    "in_context": Family(
+        build=InContextTransformer,
+        inputs=TEXT,
+        readout="final_layer.linear.weight",
+        branches=("blocks.*",),
+        branch_ends=("blocks.*.attn.proj.*", "blocks.*.mlp.fc2.*"),
+    ),
+    "cross_attention": Family(
+        build=CrossAttentionTransformer,
+        inputs=TEXT,
+        readout="final_layer.linear.weight",
+        branches=("blocks.*",),
+        branch_ends=("blocks.*.attn.proj.*", "blocks.*.cross_attn.proj.*", "blocks.*.mlp.fc2.*"),
+    ),
+    "mmdit": Family(
+        build=MMDiT,
+        inputs={"x_BCHW": "image", "t_B": "timestep", "text_BLE": "text", "pooled_BP": "pooled"},
+        readout="final_layer.linear.weight",
+        branches=("joint_blocks.*",),
+        branch_ends=("joint_blocks.*.attn.proj.*", "joint_blocks.*.mlp.fc2.*"),
     ),
 }

@@ -199,6 +199,7 @@ class TrackingStore:
         return self._client
 
     def _import_and_connect(self) -> Any:
+        import mlflow  # before its part: Ray's thread imports it too, and the two would lock each other out
         import mlflow.entities
         from mlflow import MlflowClient
 

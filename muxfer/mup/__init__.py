@@ -5,6 +5,12 @@
     parametrize(model, plan)
     optimizer = AdamW(param_groups(model, plan, base_lr=2**-7, weight_decay=0.0, eps=1e-8, betas=(0.9, 0.999)))
 
+In depth too, where the model says which parameters are in residual branches and which end them:
+
+    plan = make_plan(build_deep, width=256, base_width=64, readout="final_layer.linear.weight",
+                     parametrization="completep", depth=24, base_depth=6,
+                     branches=["blocks.*"], branch_ends=["blocks.*.attn.proj.*", "blocks.*.mlp.fc2.*"])
+
 shapes says what grows, rules what follows, laws how the class initializes itself, parametrize applies it.
 """
 

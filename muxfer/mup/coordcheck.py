@@ -142,6 +142,7 @@ class _Tally:
         over: torch.Tensor | None = None,
         step: int | None = None,
         weight: str | None = None,
+        is_bare: bool = False,
     ) -> None:
         """RMS of `value`, over that of `over`. `weight` is the parameter whose role the expectation follows."""
         square = value.double().square().mean().item()
@@ -152,7 +153,9 @@ class _Tally:
         is_end = weight is not None and weight in self.branch_ends
         if self.axis == "depth":
             name = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-        self.kinds.setdefault((measure, name), Kind(role=role, is_branch_end=is_end, num_entries=value.numel()))
+        self.kinds.setdefault(
+            (measure, name), Kind(role=role, is_branch_end=is_end, num_entries=value.numel(), is_bare=is_bare)
+        )
         self._squares.setdefault((measure, name, step), []).append(square)
 
     def values(self) -> dict[Key, float]:
@@ -257,7 +260,7 @@ def _update(
             if mapped is not None:
                 tally.add("update", name, mapped, over=call.x)
                 return
-    tally.add("update", name, delta)
+    tally.add("update", name, delta, is_bare=True)
 
 
 def _mapped(module: nn.Module, weight: torch.Tensor | nn.Module, x: torch.Tensor | None) -> torch.Tensor | None:

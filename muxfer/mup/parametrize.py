@@ -2,12 +2,14 @@
 
 Nothing of the model changes but the values of its parameters: no attribute, no hook, no module. Scales are found by
 name, so state dicts, compiled models, copies and wrappers keep them. Refuses a plan for another model, weights that do
-not follow the law that the plan recorded (trained, loaded, or scaled before), and optimizers outside the Adam family.
+not follow the law that the plan recorded (trained, loaded, or scaled before), optimizers outside the Adam family, and
+depth scaling of a model that does not say where its residual branches end.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,24 +35,40 @@ def make_plan(
     readout: str | None,
     declared: Mapping[str, str] | None = None,
     other_width: int | None = None,
+    depth: int = 1,
+    base_depth: int = 1,
+    branches: Sequence[str] = (),
+    branch_ends: Sequence[str] = (),
 ) -> Plan:
     """Roles, scales and initialization laws of the models that `build` makes, at `width` relative to `base_width`.
 
     `build(w)` returns the model of width w; it runs on the meta device at base_width, at other_width (default: twice
     the base) and at width. `readout` is the name of the one output weight that α belongs to. `declared` gives roles
     that shapes cannot tell. Raises BadInput for everything that `shapes` and `rules` refuse.
+
+    Under `completep`: `build` makes models of the depth used at every width, laws too are that depth's. `branches`
+    match (fnmatch) the parameters inside residual branches, gates and tables of the block included; `branch_ends` the
+    last weight and bias of each, never a gate. Elsewhere these have no effect, and a `depth` other than `base_depth`
+    is refused.
     """
-    check_parametrization(parametrization, output_multiplier)
+    sizes = {"width": width, "base width": base_width, "depth": depth, "base depth": base_depth}
     other_width = 2 * base_width if other_width is None else other_width
-    for name, value in (("width", width), ("base width", base_width), ("other width", other_width)):
+    for name, value in (sizes | {"other width": other_width}).items():
         if value < 1:
             raise BadInput(f"{name} {value}: expected at least 1")
+    check_parametrization(parametrization, output_multiplier, depth / base_depth)
     if other_width == base_width:
         raise BadInput(f"other width {other_width} is the base width; what grows shows between two different ones")
     outlines: dict[int, Outline] = {w: outline(build, w) for w in {base_width, other_width, width}}
     base, used = outlines[base_width], outlines[width]
     roles = infer_roles(base, outlines[other_width], used, declared or {})
     _check_readout(readout, roles, output_multiplier)
+    inside: set[str] = set()
+    ends: set[str] = set()
+    if parametrization == "completep":
+        inside, ends = _find_branches({name: used.weights[name].fans for name in roles}, branches, branch_ends)
+        if readout in inside:
+            raise BadInput(f"the readout {readout} is declared inside a residual branch; narrow the branches")
     base_laws = {name: weight.law for name, weight in base.weights.items()}
     laws = {name: weight.law for name, weight in used.weights.items()}
     scales = {
@@ -60,6 +78,9 @@ def make_plan(
             parametrization=parametrization,
             output_multiplier=output_multiplier,
             is_declared_readout=name == readout,
+            depth_ratio=depth / base_depth,
+            in_branch=name in inside,
+            branch_end=name in ends,
         )
         for name, role in roles.items()
     }
@@ -81,6 +102,8 @@ def make_plan(
         shapes={name: weight.shape for name, weight in used.weights.items()},
         base_laws=base_laws,
         laws=laws,
+        base_depth=base_depth if parametrization == "completep" else 1,
+        depth=depth if parametrization == "completep" else 1,
     )
 
 
@@ -147,13 +170,14 @@ def check_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_deca
 
 
 def check_same_base(source: Plan | Mapping[str, Any], target: Plan) -> None:
-    """Refuse a target whose base width or parametrization is not the source's: its base rates mean other rates."""
+    """Refuse a target whose base width, base depth or parametrization is not the source's: its rates mean others."""
     data = source.to_dict() if isinstance(source, Plan) else source
-    for key, given in (("base_width", target.base_width), ("parametrization", target.parametrization)):
-        if given != data[key]:
+    wanted = {"base_width": data["base_width"], "parametrization": data["parametrization"]}
+    for key, value in (wanted | {"base_depth": data.get("base_depth", 1)}).items():
+        given = getattr(target, key)
+        if given != value:
             raise BadInput(
-                f"target has {key} {given}, its source {data[key]}; base rates transfer only within one:"
-                f" use {data[key]}"
+                f"target has {key} {given}, its source {value}; base rates transfer only within one: use {value}"
             )
 
 
@@ -167,6 +191,47 @@ def _check_readout(readout: str | None, roles: Mapping[str, str], output_multipl
     if roles[readout] != "readout":
         found = ", ".join(name for name, role in roles.items() if role == "readout") or "none"
         raise BadInput(f"{readout} is declared the readout but its shapes make it {roles[readout]}; readouts: {found}")
+
+
+def _find_branches(
+    aliases: Mapping[str, Iterable[str]], branches: Sequence[str], branch_ends: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Names of the parameters inside residual branches, and of the ends among them; `aliases` has each one's names."""
+    if not branch_ends:
+        raise BadInput(
+            "the model declares no branch ends, so it can't be scaled in depth; declare branches and branch_ends, or"
+            " use mup (stock U-ViT has none, for its skip linear mixes the trunk anew: model.skip=residual offers"
+            " x + W[x; skip])"
+        )
+    inside = _matching(aliases, branches, "branches")
+    ends = _matching(aliases, branch_ends, "branch_ends")
+    for name in sorted(ends):
+        if name not in inside:
+            raise BadInput(
+                f"branch end {name} is in none of the branches {', '.join(branches) or '(none)'}; widen them"
+            )
+        for this, other in (("weight", "bias"), ("bias", "weight")):
+            partner = name.removesuffix(this) + other
+            if name.endswith(this) and partner in aliases and partner not in ends:
+                raise BadInput(f"{name} is a branch end and {partner} is not: the factor belongs to both; declare both")
+    return inside, ends
+
+
+def _matching(aliases: Mapping[str, Iterable[str]], patterns: Sequence[str], what: str) -> set[str]:
+    """Families share lists of patterns, so one that matches nothing is fine; all of them is a mistake."""
+    found = set()
+    for name, names in aliases.items():
+        matched = {alias: any(fnmatchcase(alias, pattern) for pattern in patterns) for alias in names}
+        if len(set(matched.values())) > 1:
+            described = ", ".join(f"{alias} ({'yes' if hit else 'no'})" for alias, hit in matched.items())
+            raise BadInput(f"one tensor matches {what} under one name and not under another: {described}; untie them")
+        if matched[name]:
+            found.add(name)
+    if patterns and not found:
+        raise BadInput(
+            f"{what} match no parameter of the model: {', '.join(patterns)}; its names are like {next(iter(aliases))}"
+        )
+    return found
 
 
 def _stock_scale(scale: Scale, base: Law | None, own: Law | None) -> Scale:

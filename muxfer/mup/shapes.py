@@ -6,19 +6,23 @@ could agree in a dimension that grows. Roles follow from which of a weight's fan
     both: hidden    fan-out alone, or a vector: input    fan-in alone: readout    none: finite
 
 Refuses, naming the parameter: nothing that grows, three growing dimensions, growth out of proportion to the width, a
-layout that shapes cannot tell, one tensor in two roles, a reparametrized weight, a growing head dim.
+layout that shapes cannot tell, one tensor in two roles, a reparametrized weight, a growing head dim. And, as far as it
+shows, a forward that depends on the width through a number: a float kept by a module, or a scalar buffer.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 
 from muxfer.errors import BadInput, nearest
-from muxfer.mup.laws import measure, recording
+from muxfer.mup.laws import Recorder, measure, recording
 from muxfer.mup.rules import ROLES, Law
 
 Build = Callable[[int], nn.Module]
@@ -45,16 +49,21 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What is read of a model at one width: its weights by first name, and the head dim of its attention modules."""
+    """What is read of a model at one width: its weights by first name, and the head dim of its attention modules.
+
+    `numbers` are the floats that its modules keep, by module and name: attributes and, where known, scalar buffers.
+    """
 
     width: int
     weights: Mapping[str, Weight]
     head_dims: Mapping[str, int]
+    numbers: Mapping[tuple[str, str], float]
 
 
 def outline(build: Build, width: int) -> Outline:
     """Build on the meta device, recording how each parameter is initialized, and read the shapes."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), recording() as recorder:
+    scalars = _Scalars()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), scalars, recording() as recorder:
         model = _built(build, width)
     _refuse_reparametrized(model)
     names: dict[int, list[str]] = {}
@@ -72,7 +81,7 @@ def outline(build: Build, width: int) -> Outline:
         for key, aliases in names.items()
     }
     head_dims = {name: dim for name, module in model.named_modules() if (dim := _head_dim(module)) is not None}
-    return Outline(width=width, weights=weights, head_dims=head_dims)
+    return Outline(width=width, weights=weights, head_dims=head_dims, numbers=_numbers(model, recorder, scalars))
 
 
 def measure_laws(build: Build, width: int, names: Sequence[str]) -> dict[str, Law]:
@@ -99,6 +108,8 @@ def infer_roles(base: Outline, other: Outline, used: Outline, declared: Mapping[
         )
     _refuse_growing_heads(base, other)
     _refuse_growing_heads(base, used)
+    _refuse_changing_numbers(base, other)
+    _refuse_changing_numbers(base, used)
     return {name: _role(name, base, other, used, declared) for name in base.weights}
 
 
@@ -170,6 +181,47 @@ def _head_dim(module: nn.Module) -> int | None:
     return None
 
 
+class _Scalars(TorchFunctionMode):
+    """Remembers the number in torch.tensor(0.25), of which a meta tensor keeps nothing and a recording sees nothing.
+
+    Entered before the recording, which looks at the frame that asks it. Keeps the tensors: an id would be used again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[int, tuple[torch.Tensor, float]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and args and isinstance(args[0], float):
+            self._known[id(out)] = (out, float(args[0]))
+        return out
+
+    def value(self, tensor: torch.Tensor) -> float | None:
+        return self._known[id(tensor)][1] if id(tensor) in self._known else None
+
+
+def _numbers(model: nn.Module, recorder: Recorder, scalars: _Scalars) -> dict[tuple[str, str], float]:
+    """Floats of every module, by module and attribute; buffers of one entry too, where the value is known.
+
+    A meta tensor has no value: known are a fill and what torch.tensor was given, not what came by arithmetic on tensors
+    or from numpy.
+    """
+    numbers = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, float):
+                numbers[name, key] = float(value)
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.numel() == 1 and buffer.is_floating_point():
+                law, number = recorder.law(buffer), scalars.value(buffer)
+                if number is None and law is not None and law.std == 0:
+                    number = law.mean
+                if number is not None:
+                    numbers[name, key] = number
+    return numbers
+
+
 def _built(build: Build, width: int) -> nn.Module:
     try:
         return build(width)
@@ -228,4 +280,15 @@ def _refuse_growing_heads(base: Outline, other: Outline) -> None:
             raise BadInput(
                 f"{name or 'the model'}: head dim {head_dim} at width {base.width} and {grown} at {other.width};"
                 " fix the head dim and let the number of heads grow"
+            )
+
+
+def _refuse_changing_numbers(base: Outline, other: Outline) -> None:
+    for (name, key), number in base.numbers.items():
+        changed = other.numbers.get((name, key), number)
+        if not (math.isclose(changed, number, rel_tol=1e-9) or (math.isnan(changed) and math.isnan(number))):
+            raise BadInput(
+                f"{name or 'the model'}: its attribute {key} is {number:.3g} at width {base.width} and {changed:.3g} at"
+                f" {other.width}: the forward depends on the width in a way that the plan cannot see; keep it fixed"
+                " (attention logits: 1/sqrt(head_dim))"
             )

@@ -6,7 +6,9 @@ version. Refuses nothing: every text has words, if only the end.
 Axes: K captions, L tokens, E text features, P pooled features.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,8 +46,10 @@ def embed_captions(captions: Sequence[str], *, text_dim: int, pooled_dim: int) -
     for row, words in enumerate(tokens):
         text_KLE[row, : len(words)] = torch.stack([_row("token", word, text_dim) for word in words])
         mask_KL[row, : len(words)] = True
-        # over the root, not the number: a pooled row has unit variance as a token's has
-        pooled_KP[row] = torch.stack([_row("pooled", word, pooled_dim) for word in words]).sum(0) / len(words) ** 0.5
+        # Not the mean: a pooled row has unit variance, as a token's has. A word that comes twice adds up.
+        counts = Counter(words)
+        total_P = sum(count * _row("pooled", word, pooled_dim) for word, count in counts.items())
+        pooled_KP[row] = total_P / math.hypot(*counts.values())
     return Captions(text_KLE=text_KLE, mask_KL=mask_KL, pooled_KP=pooled_KP)
 
 

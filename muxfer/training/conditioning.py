@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from muxfer.errors import BadInput
 from muxfer.training.captions import Captions
 
 Source = Callable[["Conditioning", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -22,8 +23,9 @@ Source = Callable[["Conditioning", torch.Tensor, torch.Tensor, torch.Tensor], to
 class Conditioning:
     """`predict(model, x_BCHW, t_B, y_B)`: the model's output as an image, [B, C or 2C, H, W].
 
-    `inputs` maps the arguments of forward to sources (the keys of SOURCES). `output` is what forward returns: an image,
-    or the patches [B, T, C*patch*patch] of one. Models of other libraries return it first in a tuple, or as `.sample`.
+    `inputs` maps the arguments of forward to sources (`muxfer.models.SOURCES`). `output` is what forward returns: an
+    image, or the patches [B, T, C*patch*patch] of one. Models of other libraries return it first in a tuple, or as
+    `.sample`. With `captions` the label of a picture is the row of its caption.
     """
 
     def __init__(
@@ -44,11 +46,15 @@ class Conditioning:
     ) -> torch.Tensor:
         """`more` goes to forward as it is."""
         given = {argument: source(self, x_BCHW, t_B, y_B) for argument, source in self._sources.items()}
-        output = model(**given, **more)
-        if hasattr(output, "sample"):
-            output = output.sample
-        elif isinstance(output, tuple) and not more:
+        output: Any = model(**given, **more)
+        output = getattr(output, "sample", output)
+        if isinstance(output, tuple) and not more:
             output = output[0]
+        if not isinstance(output, torch.Tensor) and not more:
+            raise BadInput(
+                f"the model returned {type(output).__name__}: expected a tensor, a tuple that begins with one, or an"
+                " object with .sample"
+            )
         return _to_image(output, x_BCHW, self._patch) if self._from_patches else output
 
     @property

@@ -84,6 +84,7 @@ class Trainer:
         self._predict, self._features_NTE = predict, features_NTE
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
+        self._source = (training.seed, replicate)
         self._dtype = self._params[0].dtype
         self._check_groups(fold)
         self._optimizer = build_adamw(groups)
@@ -130,6 +131,7 @@ class Trainer:
         split = self.data.validation
         num_pictures = min(len(split), VALIDATION_MAX_PICTURES)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._seed_forward("validation", self.step)
         with self.averaged(), torch.no_grad(), self._autocast():
             for i in range(self.evaluation.timesteps):
                 u = (i + 0.5) / self.evaluation.timesteps
@@ -223,6 +225,7 @@ class Trainer:
     def _run_step(self, step: int) -> torch.Tensor:
         """One update; returns the loss and the unfolded gradient norm [2], still on the device."""
         batch = self._ahead.take(step) if self._ahead is not None else self._stream.batch(step)
+        self._seed_forward("step", step)
         with self._autocast():
             loss = self._losses(*self._place(batch), self._features_of(batch)).mean()
         loss.backward()
@@ -264,6 +267,16 @@ class Trainer:
     ) -> torch.Tensor:
         model = functools.partial(self._predict, self.model)
         return objectives.losses(self.objective, model, x_BCHW, y_B, t_B, noise_BCHW, features_BTE)
+
+    def _seed_forward(self, *content: int | str) -> None:
+        """What a model draws in its own forward (dropout, the label drop of diffusers' DiT) is the step's, as all else.
+
+        Seeds torch's global generators, at 5 µs a step (2026-11): no model is asked first whether it draws; ours don't.
+        """
+        seed = generator_of(*self._source, "forward", *content).initial_seed()
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _features_of(self, batch: Batch) -> torch.Tensor | None:
         if self._features_NTE is None:

@@ -92,6 +92,25 @@ def test_a_rate_at_which_the_model_diverges_is_refused():
         check(MLP, base_lr=1e30)
 
 
+def test_a_matrix_that_is_used_outside_of_its_module_is_judged_by_its_rate():
+    """torch's MultiheadAttention takes its weights past any hook: their update has no input, only a size."""
+
+    class Attending(MLP):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.attention = nn.MultiheadAttention(width, width // 16, batch_first=True)
+
+        def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+            x_BD = self.embed(x_BF)
+            return self.readout(x_BD + self.attention(x_BD, x_BD, x_BD, need_weights=False)[0])
+
+    found, standard = check(Attending), check(Attending, parametrization="standard")
+    bare = {line.name: line for line in found.lines if line.measure == "update" and line.expected == -1}
+    assert bare.keys() == {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert all(line.passed for line in bare.values())
+    assert not all(line.passed for line in standard.lines if line.name in bare and line.measure == "update")
+
+
 def test_the_loss_barely_moves_at_a_small_rate():
     assert check(MLP, base_lr=2**-17).loss_change < 0.01 < check(MLP, base_lr=2**-7).loss_change
 

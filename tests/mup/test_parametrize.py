@@ -245,6 +245,24 @@ def test_a_plan_is_plain_data_and_its_hash_its_content() -> None:
     assert len({plan.hash, *(other.hash for other in others)}) == 4
 
 
+@pytest.mark.parametrize(
+    ("parametrization", "expected"),
+    [("mup", "5524a4d82e6972d7"), ("standard", "be26b6bd6c221bed"), ("stock", "6abec238c00eb7fa")],
+)
+def test_hashes_are_those_of_plans_made_before_there_was_depth(parametrization: str, expected: str) -> None:
+    """Pinned: a target's record holds its plan's hash. These were printed by the version before."""
+
+    def make(width: int) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, width), nn.Linear(width, 3))
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.5)
+        return model
+
+    plan = plan_for(256, make, readout="2.weight", parametrization=parametrization, depth=4, base_depth=4)
+    assert plan.hash == expected
+    assert Plan.from_dict(plan.to_dict()) == plan
+
+
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam])
 def test_optimizers_outside_the_adam_family_are_refused(optimizer_class: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(BadInput, match=f"{optimizer_class.__name__} is not of the Adam family; use AdamW"):

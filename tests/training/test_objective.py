@@ -121,6 +121,59 @@ def test_an_output_of_other_channels_is_refused(objective):
             losses(objective, lambda x, *_: x.expand(-1, 2, -1, -1), x0, y, timesteps(objective, u), noise)
 
 
+def aligned(objective, projection_BTE, features_BTE, *, error: float = 0.5):
+    """Losses of a prediction that is off by `error`, with this projection; the model must be asked once, for both."""
+    x0, y, u, noise = draws(batch=len(features_BTE))
+    target = noise - x0 if objective.name == "rectified_flow" else noise
+    calls = []
+
+    def model(x, t, labels, **asked):
+        calls.append(asked)
+        return target + error, projection_BTE
+
+    result = losses(objective, model, x0, y, timesteps(objective, u), noise, features_BTE)
+    assert calls == [{"repa": True}]
+    return result
+
+
+@pytest.mark.parametrize("kind", [RectifiedFlow, DDPM])
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_repa_adds_one_minus_the_cosine_of_each_patch(kind, weight):
+    objective = kind(name="rectified_flow" if kind is RectifiedFlow else "ddpm", repa_weight=weight)
+    generator = torch.Generator().manual_seed(1)
+    projection, features = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).unbind(0)
+    for loss, ours, theirs in zip(aligned(objective, projection, features), projection, features, strict=True):
+        distances = []
+        for p, f in zip(ours.tolist(), theirs.tolist(), strict=True):
+            product = sum(a * b for a, b in zip(p, f, strict=True))
+            distances.append(1 - product / math.sqrt(sum(a * a for a in p) * sum(b * b for b in f)))
+        assert loss.item() == pytest.approx(0.25 + weight * sum(distances) / len(distances), rel=1e-12)
+    torch.testing.assert_close(aligned(objective, 3 * features, features), torch.full_like(loss, 0.25).expand(3))
+    torch.testing.assert_close(aligned(objective, -features, features), (0.25 + 2 * weight + 0 * loss).expand(3))
+
+
+def test_repa_reaches_the_projection_and_leaves_the_features():
+    objective = RectifiedFlow(name="rectified_flow", repa_weight=0.5)
+    generator = torch.Generator().manual_seed(1)
+    projection, features = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).unbind(0)
+    projection.requires_grad_()
+    aligned(objective, projection, features).sum().backward()
+    pulled = projection.detach() - 0.1 * projection.grad
+    assert (aligned(objective, pulled, features) < aligned(objective, projection, features)).all()
+    assert (projection.grad * projection).sum(-1).abs().max() < 1e-12, "a cosine has no gradient along its own length"
+
+
+def test_a_bfloat16_projection_is_compared_in_the_images_precision():
+    objective = RectifiedFlow(name="rectified_flow", repa_weight=0.5)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    coarse = (features + 0.01 * torch.randn(features.shape, generator=generator)).bfloat16()
+    result = aligned(objective, coarse, features, error=0.0)
+    assert result.dtype == torch.float64
+    assert torch.equal(result, aligned(objective, coarse.double(), features, error=0.0))
+    assert (result > 0).all()
+
+
 def test_guidance_moves_away_from_the_unconditional_prediction():
     def model(x, t, y):
         label = y.to(x.dtype)[:, None, None, None]

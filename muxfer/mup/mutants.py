@@ -1,13 +1,12 @@
-"""The rules broken one at a time: what a coordinate check must be able to see.
+"""The rules broken one at a time: what a coordinate check must be able to see, of any model.
 
-A mutant changes the numbers of a correct plan, so that it breaks the same rule in any model. `None`: the model has
-nothing that the rule is about.
+A mutant changes the numbers of a correct plan, each fault one that was met in public code or is a slip away from it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from muxfer.mup import Plan, Scale
+from muxfer.mup.rules import Plan, Scale
 
 Mutant = Callable[[str, Scale, float, Plan], Scale]
 """(parameter name, its right scale, m, plan) -> its wrong scale"""
@@ -67,9 +66,7 @@ MUTANTS: Mapping[str, Mutant] = {
 }
 
 
-def mutated(plan: Plan, mutant: Mutant) -> Plan | None:
+def mutated(plan: Plan, mutant: Mutant) -> Plan:
+    """The plan with one rule broken; the same plan where the model has nothing that the rule is about."""
     m = plan.width / plan.base_width
-    scales = {name: mutant(name, scale, m, plan) for name, scale in plan.scales.items()}
-    if m != 1 and scales == dict(plan.scales):
-        return None
-    return replace(plan, scales=scales)
+    return replace(plan, scales={name: mutant(name, scale, m, plan) for name, scale in plan.scales.items()})

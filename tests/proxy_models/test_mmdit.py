@@ -1,0 +1,434 @@
+"""MMDiT is Stable Diffusion 3's: its size, its outputs as diffusers computes them, its two streams and their roles."""
+
+import dataclasses
+import math
+from fnmatch import fnmatch
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch.nn import functional as F
+
+from muxfer.adapters.diffusers_weights import from_diffusers, to_diffusers
+from muxfer.adapters.hydra_compose import compose
+from muxfer.families import family_of
+from muxfer.models import Mmdit
+from muxfer.mup import make_plan, parametrize
+from muxfer.parse import parse_part
+from muxfer.worker import measure
+from proxy_models import FAMILIES
+from proxy_models.mmdit import JointBlock, MMDiT, Projector
+
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "depth": 2,
+    "head_dim": 16,
+    "patch": 2,
+    "image_size": 8,
+    "channels": 3,
+    "text_dim": 6,
+    "pooled_dim": 5,
+}
+REPA: dict[str, Any] = {"repa_depth": 1, "repa_dim": 7}
+
+
+def config(**changes: Any) -> Mmdit:
+    return Mmdit(**{"family": "mmdit", "base_width": 32, **SMALL, **changes})
+
+
+def composed(*overrides: str) -> Mmdit:
+    return parse_part("model", compose("lr-width", ["model=mmdit", *overrides]))
+
+
+def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
+    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def randomized(**changes: Any) -> Any:
+    model = MMDiT(**{**SMALL, **changes})
+    randomize(model)
+    return model
+
+
+def batch(size: int = 3, *, length: int = 4, **changes: Any) -> tuple[torch.Tensor, ...]:
+    """Image, timesteps, caption and pooled caption."""
+    sizes = {**SMALL, **changes}
+    generator = torch.Generator().manual_seed(1)
+    x_BCHW = torch.randn(size, sizes["channels"], sizes["image_size"], sizes["image_size"], generator=generator)
+    text_BLE = torch.randn(size, length, sizes["text_dim"], generator=generator)
+    pooled_BP = torch.randn(size, sizes["pooled_dim"], generator=generator)
+    return x_BCHW, torch.tensor([0.0, 500.0, 999.0])[:size], text_BLE, pooled_BP
+
+
+def with_diffusers(model: MMDiT, settings: Mmdit) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    class_name, arguments, state = to_diffusers(settings, model.state_dict())
+    assert class_name == "SD3Transformer2DModel"
+    reference = diffusers.SD3Transformer2DModel(**arguments).eval()
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["pos_embed.pos_embed"], [])
+    return reference, state
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "two blocks": {},
+    "one block, no text after it": {"depth": 1},
+    "three blocks, four heads, patch 1": {"depth": 3, "width": 64, "patch": 1, "image_size": 4},
+    "patch 4, one channel": {"patch": 4, "channels": 1, "image_size": 16},
+    "learned variance": {"learn_sigma": True},
+}
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_outputs_equal_those_of_diffusers(changes: dict[str, Any], qk_norm: bool) -> None:
+    changes = {**changes, "qk_norm": qk_norm}
+    model = randomized(**changes)
+    reference, _ = with_diffusers(model, config(**changes))
+    x_BCHW, t_B, text_BLE, pooled_BP = batch(**changes)
+    with torch.no_grad():
+        ours = model(x_BCHW, t_B, text_BLE, pooled_BP)
+        theirs = reference(x_BCHW, timestep=t_B, encoder_hidden_states=text_BLE, pooled_projections=pooled_BP).sample
+    channels = model.final_layer.linear.out_features // model.patch**2
+    assert ours.shape == (3, channels, *x_BCHW.shape[2:])
+    assert ours.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_weights_come_back_from_diffusers_bit_for_bit(qk_norm: bool) -> None:
+    model = randomized(qk_norm=qk_norm)
+    settings = config(qk_norm=qk_norm)
+    reference, given = with_diffusers(model, settings)
+    held = reference.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in given.items())
+    back = from_diffusers(settings, held)
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_projector_is_not_exported() -> None:
+    plain, aligned = randomized(), randomized(**REPA)
+    carried = to_diffusers(config(**REPA), aligned.state_dict())
+    assert carried[:2] == to_diffusers(config(), plain.state_dict())[:2]
+    back = from_diffusers(config(), carried[2])
+    assert back.keys() == plain.state_dict().keys()
+    plain.load_state_dict(back)
+    assert torch.equal(plain(*batch()), aligned(*batch()))
+
+
+def test_stable_diffusion_3_medium_has_its_size() -> None:
+    """2,028,328,000 parameters, as diffusers counts them on the meta device."""
+    model = composed("+size=sd3_medium")
+    with torch.device("meta"):
+        reference = diffusers.SD3Transformer2DModel(
+            num_layers=24,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            pos_embed_max_size=64,
+        )
+    count = measure(model).parameters
+    assert count == sum(parameter.numel() for parameter in reference.parameters()) == 2_028_328_000
+
+
+@pytest.mark.parametrize(("width", "billions"), [(512, 0.152), (1920, 2.104), (5120, 14.899)])
+def test_the_mup_papers_target_and_proxies_can_be_built(width: int, billions: float) -> None:
+    """Of 18B and 0.18B in the paper; see the note in conf/size/mmdit_18b.yaml."""
+    model = dataclasses.replace(composed("+size=mmdit_18b"), width=width)
+    model.check()
+    assert measure(model).parameters / 1e9 == pytest.approx(billions, abs=0.001)
+
+
+@pytest.mark.parametrize("changes", [{}, {"depth": 1}, {"width": 64, "depth": 3, "patch": 4, "qk_norm": False}, REPA])
+def test_size_and_multiply_accumulates_follow_from_the_keys(changes: dict[str, Any]) -> None:
+    model = config(**changes)
+    caption = "a scan of the digit seven"
+    width, depth, image, text = model.width, model.depth, (model.image_size // model.patch) ** 2, 7
+    pixels = model.patch**2 * model.channels
+    embedders = (model.text_dim * text + 256 + model.pooled_dim + 2 * width) * width
+    stream, last = 12 * width**2, 3 * width**2
+    modulations = 12 * depth - 4 + 2
+    macs = (
+        2 * pixels * width * image
+        + embedders
+        + (depth * image + (depth - 1) * text) * stream
+        + last * text
+        + modulations * width**2
+        + depth * 2 * (image + text) ** 2 * width
+    )
+    biases_and_weights = (
+        (pixels + 1) * width
+        + (width + 1) * pixels
+        + (model.text_dim + 1 + 256 + 1 + model.pooled_dim + 1 + 2 * (width + 1)) * width
+        + (2 * depth - 1) * (stream + 9 * width)
+        + last
+        + 3 * width
+        + modulations * (width + 1) * width
+        + (4 * depth * model.head_dim if model.qk_norm else 0)
+    )
+    if model.repa_dim is not None:  # counted as parameters, but no sample needs it
+        hidden = 2 * model.repa_dim
+        biases_and_weights += (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * model.repa_dim
+    cost = measure(model, [caption])
+    assert (cost.parameters, cost.macs) == (biases_and_weights, macs)
+
+
+def test_zero_gates_and_zero_readout_at_initialization() -> None:
+    model = MMDiT(**SMALL)
+    assert torch.equal(model(*batch()), torch.zeros(3, 3, 8, 8))
+    image, text = torch.randn(3, 16, 32), torch.randn(3, 4, 32)
+    after = model.joint_blocks[0](image, text, torch.randn(3, 32))
+    assert torch.equal(after[0], image)
+    assert torch.equal(after[1], text)
+
+
+def test_only_modulations_and_the_readout_start_at_zero() -> None:
+    """Queries above all: under QK-norm a zero query has no direction, and its gradient no bound."""
+    model: Any = MMDiT(**SMALL, **REPA)
+    zero = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and not parameter.any()}
+    modulations = {name for name, _ in model.named_parameters() if name.endswith("adaLN_modulation.1.weight")}
+    assert len(modulations) == 5
+    assert zero == modulations | {"final_layer.linear.weight"}
+    for block in model.joint_blocks:
+        for stream in (block.x_block, block.context_block):
+            assert stream.attn.qkv.weight[:32].std() > 0.1
+
+
+def test_time_caption_pooled_caption_and_position_each_reach_the_output() -> None:
+    model = randomized()
+    x_BCHW, t_B, text_BLE, pooled_BP = batch()
+    out = model(x_BCHW, t_B, text_BLE, pooled_BP)
+    others = (
+        model(x_BCHW, t_B + 1, text_BLE, pooled_BP),
+        model(x_BCHW, t_B, text_BLE + 0.1, pooled_BP),
+        model(x_BCHW, t_B, text_BLE, pooled_BP + 0.1),
+        model(x_BCHW.roll(2, dims=-1), t_B, text_BLE, pooled_BP).roll(-2, dims=-1),
+    )
+    for other in others:
+        assert (other - out).abs().mean() > 1e-3
+
+
+def test_the_order_of_caption_tokens_does_not_matter() -> None:
+    model = randomized(depth=3)
+    x_BCHW, t_B, text_BLE, pooled_BP = batch(length=6)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(
+        model(x_BCHW, t_B, text_BLE[:, order], pooled_BP),
+        model(x_BCHW, t_B, text_BLE, pooled_BP),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_each_stream_sees_itself_and_the_other() -> None:
+    """One token's gradient reaches every token of both streams after one block."""
+    block = JointBlock(32, 16, 4.0, qk_norm=True, context_pre_only=False)
+    randomize(block)
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(1, 5, 32, generator=generator, requires_grad=True)
+    text = torch.randn(1, 3, 32, generator=generator, requires_grad=True)
+    for after in block(image, text, torch.randn(1, 32, generator=generator)):
+        seen = torch.autograd.grad(after[0, 0].sum(), (image, text), retain_graph=True)
+        for gradient, tokens in zip(seen, (5, 3), strict=True):
+            assert gradient.shape[1] == tokens
+            assert (gradient.abs().amax(-1) > 1e-6).all()
+
+
+def test_in_the_last_block_the_text_only_gives_keys_and_values() -> None:
+    model = randomized()
+    last = model.joint_blocks[-1]
+    assert {name for name, _ in last.context_block.named_parameters()} == {
+        *("attn.qkv.weight", "attn.qkv.bias", "attn.ln_q.weight", "attn.ln_k.weight"),
+        *("adaLN_modulation.1.weight", "adaLN_modulation.1.bias"),
+    }
+    assert last.context_block.adaLN_modulation[1].out_features == 2 * 32
+    text_BLD = torch.randn(2, 4, 32)
+    assert last(torch.randn(2, 16, 32), text_BLD, torch.randn(2, 32))[1] is text_BLD
+    model(*batch()).square().mean().backward()
+    queries, keys, values = last.context_block.attn.qkv.weight.grad.abs().amax(1).chunk(3)
+    assert queries.max() == 0
+    assert keys.min() > 0
+    assert values.min() > 0
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter(qk_norm: bool) -> None:
+    model = randomized(qk_norm=qk_norm)
+    out = model(*batch())
+    with torch.no_grad():
+        for block in model.joint_blocks:
+            for stream in (block.x_block, block.context_block):
+                stream.attn.qkv.weight[:64] *= 10
+                stream.attn.qkv.bias[:64] *= 10
+    changed = (model(*batch()) - out).abs().max().item()
+    assert changed < 1e-3 if qk_norm else changed > 0.1
+
+
+def test_input_weights_do_not_know_the_width() -> None:
+    torch.manual_seed(0)
+    for width in (64, 1024):
+        model = MMDiT(**{**SMALL, "width": width, "depth": 1, "text_dim": 16})
+        expected = {
+            "x_embedder.proj": 12**-0.5,
+            "context_embedder": 16**-0.5,
+            "t_embedder.mlp.0": 0.02,
+            "y_embedder.mlp.0": 0.02,
+        }
+        for name, std in expected.items():
+            assert model.get_parameter(f"{name}.weight").std().item() == pytest.approx(std, rel=0.15), name
+
+
+def test_a_projector_leaves_every_other_weight_and_the_output_as_they_are() -> None:
+    torch.manual_seed(0)
+    plain = MMDiT(**SMALL)
+    torch.manual_seed(0)
+    aligned = MMDiT(**SMALL, **REPA)
+    state = aligned.state_dict()
+    assert {name for name in state if name not in plain.state_dict()} == {
+        f"projector.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")
+    }
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+    randomize(aligned)
+    output, projection_BTE = aligned(*batch(), repa=True)
+    assert torch.equal(output, aligned(*batch()))
+    assert projection_BTE.shape == (3, 16, 7)
+    with pytest.raises(ValueError, match="needs a projector"):
+        plain(*batch(), repa=True)
+
+
+@pytest.mark.parametrize("repa_depth", [1, 2, 3])
+def test_repa_trains_what_stands_before_the_projector_and_nothing_behind(repa_depth: int) -> None:
+    model = randomized(depth=3, repa_depth=repa_depth, repa_dim=7)
+    _, projection_BTE = model(*batch(), repa=True)
+    features_BTE = torch.randn(projection_BTE.shape, generator=torch.Generator().manual_seed(3))
+    (1 - F.cosine_similarity(projection_BTE, features_BTE, dim=-1)).mean().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    blocks = [f"joint_blocks.{i}." for i in range(repa_depth)]
+    before = ("x_embedder", "t_embedder", "y_embedder", "context_embedder", "projector", *blocks)
+    # the text that leaves block repa_depth is for the blocks behind it
+    ends = tuple(f"joint_blocks.{repa_depth - 1}.context_block.{part}" for part in ("attn.proj", "mlp"))
+    assert trained == {
+        name for name, _ in model.named_parameters() if name.startswith(before) and not name.startswith(ends)
+    }
+    for name, parameter in model.named_parameters():
+        if name in trained and name != f"joint_blocks.{repa_depth - 1}.context_block.attn.ln_q.weight":
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_however_wide_the_model_the_cosines_gradient_stays_ordinary() -> None:
+    """At infinite width the projector's first weight adds nothing at first: a cosine of zero would have no gradient."""
+    torch.manual_seed(0)
+    projector: Any = Projector(64, 16)
+    x_BTD = torch.randn(4, 9, 64)
+    features_BTE = torch.randn(4, 9, 16)
+
+    def gradient_norm() -> float:
+        projector.zero_grad()
+        (1 - F.cosine_similarity(projector(x_BTD), features_BTE, dim=-1)).mean().backward()
+        return torch.stack([parameter.grad.norm() for parameter in projector.parameters()]).norm().item()
+
+    narrow = gradient_norm()
+    with torch.no_grad():
+        projector[0].weight.zero_()
+    assert 0.1 * narrow < gradient_norm() < 10 * narrow
+
+
+def test_under_mup_the_trunk_gets_less_of_the_cosines_gradient_the_wider_it_is() -> None:
+    """As the root of the width, like the gradient of any loss; -0.48 seen, and -0.02 with the first bias at zero."""
+    generator = torch.Generator().manual_seed(4)
+    norms = []
+    for width in (256, 4096):
+        plan = make_plan(lambda w: Projector(w, 64), width=width, base_width=64, readout=None)
+        assert plan.scales["0.weight"].role == "readout"
+        total = 0.0
+        for seed in range(5):
+            torch.manual_seed(seed)
+            projector = Projector(width, 64)
+            parametrize(projector, plan)
+            x_BTD: Any = torch.randn(8, 16, width, generator=generator, requires_grad=True)
+            features_BTE = torch.randn(8, 16, 64, generator=generator)
+            (1 - F.cosine_similarity(projector(x_BTD), features_BTE, dim=-1)).mean().backward()
+            total += x_BTD.grad.norm().item()
+        norms.append(total)
+    slope = math.log2(norms[1] / norms[0]) / 4
+    assert slope == pytest.approx(-0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": False}, REPA], ids=["qk_norm", "no norm", "repa"])
+def test_a_plan_finds_the_roles(width: int, options: dict[str, Any]) -> None:
+    model = config(**{"width": width, "base_width": 64, **options})
+    family = family_of(model)
+    plan = make_plan(
+        family.build, width=width, base_width=64, readout=family.readout, declared=family.declared, output_multiplier=2
+    )
+    roles: dict[str, set[str]] = {}
+    for name, scale in plan.scales.items():
+        roles.setdefault(scale.role, set()).add(name)
+    projects = model.repa_depth is not None
+    assert roles["readout"] == {"final_layer.linear.weight", *(["projector.0.weight"] if projects else [])}
+    finite = {"final_layer.linear.bias"}
+    if model.qk_norm:
+        streams = [f"joint_blocks.{i}.{stream}" for i in range(2) for stream in ("x_block", "context_block")]
+        finite |= {f"{stream}.attn.ln_{letter}.weight" for stream in streams for letter in "qk"}
+    if projects:
+        finite |= {"projector.0.bias", *(f"projector.{i}.{kind}" for i in (2, 4) for kind in ("weight", "bias"))}
+    assert roles["finite"] == finite
+    assert {name for name in roles["input"] if name.endswith(".weight")} == {
+        *("x_embedder.proj.weight", "context_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.mlp.0.weight"),
+    }
+    assert all(law is not None and law.recorded for law in plan.base_laws.values())
+    if projects:  # the output multiplier is the declared readout's alone
+        folds = [plan.scales[name].fold for name in ("final_layer.linear.weight", "projector.0.weight")]
+        assert folds == [2 * 64 / width, 64 / width]
+
+
+def test_the_registered_readout_and_branches_are_parameters() -> None:
+    family = FAMILIES["mmdit"]
+    names = [name for name, _ in family.build(**SMALL, **REPA).named_parameters()]
+    assert family.readout in names
+    inside = {name for name in names if any(fnmatch(name, pattern) for pattern in family.branches)}
+    assert inside == {name for name in names if name.startswith("joint_blocks.")}
+    ends = {name for name in names if any(fnmatch(name, pattern) for pattern in family.branch_ends)}
+    streams = ("joint_blocks.0.x_block", "joint_blocks.0.context_block", "joint_blocks.1.x_block")
+    assert ends == {
+        f"{stream}.{end}.{kind}"
+        for stream in streams
+        for end in ("attn.proj", "mlp.fc2")
+        for kind in ("weight", "bias")
+    }
+
+
+def test_forward_draws_no_random_numbers() -> None:
+    model = MMDiT(**SMALL, **REPA).train()
+    state = torch.get_rng_state()
+    model(*batch(), repa=True)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_reset_leaves_nothing_of_before() -> None:
+    states = []
+    for model in (MMDiT(**SMALL, **REPA), randomized(**REPA)):
+        torch.manual_seed(0)
+        model.reset_parameters()
+        states.append(model.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 40}, "width 40 is not divisible by head_dim 16"),
+        ({"patch": 3}, "image_size 8 is not divisible by patch 3"),
+        ({"repa_depth": 1}, "expected both or neither"),
+        ({"repa_dim": 4}, "expected both or neither"),
+        ({"repa_depth": 3, "repa_dim": 4}, "repa_depth 3: expected 1 to depth 2"),
+    ],
+)
+def test_impossible_sizes_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MMDiT(**{**SMALL, **change})

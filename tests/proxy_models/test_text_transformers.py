@@ -1,0 +1,308 @@
+"""The text-to-image transformers of the scaling laws: what they cost, what each token sees, what must not matter."""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+import torch
+
+from muxfer.families import family_of
+from muxfer.models import CrossAttention, InContext
+from muxfer.mup import make_plan
+from muxfer.worker import conditioning, measure
+from proxy_models import FAMILIES
+from proxy_models.cross_attention import Block as CrossBlock
+from proxy_models.cross_attention import CrossAttentionTransformer
+from proxy_models.dit import AdaLNZeroBlock
+from proxy_models.in_context import Block, InContextTransformer
+
+SMALL = {
+    "width": 32,
+    "depth": 2,
+    "head_dim": 16,
+    "patch": 2,
+    "image_size": 8,
+    "channels": 3,
+    "text_dim": 6,
+}
+BOTH = pytest.mark.parametrize("kind", [InContextTransformer, CrossAttentionTransformer])
+FAMILY = pytest.mark.parametrize("family", ["in_context", "cross_attention"])
+CONFIGS: Mapping[str, Callable[..., Any]] = {"in_context": InContext, "cross_attention": CrossAttention}
+
+
+def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
+    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def built(kind: type, **change: Any) -> Any:
+    model = kind(**{**SMALL, **change})
+    randomize(model)
+    return model
+
+
+def batch(size: int = 3, *, length: int = 4) -> dict[str, torch.Tensor]:
+    """Image, time, text and its mask: all tokens of the first caption, one less of each caption after it."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "x_BCHW": torch.randn(size, 3, 8, 8, generator=generator),
+        "t_B": torch.tensor([0.0, 500.0, 999.0])[:size],
+        "text_BLE": torch.randn(size, length, 6, generator=generator),
+        "mask_BL": torch.arange(length) < (length - torch.arange(size))[:, None],
+    }
+
+
+def config(family: str, **change: Any) -> Any:
+    sizes = {"width": 64, "depth": 3, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 1, "text_dim": 32}
+    return CONFIGS[family](**{"family": family, "base_width": 64, **sizes, **change})
+
+
+@FAMILY
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_cost_follows_the_formula(family: str, learn_sigma: bool) -> None:
+    width, depth, patches, words, text_dim, pixels = 64, 3, 16, 7, 32, 4
+    out = pixels * (1 + learn_sigma)
+    square = width**2
+    embedders = (pixels + 1) * width + (256 + 1) * width + square + width + (text_dim + 1) * width + square + width
+    ends = patches * pixels * width + patches * width * out + 256 * width + square + words * (text_dim * width + square)
+    attention, mlp = 4 * square + 4 * width, 8 * square + 5 * width
+    if family == "in_context":
+        sequence = 1 + words + patches
+        parameters = embedders + depth * (attention + mlp + 4 * width) + 2 * width + (width + 1) * out
+        macs = ends + depth * (sequence * 12 * square + 2 * sequence**2 * width)
+    else:
+        modulation, final = 6 * (square + width), 2 * (square + width) + (width + 1) * out
+        parameters = embedders + depth * (2 * attention + mlp + modulation + 2 * width) + final
+        self_attention = patches * 4 * square + 2 * patches**2 * width
+        cross = patches * 2 * square + words * 2 * square + 2 * patches * words * width
+        macs = ends + depth * (self_attention + cross + patches * 8 * square + 6 * square) + 2 * square
+    cost = measure(config(family, learn_sigma=learn_sigma), captions=["one scan of the digit seven"])
+    assert (cost.parameters, cost.macs) == (parameters, macs)
+
+
+def test_an_in_context_block_is_torchs_pre_norm_encoder_layer() -> None:
+    block = Block(32, 16, 4.0)
+    randomize(block)
+    reference = torch.nn.TransformerEncoderLayer(
+        32,
+        2,
+        128,
+        dropout=0.0,
+        activation=torch.nn.GELU(approximate="tanh"),
+        batch_first=True,
+        norm_first=True,
+        layer_norm_eps=1e-6,
+    )
+    names = {"attn.qkv.": "self_attn.in_proj_", "attn.proj": "self_attn.out_proj", "mlp.fc": "linear"}
+    state = {}
+    for name, value in block.state_dict().items():
+        for own, other in names.items():
+            name = name.replace(own, other)
+        state[name] = value
+    reference.load_state_dict(state)
+    x_BTD = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
+    mask_BT = torch.arange(7) < torch.tensor([[7], [4]])
+    torch.testing.assert_close(block(x_BTD), reference(x_BTD), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        block(x_BTD, mask_BT), reference(x_BTD, src_key_padding_mask=~mask_BT), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_cross_attention_block_is_dits_around_the_caption() -> None:
+    """DiT's block where the caption says nothing; x + attention(norm(x), caption) where the gates are closed."""
+    block = CrossBlock(32, 16, 4.0)
+    randomize(block)
+    generator = torch.Generator().manual_seed(3)
+    x_BTD, text_BLD = torch.randn(2, 7, 32, generator=generator), torch.randn(2, 4, 32, generator=generator)
+    c_BD, mask_BL = torch.randn(2, 32, generator=generator), torch.ones(2, 4, dtype=torch.bool)
+    silent = {name: value * ("cross_attn.proj" not in name) for name, value in block.state_dict().items()}
+    closed = {name: value * ("adaLN_modulation" not in name) for name, value in block.state_dict().items()}
+    dits = AdaLNZeroBlock(32, 16, 4.0)
+    dits.load_state_dict({name: value for name, value in silent.items() if "cross" not in name})
+    block.load_state_dict(silent)
+    torch.testing.assert_close(block(x_BTD, c_BD, text_BLD, mask_BL), dits(x_BTD, c_BD))
+    block.load_state_dict(closed)
+    expected = x_BTD + block.cross_attn(block.norm_cross(x_BTD), text_BLD, mask_BL)
+    torch.testing.assert_close(block(x_BTD, c_BD, text_BLD, mask_BL), expected)
+
+
+@BOTH
+def test_time_and_text_reach_the_output(kind: type) -> None:
+    model, inputs = built(kind, learn_sigma=True), batch()
+    out = model(**inputs)
+    assert out.shape == (3, 6, 8, 8)
+    for name, step in (("t_B", 100), ("text_BLE", 1)):
+        changed = model(**{**inputs, name: inputs[name] + step})
+        assert (changed - out).abs().amax(dim=(1, 2, 3)).min() > 1e-3, name
+
+
+@BOTH
+def test_every_patch_sees_every_patch_and_every_caption_token(kind: type) -> None:
+    model, inputs = built(kind, depth=1), batch(1)
+    wanted = [inputs[name].requires_grad_() for name in ("x_BCHW", "text_BLE")]
+    dx_BCHW, dtext_BLE = torch.autograd.grad(model(**inputs)[0, 0, 0, 0], wanted)
+    assert (dx_BCHW.abs().amax(dim=1) > 0).all()
+    assert (dtext_BLE.abs().amax(dim=-1) > 0).all()
+
+
+def test_captions_read_the_image_in_context_only() -> None:
+    """In one sequence the caption's tokens change with the image; cross-attention reads the same ones in all blocks."""
+    seen: dict[type, list[torch.Tensor]] = {}
+    for kind, where in ((InContextTransformer, 0), (CrossAttentionTransformer, 2)):
+        model, inputs = built(kind), batch()
+        for scale in (1, 2):
+            hook = model.blocks[1].register_forward_pre_hook(
+                lambda _, given, kind=kind, where=where: seen.setdefault(kind, []).append(given[where])
+            )
+            model(**{**inputs, "x_BCHW": scale * inputs["x_BCHW"]})
+            hook.remove()
+    before, after = (tokens[:, 1:5] for tokens in seen[InContextTransformer])
+    assert (before - after).abs().amax(dim=-1).min() > 1e-3
+    assert torch.equal(*seen[CrossAttentionTransformer])
+
+
+@BOTH
+def test_only_positions_order_the_patches_and_nothing_the_caption(kind: type) -> None:
+    model, inputs = built(kind), batch()
+    rolled = {**inputs, "x_BCHW": inputs["x_BCHW"].roll(2, dims=-1)}
+    flipped = {**inputs, "text_BLE": inputs["text_BLE"].flip(1), "mask_BL": inputs["mask_BL"].flip(1)}
+    out = model(**inputs)
+    torch.testing.assert_close(out, model(**flipped), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(out, model(**rolled).roll(-2, dims=-1), atol=1e-2)
+    model.pos_embed.zero_()
+    torch.testing.assert_close(model(**inputs), model(**rolled).roll(-2, dims=-1), rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_padding_has_no_influence(kind: type) -> None:
+    model, inputs = built(kind), batch()
+    out = model(**inputs)
+    text_BLE, mask_BL = inputs["text_BLE"], inputs["mask_BL"]
+    other = torch.where(mask_BL[..., None], text_BLE, text_BLE + 5)
+    assert torch.equal(out, model(**{**inputs, "text_BLE": other}))
+    longer = {"text_BLE": torch.cat([text_BLE, other], 1), "mask_BL": torch.cat([mask_BL, mask_BL & False], 1)}
+    torch.testing.assert_close(out, model(**{**inputs, **longer}), rtol=1e-4, atol=1e-5)
+    whole = model(**{**inputs, "mask_BL": torch.ones_like(mask_BL)})
+    assert not torch.allclose(out[1:], whole[1:], atol=1e-3)
+    torch.testing.assert_close(out[0], whole[0], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_zero_at_initialization_and_every_weight_gets_a_gradient_within_three_steps(kind: type) -> None:
+    """The readout first, then what is behind it, then what is behind zero gates."""
+    torch.manual_seed(0)
+    model, inputs = kind(**SMALL), batch()
+    assert torch.equal(model(**inputs), torch.zeros(3, 3, 8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(**inputs) - inputs["x_BCHW"]).square().mean().backward()
+        silent = [name for name, parameter in model.named_parameters() if not parameter.grad.norm() > 0]
+        optimizer.step()
+    assert silent == []
+
+
+@BOTH
+def test_no_input_deviation_knows_the_width(kind: type) -> None:
+    plan = make_plan(lambda width: kind(**{**SMALL, "width": width}), width=256, base_width=32, readout=None)
+    for name, scale in plan.scales.items():
+        if scale.role in ("input", "finite"):
+            assert plan.laws[name] == plan.base_laws[name], name
+    assert plan.laws["y_embedder.mlp.0.weight"].std == pytest.approx(6**-0.5)
+    assert plan.laws["t_embedder.mlp.0.weight"].std == (0.02 if kind is CrossAttentionTransformer else 1 / 16)
+    zero = {name for name, law in plan.laws.items() if law.mean == law.std == 0 and not name.endswith("bias")}
+    modulations = {name for name in plan.laws if name.endswith("adaLN_modulation.1.weight")}
+    assert zero == {*modulations, "final_layer.linear.weight"}
+
+
+ROLES = {
+    "x_embedder.proj.weight": "input",
+    "t_embedder.mlp.0.weight": "input",
+    "t_embedder.mlp.2.weight": "hidden",
+    "y_embedder.mlp.0.weight": "input",
+    "y_embedder.mlp.2.weight": "hidden",
+    "blocks.0.attn.qkv.weight": "hidden",
+    "blocks.0.mlp.fc2.bias": "input",
+    "final_layer.linear.weight": "readout",
+    "final_layer.linear.bias": "finite",
+}
+OWN_ROLES = {
+    "in_context": {"blocks.0.norm1.weight": "input"},
+    "cross_attention": {
+        "blocks.0.adaLN_modulation.1.weight": "hidden",
+        "blocks.0.norm_cross.weight": "input",
+        "blocks.0.cross_attn.q_linear.weight": "hidden",
+        "blocks.0.cross_attn.kv_linear.weight": "hidden",
+    },
+}
+
+
+@FAMILY
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_the_plan_finds_one_readout(family: str, width: int) -> None:
+    found = family_of(config(family))
+    plan = make_plan(found.build, width=width, base_width=64, readout=found.readout, declared=found.declared)
+    roles = {name: scale.role for name, scale in plan.scales.items()}
+    assert [name for name, role in roles.items() if role == "readout"] == ["final_layer.linear.weight"]
+    expected = {**ROLES, **OWN_ROLES[family]}
+    assert {name: roles[name] for name in expected} == expected
+    assert all(law is not None and law.recorded for law in plan.laws.values())
+
+
+@FAMILY
+def test_branch_ends_are_the_last_linears_of_every_branch(family: str) -> None:
+    found = family_of(config(family, depth=2))
+    names = [name for name, _ in found.build(64).named_parameters()]
+    ends = {name for name in names if any(fnmatch(name, pattern) for pattern in found.branch_ends)}
+    parts = ["attn.proj", "mlp.fc2"] + (["cross_attn.proj"] if family == "cross_attention" else [])
+    assert ends == {f"blocks.{i}.{part}.{kind}" for i in (0, 1) for part in parts for kind in ("weight", "bias")}
+    inside = {name for name in names if any(fnmatch(name, pattern) for pattern in found.branches)}
+    assert inside == {name for name in names if name.startswith("blocks.")}
+
+
+@FAMILY
+def test_a_label_is_called_as_its_caption(family: str) -> None:
+    task = config(family, text_dim=6)
+    model = family_of(task).build(64)
+    randomize(model)
+    predict = conditioning(task, ["a one", "a two"])
+    x_BCHW = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    outs = [predict(model, x_BCHW, torch.tensor([1.0, 2.0]), torch.tensor([label, 2])) for label in (0, 1)]
+    assert not torch.allclose(outs[0][0], outs[1][0], atol=1e-3)
+    assert torch.equal(outs[0][1], outs[1][1])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 40}, "width 40 is not divisible by head_dim 16"),
+        ({"patch": 3}, "image_size 8 is not divisible by patch 3"),
+    ],
+)
+def test_impossible_sizes_are_refused(kind: type, change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{**SMALL, **change})
+
+
+@BOTH
+def test_forward_draws_no_random_numbers(kind: type) -> None:
+    model = kind(**SMALL).train()
+    state = torch.get_rng_state()
+    model(**batch())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@FAMILY
+def test_the_configuration_is_the_family(family: str, make_config) -> None:
+    model = make_config(f"model={family}", "model.depth=3").model
+    assert measure(model) == measure(config(family))
+
+
+@FAMILY
+def test_the_registered_readout_is_a_parameter(family: str) -> None:
+    assert FAMILIES[family].readout in dict(FAMILIES[family].build(**SMALL).named_parameters())

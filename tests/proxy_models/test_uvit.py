@@ -1,0 +1,356 @@
+"""U-ViT is the paper's: its sizes, its blocks as torch computes them, its long skips from early to late."""
+
+import dataclasses
+from fnmatch import fnmatch
+
+import pytest
+import torch
+
+from muxfer.adapters.hydra_compose import compose
+from muxfer.families import family_of
+from muxfer.models import Uvit
+from muxfer.mup import make_plan
+from muxfer.parse import parse_part
+from muxfer.worker import conditioning, measure
+from proxy_models.uvit import Block, UViT
+
+SMALL = {
+    "width": 32,
+    "depth": 5,
+    "head_dim": 16,
+    "patch": 2,
+    "image_size": 8,
+    "channels": 3,
+}
+LABELS = {**SMALL, "num_classes": 5}
+TEXT = {**SMALL, "text_dim": 6, "text_length": 9}
+
+
+def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
+    """Fill every parameter with noise: a zero readout hides whatever is wrong behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def built(**arguments) -> UViT:
+    model = UViT(**arguments)
+    randomize(model)
+    return model
+
+
+def batch(size: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    x_BCHW = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x_BCHW, torch.tensor([0.0, 500.0, 999.0])[:size]
+
+
+def captions(size: int = 3, *, length: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text [B, L, 6] and its mask: all tokens of the first caption, one less of each caption after it."""
+    text_BLE = torch.randn(size, length, 6, generator=torch.Generator().manual_seed(2))
+    return text_BLE, torch.arange(length) < (length - torch.arange(size))[:, None]
+
+
+def config(**change) -> Uvit:
+    sizes = {"width": 64, "depth": 5, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 1}
+    return Uvit(**{"family": "uvit", "base_width": 64, "num_classes": 10, **sizes, **change})
+
+
+@pytest.mark.parametrize(("size", "millions"), [("s_2", 44), ("m_2", 131), ("l_2", 287), ("h_2", 501)])
+def test_sizes_have_the_papers_parameter_counts(size: str, millions: int) -> None:
+    model = parse_part("model", compose("lr-width", ["model=uvit", f"+size=uvit_{size}"]))
+    assert round(measure(model).parameters / 1e6) == millions
+
+
+def test_the_configuration_reads_labels_or_captions_by_one_key(make_config) -> None:
+    labels = make_config("model=uvit").model
+    assert measure(dataclasses.replace(labels, num_classes=10)) == measure(config(width=64))
+    text = make_config("model=uvit", "model.text_dim=32", "model.skip=residual").model
+    assert measure(text) == measure(config(num_classes=None, text_dim=32, skip="residual"))
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_cost_follows_the_formula(learn_sigma: bool) -> None:
+    width, half, classes, channels, pixels, tokens = 64, 2, 10, 1, 8 * 8, 16
+    out, depth, sequence = channels * (1 + learn_sigma), 2 * half + 1, tokens + 2
+    attention, mlp = 3 * width**2 + width**2 + width, 2 * 4 * width**2 + 4 * width + width
+    parameters = (
+        4 * channels * width + width  # patch_embed
+        + (classes + 1) * width + sequence * width  # label_emb, pos_embed
+        + depth * (attention + mlp + 4 * width) + half * (2 * width**2 + width)
+        + 2 * width + 4 * out * width + 4 * out + 9 * out**2 + out  # norm, decoder_pred, final_layer
+    )  # fmt: skip
+    macs = (
+        tokens * 4 * channels * width
+        + sequence * (depth * 12 * width**2 + half * 2 * width**2)
+        + depth * 2 * sequence**2 * width
+        + tokens * 4 * out * width
+        + pixels * 9 * out**2
+    )
+    cost = measure(config(learn_sigma=learn_sigma))
+    assert (cost.parameters, cost.macs) == (parameters, macs)
+
+
+def test_a_caption_costs_its_tokens() -> None:
+    """Text swaps the label's table and token for a linear, 77 positions and the caption's tokens (6 and the end)."""
+    labels = measure(config())
+    text = measure(config(num_classes=None, text_dim=32), captions=["one scan of the digit seven"])
+    width, depth, half, short, long = 64, 5, 2, 18, 24
+    assert text.parameters - labels.parameters == (32 * width + width) + 76 * width - 11 * width
+    assert text.macs - labels.macs == (
+        7 * 32 * width
+        + (long - short) * (depth * 12 * width**2 + half * 2 * width**2)
+        + depth * 2 * (long**2 - short**2) * width
+    )
+
+
+def test_names_are_the_references() -> None:
+    names = {name.removesuffix(".weight").removesuffix(".bias") for name, _ in UViT(**LABELS).named_parameters()}
+    block = {"norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"}
+    blocks = {f"{place}.{part}" for place in ("in_blocks.0", "in_blocks.1", "mid_block") for part in block}
+    blocks |= {f"out_blocks.{i}.{part}" for i in (0, 1) for part in {*block, "skip_linear"}}
+    assert names == blocks | {"patch_embed.proj", "label_emb", "pos_embed", "norm", "decoder_pred", "final_layer"}
+    assert "context_embed.weight" in UViT(**TEXT).state_dict()
+    assert "mid_block.attn.qkv.bias" not in UViT(**LABELS).state_dict()
+
+
+def test_a_block_is_torchs_pre_norm_encoder_layer() -> None:
+    block = Block(32, 16, 4.0)
+    randomize(block)
+    reference = torch.nn.TransformerEncoderLayer(
+        32, 2, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    ours = block.state_dict()
+    theirs = {"attn.qkv.weight": "self_attn.in_proj_weight", "mlp": "linear", "attn.proj": "self_attn.out_proj"}
+    state = {"self_attn.in_proj_bias": torch.zeros(96)}
+    for name, value in ours.items():
+        renamed = name.replace("mlp.fc", "linear")
+        for own, other in theirs.items():
+            renamed = renamed.replace(own, other)
+        state[renamed] = value
+    reference.load_state_dict(state)
+    x_BTD = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
+    mask_BT = torch.arange(7) < torch.tensor([[7], [4]])
+    torch.testing.assert_close(block(x_BTD), reference(x_BTD), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        block(x_BTD, mask_BT=mask_BT), reference(x_BTD, src_key_padding_mask=~mask_BT), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("skip", ["linear", "residual"])
+def test_a_skip_is_joined_before_the_block(skip: str) -> None:
+    block = Block(32, 16, 4.0, skip=skip)
+    randomize(block)
+    x_BTD, skip_BTD = torch.randn(2, 2, 7, 32, generator=torch.Generator().manual_seed(3)).unbind(0)
+    weight, bias = block.skip_linear.weight, block.skip_linear.bias
+    joined_BTD = x_BTD @ weight[:, :32].T + skip_BTD @ weight[:, 32:].T + bias
+    plain = Block(32, 16, 4.0)
+    plain.load_state_dict({name: value for name, value in block.state_dict().items() if "skip" not in name})
+    expected = plain(x_BTD + joined_BTD if skip == "residual" else joined_BTD)
+    torch.testing.assert_close(block(x_BTD, skip_BTD), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_in_block_reaches_the_first_out_block() -> None:
+    """Out-block j cut off from the trunk sees in-blocks 0 to n-1-j, through its own skip and the later ones, only."""
+    n = 3
+    x_BCHW, t_B = batch()
+    y_B = torch.tensor([0, 3, 5])
+
+    def output(*, cut: int, change: int | None) -> torch.Tensor:
+        model = built(**{**LABELS, "depth": 2 * n + 1})
+        with torch.no_grad():
+            model.out_blocks[cut].skip_linear.weight[:, :32] = 0
+            if change is not None:
+                [*model.in_blocks, model.mid_block][change].mlp.fc2.bias += 0.1
+            return model(x_BCHW, t_B, y_B)
+
+    for cut in range(n):
+        reached = [not torch.equal(output(cut=cut, change=None), output(cut=cut, change=i)) for i in range(n + 1)]
+        assert reached == [i <= n - 1 - cut for i in range(n + 1)], f"out-block {cut}"
+
+
+@pytest.mark.parametrize("skip", ["linear", "residual"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_every_odd_depth_gives_an_image(skip: str, depth: int) -> None:
+    model = built(**{**LABELS, "skip": skip, "depth": depth, "learn_sigma": True})
+    out = model(*batch(), torch.tensor([0, 3, 5]))
+    assert out.shape == (3, 6, 8, 8)
+    assert out.std() > 0.1
+    assert len(model.in_blocks) == len(model.out_blocks) == depth // 2
+
+
+def test_time_and_label_reach_the_output() -> None:
+    model = built(**LABELS)
+    x_BCHW, t_B = batch()
+    y_B = torch.tensor([0, 3, 5])
+    out = model(x_BCHW, t_B, y_B)
+    for changed in (model(x_BCHW, t_B + 100, y_B), model(x_BCHW, t_B, (y_B + 1) % 6)):
+        assert (changed - out).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_every_patch_sees_every_patch_and_every_caption_token() -> None:
+    model = built(**{**TEXT, "depth": 1})
+    x_BCHW, t_B = batch(1)
+    text_BLE, _ = captions(1)
+    x_BCHW.requires_grad_()
+    text_BLE.requires_grad_()
+    out = model(x_BCHW, t_B, text_BLE=text_BLE)[0, 0, 0, 0]
+    dx_BCHW, dtext_BLE = torch.autograd.grad(out, [x_BCHW, text_BLE])
+    assert (dx_BCHW.abs().amax(dim=1) > 0).all()
+    assert (dtext_BLE.abs().amax(dim=-1) > 0).all()
+
+
+def test_only_positions_order_the_tokens() -> None:
+    """Without positions, and with a convolution that passes each pixel, permuted patches give permuted patches."""
+    model = built(**TEXT)
+    x_BCHW, t_B = batch()
+    text_BLE, _ = captions()
+    rolled = x_BCHW.roll(2, dims=-1)
+    with torch.no_grad():
+        torch.nn.init.dirac_(model.final_layer.weight)
+        out = model(x_BCHW, t_B, text_BLE=text_BLE)
+        assert not torch.allclose(out, model(rolled, t_B, text_BLE=text_BLE).roll(-2, dims=-1), atol=1e-2)
+        assert not torch.allclose(out, model(x_BCHW, t_B, text_BLE=text_BLE.flip(1)), atol=1e-3)
+        model.pos_embed.zero_()
+        out = model(x_BCHW, t_B, text_BLE=text_BLE)
+        moved, flipped = model(rolled, t_B, text_BLE=text_BLE), model(x_BCHW, t_B, text_BLE=text_BLE.flip(1))
+    torch.testing.assert_close(out, moved.roll(-2, dims=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, flipped, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_has_no_influence() -> None:
+    model = built(**TEXT)
+    x_BCHW, t_B = batch()
+    text_BLE, mask_BL = captions()
+    out = model(x_BCHW, t_B, text_BLE=text_BLE, mask_BL=mask_BL)
+    other = torch.where(mask_BL[..., None], text_BLE, text_BLE + 5)
+    assert torch.equal(out, model(x_BCHW, t_B, text_BLE=other, mask_BL=mask_BL))
+    longer = torch.cat([text_BLE, text_BLE], dim=1)
+    mask = torch.cat([mask_BL, torch.zeros_like(mask_BL)], dim=1)
+    torch.testing.assert_close(out, model(x_BCHW, t_B, text_BLE=longer, mask_BL=mask), rtol=1e-4, atol=1e-5)
+    whole = model(x_BCHW, t_B, text_BLE=text_BLE)
+    assert not torch.allclose(out[1:], whole[1:], atol=1e-3)
+    torch.testing.assert_close(out[0], whole[0], rtol=1e-4, atol=1e-5)
+
+
+def test_it_begins_as_a_constant_and_one_step_of_the_readout_wakes_every_weight() -> None:
+    torch.manual_seed(0)
+    model = UViT(**LABELS)
+    x_BCHW, t_B = batch()
+    y_B = torch.tensor([0, 3, 5])
+    out = model(x_BCHW, t_B, y_B)
+    assert torch.equal(out, model.final_layer.bias[None, :, None, None].expand_as(out))
+    (out - x_BCHW).square().mean().backward()
+    assert model.decoder_pred.weight.grad.norm() > 1e-4
+    with torch.no_grad():
+        model.decoder_pred.weight -= 0.1 * model.decoder_pred.weight.grad
+    (model(x_BCHW, t_B, y_B) - x_BCHW).square().mean().backward()
+    assert all(parameter.grad.norm() > 0 for parameter in model.parameters())
+
+
+def test_no_initial_deviation_knows_the_width() -> None:
+    plans = [
+        make_plan(lambda width: UViT(**{**LABELS, "width": width}), width=width, base_width=32, readout=None)
+        for width in (64, 256)
+    ]
+    laws = [{name: (law.mean, law.std) for name, law in plan.laws.items()} for plan in plans]
+    assert laws[0] == laws[1]
+    assert [name for name, law in laws[0].items() if law == (0.0, 0.0) and "bias" not in name] == [
+        "decoder_pred.weight"
+    ]
+
+
+def test_one_seed_gives_all_widths_the_same_last_convolution() -> None:
+    layers = []
+    for width in (32, 128):
+        torch.manual_seed(0)
+        layers.append(UViT(**{**LABELS, "width": width}).final_layer.state_dict())
+    assert all(torch.equal(layers[0][name], layers[1][name]) for name in ("weight", "bias"))
+    assert layers[0]["weight"].std() > 0.05
+
+
+ROLES = {
+    "patch_embed.proj.weight": "input",
+    "label_emb.weight": "input",
+    "pos_embed": "input",
+    "in_blocks.0.attn.qkv.weight": "hidden",
+    "in_blocks.0.norm1.weight": "input",
+    "out_blocks.0.skip_linear.weight": "hidden",
+    "mid_block.mlp.fc2.bias": "input",
+    "decoder_pred.weight": "readout",
+    "decoder_pred.bias": "finite",
+    "final_layer.weight": "finite",
+    "final_layer.bias": "finite",
+}
+
+
+@pytest.mark.parametrize("skip", ["linear", "residual"])
+@pytest.mark.parametrize("condition", [{"num_classes": 10}, {"num_classes": None, "text_dim": 32}])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_the_plan_finds_one_readout(width: int, condition: dict, skip: str) -> None:
+    model = config(**condition, skip=skip)
+    family = family_of(model)
+    plan = make_plan(family.build, width=width, base_width=64, readout=family.readout, declared=family.declared)
+    roles = {name: scale.role for name, scale in plan.scales.items()}
+    assert [name for name, role in roles.items() if role == "readout"] == [family.readout]
+    expected = {name: role for name, role in ROLES.items() if name in roles}
+    assert {name: roles[name] for name in expected} == expected
+    assert len(expected) == len(ROLES) - ("text_dim" in condition)
+    assert all(law is not None and law.recorded for law in plan.laws.values())
+
+
+def test_a_family_reads_labels_or_text() -> None:
+    assert set(family_of(config()).inputs) == {"x_BCHW", "t_B", "y_B"}
+    text = config(num_classes=None, text_dim=6)
+    assert set(family_of(text).inputs) == {"x_BCHW", "t_B", "text_BLE", "mask_BL"}
+    model = family_of(text).build(64)
+    randomize(model)
+    predict = conditioning(text, ["a one", "a two"])
+    x_BCHW = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    outs = [predict(model, x_BCHW, torch.tensor([1.0, 2.0]), torch.tensor([a, 2])) for a in (0, 1)]
+    assert not torch.allclose(outs[0][0], outs[1][0], atol=1e-3)
+    assert torch.equal(outs[0][1], outs[1][1])
+
+
+def test_depth_scaling_has_branch_ends_with_residual_skips_only() -> None:
+    assert family_of(config()).branch_ends == ()
+    family = family_of(config(skip="residual"))
+    ends = {
+        name
+        for name, _ in family.build(64).named_parameters()
+        if any(fnmatch(name, pattern) for pattern in family.branch_ends)
+    }
+    blocks = ["in_blocks.0", "in_blocks.1", "mid_block", "out_blocks.0", "out_blocks.1"]
+    linears = [f"{block}.{part}" for block in blocks for part in ("attn.proj", "mlp.fc2")]
+    linears += ["out_blocks.0.skip_linear", "out_blocks.1.skip_linear"]
+    assert ends == {f"{linear}.{kind}" for linear in linears for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 40}, "width 40 is not divisible by head_dim 16"),
+        ({"patch": 3}, "image_size 8 is not divisible by patch 3"),
+        ({"depth": 4}, "depth 4 is even: .* use 5"),
+        ({"skip": "none"}, "skip 'none': expected linear or residual"),
+        ({"num_classes": None}, "takes labels or text, give one"),
+        ({"text_dim": 6}, "takes labels or text, give one"),
+    ],
+)
+def test_impossible_models_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UViT(**{**LABELS, **change})
+
+
+def test_a_caption_longer_than_the_positions_is_refused() -> None:
+    model = UViT(**TEXT)
+    text_BLE, _ = captions(length=10)
+    with pytest.raises(ValueError, match="a caption of 10 tokens: positions are learned for 9"):
+        model(*batch(), text_BLE=text_BLE)
+
+
+def test_forward_draws_no_random_numbers() -> None:
+    model = UViT(**LABELS).train()
+    state = torch.get_rng_state()
+    model(*batch(), torch.tensor([0, 3, 5]))
+    assert torch.equal(state, torch.get_rng_state())
