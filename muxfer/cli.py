@@ -235,6 +235,56 @@ def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("run")
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--to", type=click.Choice(["diffusers"]), default="diffusers", help="The library that is to load it.")
+@click.option("--folder", metavar="DIR", help="Where it goes; else beside the study's trials.")
+def export(run: str, overrides: tuple[str, ...], as_json: bool, to: str, folder: str | None) -> None:
+    """Write the averaged weights of RUN (a run id of MLflow, a trial's key, or the beginning of one) for others.
+
+    \b
+      muxfer export 3f9c --to diffusers
+    """
+    _run("export", "export", run, overrides, as_json=as_json, to=to, folder=folder)
+
+
+@main.command()
+@click.argument("name")
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--scales", metavar="FILE.json", help="Write the scales, for a trainer of your own.")
+def model(name: str, overrides: tuple[str, ...], as_json: bool, scales: str | None) -> None:
+    """Show one model: its size, and every parameter's role and scales. NAME is a sweep, or a model of conf/model.
+
+    Where both have that name, the sweep is meant.
+
+    \b
+      muxfer model dit +size=xl_2
+      muxfer model lr-width model.width=256 --scales scales.json
+    """
+    _run("describe", "model", name, overrides, as_json=as_json, scales=scales)
+
+
+@main.command()
+@click.argument("name")
+@OVERRIDES
+@JSON
+@PLUGIN
+def check(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check that a model's coordinates stay put as it grows; exit 6 when they don't. NAME is as for `model`.
+
+    \b
+      muxfer check lr-width
+      muxfer check dit check.sizes=[64,128,256,512]
+      muxfer check dit check=depth optimizer.parametrization=completep model.base_depth=4
+    """
+    _run("check", "check", name, overrides, as_json=as_json, say=say)
+
+
+@main.command()
 @click.argument("name")
 @OVERRIDES
 def config(name: str, overrides: tuple[str, ...]) -> None:

@@ -35,16 +35,16 @@ def u_curves_figure(records: Sequence[Record], verdict: Verdict, path_stem: Path
 
     The basin fills the panel: what lies far above it is an arrow at the top, what diverged a cross in the band above.
     """
-    with _drawing():
+    with drawing():
         figure = _u_curves([(title, records, verdict)])
-        paths = _save(figure, path_stem)
+        paths = save(figure, path_stem)
     return [*paths, replace_file(Path(f"{path_stem}.csv"), csv_text(records).encode())]
 
 
 def compare_figure(panels: Sequence[Panel], path_stem: Path) -> list[Path]:
     """The U-curves of several studies side by side over one loss axis (μP beside SP), as STEM.png and STEM.svg."""
-    with _drawing():
-        return _save(_u_curves(panels), path_stem)
+    with drawing():
+        return save(_u_curves(panels), path_stem)
 
 
 def training_curves_svg(records: Sequence[Record], verdict: Verdict, points: Mapping[str, Sequence[Point]]) -> str:
@@ -52,7 +52,7 @@ def training_curves_svg(records: Sequence[Record], verdict: Verdict, points: Map
 
     Empty where `points` (by trial key) hold no `train_loss`.
     """
-    with _drawing():
+    with drawing():
         figure = _training_curves(records, verdict, points)
         return "" if figure is None else _svg(figure)
 
@@ -83,7 +83,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     import matplotlib
 
     style = {
@@ -314,7 +314,7 @@ def _training_curves(records: Sequence[Record], verdict: Verdict, points: Mappin
     return figure
 
 
-def _save(figure: Any, path_stem: Path) -> list[Path]:
+def save(figure: Any, path_stem: Path) -> list[Path]:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
     return [

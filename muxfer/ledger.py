@@ -46,8 +46,8 @@ class Lease(Protocol):
 class Ledger(Protocol):
     """Reads raise LedgerUnreachable when there is no answer; writes never do, `flush` does."""
 
-    def studies(self, name: str) -> list[Study]:
-        """Every study recorded under this sweep name."""
+    def studies(self, name: str | None = None) -> list[Study]:
+        """Every study recorded under this sweep name; None: under any."""
 
     def acquire(self, study: Study) -> Lease:
         """Become the one driver of a study. StudyBusy when another one is."""

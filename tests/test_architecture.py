@@ -12,10 +12,11 @@ LEVELS = {
     "errors": 0, "trial": 0, "models": 0, "config": 0, "parse": 0,
     "mup": 1, "training": 1,
     "cost": 2, "search": 2, "plan": 2, "analysis": 2, "transfer": 2,
-    "plugins": 3, "families": 3, "worker": 3, "ledger": 3, "lease": 3, "inline": 3, "progress": 3,
-    "tables": 3, "figures": 3, "page": 3, "report": 3,
+    "plugins": 3, "families": 3, "worker": 3, "coordinates": 3, "ledger": 3, "lease": 3, "inline": 3, "progress": 3,
+    "tables": 3, "figures": 3, "check_figure": 3, "page": 3, "report": 3,
     "study": 4, "adapters": 4,
-    "request": 5, "commands": 5, "launch": 5, "cli": 5, "__init__": 5, "__main__": 5,
+    "request": 5, "commands": 5, "launch": 5, "describe": 5, "check": 5, "export": 5,
+    "cli": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 OWNERS = {
     "ray": "adapters/ray_",

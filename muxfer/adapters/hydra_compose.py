@@ -15,6 +15,8 @@ from muxfer.errors import BadInput, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PRIMARY = "no-sweep"
+"""The primary configuration alone, under a name that Hydra finds: it looks for `base` only behind another one."""
 MAX_OVERRIDE_CHARACTERS = 10_000
 MAX_YAML_BYTES = 1_000_000
 
@@ -36,18 +38,33 @@ def sweep_names() -> list[str]:
     return sorted({file.stem for folder in search_path("sweeps") for file in folder.glob("*.yaml")})
 
 
+def model_names() -> list[str]:
+    return sorted({file.stem for folder in search_path("conf") for file in (folder / "model").glob("*.yaml")})
+
+
 def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of sweep NAME as plain data. BadInput in one line when it cannot be composed."""
     if name not in sweep_names() or not NAME.fullmatch(name):
         raise BadInput(f"unknown sweep {name[:64]!r}: {nearest(name[:64], sweep_names())}")
-    for override in overrides:
-        _check_override(override)
-    for folder in (*search_path("sweeps"), *search_path("conf")):
-        _check_folder(folder)
-    for own in (search_path("conf")[0], search_path("sweeps")[0]):
-        if own != packaged("conf") and (own / "base.yaml").exists():
-            raise BadInput(f"{own.name}/base.yaml is muxfer's own primary configuration: supply groups and sweeps only")
+    _check_given(overrides)
     return _compose(name, list(overrides))
+
+
+def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """As `compose`, where NAME may also be a model of conf/model: then the primary configuration with that model.
+
+    A sweep and a model of the same name: the sweep wins, as it does for every other command.
+    """
+    if name in sweep_names():
+        return compose(name, overrides)
+    if name not in model_names() or not NAME.fullmatch(name):
+        known = (*sweep_names(), *model_names())
+        raise BadInput(f"unknown sweep or model {name[:64]!r}: {nearest(name[:64], known)}")
+    for override in overrides:
+        if override.lstrip("+").startswith("model="):
+            raise BadInput(f"override {override[:60]!r}: {name} is the model already; name a sweep, or that model")
+    _check_given(overrides)
+    return _compose(PRIMARY, [f"model={name}", *overrides])
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:
@@ -59,6 +76,7 @@ def to_yaml(config: Mapping[str, Any]) -> str:
 def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -68,6 +86,7 @@ def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
     first, *behind = (*search_path("sweeps"), *search_path("conf"))
     path = ",".join(f'"file://{folder}"' for folder in behind)
     GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name=PRIMARY, node={"defaults": ["base", "_self_"]})
     try:
         with initialize_config_dir(str(first), version_base="1.3"):
             config = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{path}]"])
@@ -79,6 +98,17 @@ def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
         raise BadInput(_one_line(error, name if overrides else None)) from None
     assert isinstance(plain, Mapping)
     return {str(key): value for key, value in plain.items()}
+
+
+def _check_given(overrides: Sequence[str]) -> None:
+    """Refuse overrides and folders of the user's that could do more than choose values."""
+    for override in overrides:
+        _check_override(override)
+    for folder in (*search_path("sweeps"), *search_path("conf")):
+        _check_folder(folder)
+    for own in (search_path("conf")[0], search_path("sweeps")[0]):
+        if own != packaged("conf") and (own / "base.yaml").exists():
+            raise BadInput(f"{own.name}/base.yaml is muxfer's own primary configuration: supply groups and sweeps only")
 
 
 def _check_override(override: str) -> None:

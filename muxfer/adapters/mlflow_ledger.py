@@ -49,13 +49,14 @@ class MlflowLedger:
         self._open_trials: set[str] = set()
         self._written = False
 
-    def studies(self, name: str) -> list[Study]:
+    def studies(self, name: str | None = None) -> list[Study]:
         found: dict[str, Study] = {}
         for run in self._read({"muxfer.kind": "study"}):
             tags = run.data.tags
-            if tags.get("muxfer.sweep") == name:
+            sweep = tags.get("muxfer.sweep", "")
+            if name in (None, sweep):
                 key = tags["muxfer.study"]
-                found[key] = Study(name=name, key=key, identity=json.loads(joined(tags, "muxfer.identity")))
+                found[key] = Study(name=sweep, key=key, identity=json.loads(joined(tags, "muxfer.identity")))
         return list(found.values())
 
     def config(self, study: Study) -> Mapping[str, Any]:

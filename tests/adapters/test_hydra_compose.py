@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxfer.adapters.hydra_compose import compose, sweep_names
+from muxfer.adapters.hydra_compose import compose, compose_model, model_names, sweep_names
 from muxfer.errors import BadInput
 from muxfer.parse import parse
 
@@ -85,3 +85,52 @@ def test_the_same_call_twice_gives_the_same_configuration():
 
 def test_an_override_of_a_users_interpolation_is_resolved(empty_folder):
     assert compose("lr-width", ["data.image_size=16"])["model"]["image_size"] == 16
+
+
+def test_a_model_s_name_means_the_primary_configuration_with_it():
+    config = compose_model("pixart", ["model.depth=2"])
+    assert (config["model"]["family"], config["model"]["depth"]) == ("pixart", 2)
+    assert config["optimizer"] == compose("lr-width")["optimizer"]
+    assert compose_model("lr-width", ["model=pixart", "model.depth=2"])["model"] == config["model"]
+
+
+def test_a_user_s_model_has_a_name_too_and_stands_before_the_packaged_one(empty_folder):
+    write(empty_folder, "conf/model/mine.yaml", "family: mine\n")
+    write(empty_folder, "conf/model/dit.yaml", "family: changed\n")
+    assert "mine" in model_names()
+    assert compose_model("mine")["model"] == {"family": "mine"}
+    assert compose_model("dit")["model"] == {"family": "changed"}
+
+
+def test_of_a_sweep_and_a_model_of_one_name_the_sweep_is_meant(empty_folder):
+    write(empty_folder, "sweeps/dit.yaml", "defaults:\n  - base\n  - override model: pixart\n  - _self_\n")
+    assert compose_model("dit")["model"]["family"] == "pixart"
+
+
+@pytest.mark.parametrize("name", ["dti", "model/dit", "../dit", "dit.yaml", "", "dit\n", "no-sweep", "d" * 10_000])
+def test_an_unknown_model_is_refused_with_the_nearest_name(name):
+    with pytest.raises(BadInput, match="unknown sweep or model .*dit"):
+        compose_model(name)
+
+
+@pytest.mark.parametrize("override", ["model=pixart", "+model=pixart"])
+def test_two_models_are_refused(override):
+    with pytest.raises(BadInput, match="dit is the model already"):
+        compose_model("dit", [override])
+
+
+@pytest.mark.parametrize("name", ["no-sweep", "dit"])
+def test_a_sweep_is_never_a_model(name):
+    with pytest.raises(BadInput, match="unknown sweep"):
+        compose(name)
+
+
+def test_a_model_with_an_alias_bomb_in_the_folder_is_refused_as_a_sweep_is(empty_folder):
+    write(empty_folder, "conf/model/bomb.yaml", "a: &a [x]\nb: *a\n")
+    with pytest.raises(BadInput, match="aliases"):
+        compose_model("dit")
+
+
+def test_a_wrong_key_of_a_model_is_told_with_the_nearest():
+    with pytest.raises(BadInput, match=r"unknown key model.widht: did you mean 'model.width'"):
+        compose_model("dit", ["model.widht=3"])

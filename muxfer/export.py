@@ -1,0 +1,172 @@
+"""The export command: the averaged weights of a recorded run, as a folder that another library loads as its own.
+
+The run is found in the ledger, its model in the study's identity (a target's in its own files), its weights in its
+checkpoint. Refused: a run that the ledger lacks or that did not finish, the beginning of several, weights that are not
+on this host, a folder that holds anything else than an earlier export.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muxfer.adapters.hydra_compose import compose
+from muxfer.adapters.tracking_uri import masked, sqlite_path
+from muxfer.config import SETTINGS, Config
+from muxfer.errors import BadInput
+from muxfer.ledger import Ledger
+from muxfer.models import Model
+from muxfer.parse import parse, parse_part
+from muxfer.request import Answer, output_folder, tracking_uri
+from muxfer.trial import Outcome, Record, Study
+
+if TYPE_CHECKING:
+    import torch
+
+EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
+"""Names of the files that an export consists of."""
+MOST_SHOWN = 5
+
+
+def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> Answer:
+    """Write a finished trial or target, by its run id, its key or the beginning of one, as a model of library `to`."""
+    from muxfer.adapters.diffusers_weights import save, to_diffusers
+
+    assert to == "diffusers"
+    for override in overrides:
+        if not override.startswith("ledger."):
+            raise BadInput(f"override {override[:60]!r} has no effect on an export: only ledger.KEY=VALUE has")
+    config = parse(compose("lr-width", overrides))  # any sweep will do: of the configuration the ledger alone counts
+    with _ledger(config) as ledger:
+        study, record = find(ledger, run, where=masked(tracking_uri(config)))
+    home = _home(record, output_folder(config) / study.label)
+    model, weights = model_of(study, record, home), weights_of(record, home)
+    class_name, arguments, state = to_diffusers(model, weights)
+    final = home / f"diffusers-{record.key[:8]}" if folder is None else Path(folder).expanduser().absolute()
+    with _new_folder(final) as temporary:
+        parameters = save(temporary, class_name, arguments, state)
+    lines = [
+        f"run {record.run_id}: {model.family}, width {model.width}, validation loss {record.metric:.4f}",
+        f"folder: {final}",
+        f"load it with: diffusers.{class_name}.from_pretrained({str(final)!r})",
+    ]
+    return Answer(
+        data={"run_id": record.run_id, "class": class_name, "folder": str(final), "parameters": parameters},
+        text="\n".join(lines),
+    )
+
+
+def find(ledger: Ledger, run: str, *, where: str) -> tuple[Study, Record]:
+    """The one finished run whose id or trial key is, or begins with, `run`."""
+    runs = [(study, record) for study in ledger.studies() for record in ledger.records(study)]
+    found = [pair for pair in runs if run in (pair[1].run_id, pair[1].key)]
+    if run and not found:
+        found = [pair for pair in runs if any(name and name.startswith(run) for name in _names(pair[1]))]
+    if not found:
+        raise BadInput(
+            f"no run {run[:64]!r} with a result in the ledger {where}: expected a run id of MLflow or a trial's key, or"
+            " the beginning of one; muxfer sweep NAME --dry-run lists the keys"
+        )
+    if len(found) > 1:
+        shown = [f"{record.run_id} (key {record.key})" for _, record in found[:MOST_SHOWN]]
+        more = [f"{len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
+        raise BadInput(f"run {run[:64]!r} fits {len(found)} runs, say which one: {', '.join([*shown, *more])}")
+    [(study, record)] = found
+    if record.outcome is not Outcome.FINISHED:
+        raise BadInput(f"run {record.run_id} {record.outcome} at step {record.step}: only a finished one is exported")
+    return study, record
+
+
+def model_of(study: Study, record: Record, home: Path) -> Model:
+    """The model that was trained: a proxy's from its study and setting, a target's from the file that lies with it."""
+    if record.kind == "proxy":
+        plain = dict(study.identity["model"])
+        for name, value in record.setting.items():
+            group, key = SETTINGS[name].split(".")
+            plain |= {key: value} if group == "model" else {}
+        return parse_part("model", {"model": plain})
+    try:
+        about = json.loads((_target(record, home) / "target.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _not_here(record, _target(record, home)) from error
+    return parse_part("model", about["task"])
+
+
+def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
+    """The averaged weights of the last checkpoint; of a target whose checkpoints went, what it handed out."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from muxfer.training import checkpoint
+
+    folder = home / "trials" / record.key
+    found = checkpoint.load_newest(folder, key=record.key)
+    if found is not None and found.snapshot.step == record.step:
+        return dict(found.snapshot.tensors["ema"])
+    if record.kind == "target":
+        with suppress(OSError, SafetensorError):
+            return load_file(_target(record, home) / "ema.safetensors")
+    raise _not_here(record, folder)
+
+
+def _home(record: Record, here: Path) -> Path:
+    """The study's folder: where the driver had it, or where this host has it now."""
+    if record.checkpoint is None:
+        return here
+    recorded = Path(record.checkpoint).parents[3]  # trials / KEY / attempt / step
+    return recorded if recorded.is_dir() else here
+
+
+def _names(record: Record) -> tuple[str | None, str]:
+    return record.run_id, record.key
+
+
+def _target(record: Record, home: Path) -> Path:
+    return home / f"target-{record.key[:8]}"
+
+
+def _not_here(record: Record, path: Path) -> BadInput:
+    return BadInput(
+        f"the weights of run {record.run_id} are not on this host, or damaged ({path}): export them where they were"
+        " trained, or bring the study's folder here"
+    )
+
+
+@contextmanager
+def _ledger(config: Config) -> Iterator[Ledger]:
+    """The ledger that a configuration names; none is made."""
+    from muxfer.adapters.mlflow_ledger import MlflowLedger
+
+    uri = tracking_uri(config)
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise BadInput(f"no ledger at {masked(uri)}: export where the sweep ran, or give ledger.tracking_uri=URI")
+    ledger = MlflowLedger(config.ledger, folder=output_folder(config))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def _new_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that takes its place once it is whole; an earlier export there goes then."""
+    if final.exists() and not (final.is_dir() and all(EXPORTED.fullmatch(path.name) for path in final.iterdir())):
+        raise BadInput(f"{final} exists and is no earlier export: give another, --folder DIR")
+    temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+    except OSError as error:
+        raise BadInput(f"{final} can't be written ({error.strerror or error}): give another, --folder DIR") from error
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
