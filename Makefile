@@ -1,12 +1,13 @@
 # make sweep   the main job: a learning-rate sweep over widths, on real images, with a verdict
 # make test    the tests           make check   format, lint, types and tests: what CI runs
-# make bench   the benchmarks      make install the environment and the command, .venv/bin/muxfer
+# make bench   the benchmarks      make models  the coordinate checks of docs/models.md
+# make install the environment and the command, .venv/bin/muxfer
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: install sweep test check format bench clean
+.PHONY: install sweep test check format bench models clean
 
 install: $(READY)
 
@@ -33,6 +34,11 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+models: install
+	$(BIN)/muxfer check dit output_dir=$(CURDIR)/dist/check
+	cp dist/check/check-dit/mup-width.png docs/img/coordinate-check.png
+	$(BIN)/python -m benchmarks.coordinates
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

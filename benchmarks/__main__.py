@@ -24,7 +24,6 @@ DOCS = commands.ROOT / "docs"
 MISSING = (
     ("GPU: reference-style step / our step; FLOP/s / matrix-product rate", "no GPU benchmark yet"),
     ("`muxfer sweep` with everything done, 1,000 trials in the ledger", "no benchmark yet"),
-    ("`muxfer model dit +size=xl_2`", "the command does not exist yet"),
     ("peak memory of the target / by count", "no benchmark yet"),
 )
 
@@ -36,6 +35,7 @@ def late(module: str, name: str) -> Callable[..., list[Row]]:
 
 BENCHMARKS: Mapping[str, Callable[..., list[Row]]] = {
     "help": commands.help_,
+    "model": commands.model,
     "step": late("steps", "step"),
     "resume": late("storage", "resume"),
     "ledger": late("storage", "ledger"),

@@ -26,6 +26,13 @@ def help_(*, quick: bool) -> list[Row]:
     ]
 
 
+def model(*, quick: bool) -> list[Row]:
+    """`muxfer model dit +size=xl_2`: 675M parameters planned and counted without their memory."""
+    command = ("-m", "muxfer", "model", "dit", "+size=xl_2", "--json")
+    seconds = interleaved({"model": lambda: _python(*command)}, rounds=2 if quick else 7)
+    return [Row(name="`muxfer model dit +size=xl_2`", value=spread(seconds["model"]), unit=" s", at_most=5)]
+
+
 def sweep(*, quick: bool) -> list[Row]:
     """`muxfer sweep lr-width` from nothing in an empty folder, then again with everything done."""
     if quick:
