@@ -36,7 +36,7 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 models: install
-	$(BIN)/muxfer check dit output_dir=$(CURDIR)/dist/check
+	$(BIN)/muxfer check dit output_dir=dist/check
 	cp dist/check/check-dit/mup-width.png docs/img/coordinate-check.png
 	$(BIN)/python -m benchmarks.coordinates
 

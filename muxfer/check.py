@@ -93,7 +93,7 @@ def check_text(found: CoordinateCheck, *, model: str) -> str:
     seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
     text = [
         f"{model}: {found.parametrization}, {found.axis} {sizes}: {found.verdict}",
-        f"{found.steps} steps, {seeds}; the loss moved by at most {100 * found.loss_change:.0f} %",
+        f"{found.steps} steps, {seeds}; the loss moved by at most {100 * found.loss_change:.1f} %",
         "",
         f"        {'slopes over log ' + found.axis:<24}{'failed':>10}   worst",
     ]

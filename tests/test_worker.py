@@ -9,6 +9,7 @@ from muxfer.config import with_setting
 from muxfer.cost import estimated_macs, training_flops, tuning_ratio
 from muxfer.errors import BadInput
 from muxfer.inline import InlineExecutor
+from muxfer.models import with_num_classes
 from muxfer.plan import grid_trials, make_trial
 from muxfer.training.data import load
 from muxfer.trial import Outcome
@@ -22,7 +23,7 @@ TINY += ["training.steps=20", "training.warmup_steps=2", "training.checkpoint_ev
 def job(make_config, tmp_path):
     config = make_config(*TINY)
     data = load(config.data)
-    model = dataclasses.replace(config.model, num_classes=data.num_classes)
+    model = with_num_classes(config.model, data.num_classes)
     (trial,) = grid_trials(dataclasses.replace(config, model=model), fingerprint=data.fingerprint)
     return Job(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
 
@@ -43,6 +44,33 @@ def test_a_trial_ends_in_a_record_with_its_curves(job):
     assert 0 < record.metric < 2
     assert [point.step for point in points if point.name == "train_loss"] == [10, 20]
     assert resume_step(Path(job.folder), key=job.trial.key) == 20
+
+
+FAMILIES = {
+    "dit": ["model.block=cross_attention"],
+    "pixart": [],
+    "uvit": [],
+    "uvit on text": ["model.num_classes=null", "model.text_dim=32", "model.skip=residual"],
+    "mmdit": ["model.repa_depth=1", "model.repa_dim=8", "objective.repa_weight=0.5"],
+    "in_context": [],
+    "cross_attention": ["objective=ddpm", "model.learn_sigma=true"],
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_on_real_images_and_resumes_bit_for_bit(make_config, tmp_path, name):
+    config = make_config(*TINY, f"model={name.split()[0]}", *FAMILIES[name])
+    data = load(config.data)
+    model = with_num_classes(config.model, data.num_classes)
+    (trial,) = grid_trials(dataclasses.replace(config, model=model), fingerprint=data.fingerprint)
+    job = Job(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
+    first = TrialRun(job)
+    while first.trainer.step < 12:
+        first.advance(0.0)
+    record, _ = run(job)
+    whole, _ = run(dataclasses.replace(job, folder=f"{job.folder}-other"))
+    assert (record.outcome, record.resumed_at, record.metric) == (Outcome.FINISHED, 8, whole.metric)
+    assert 0 < record.metric < 2
 
 
 def test_a_second_attempt_goes_on_from_the_checkpoint_and_repeats_its_points(job):
