@@ -17,6 +17,7 @@ from muxfer.models import with_num_classes
 from muxfer.mup.slopes import MEASURES, TOLERANCE, CoordinateCheck, Line
 from muxfer.parse import parse_part, parse_without_grid
 from muxfer.request import Answer, Say, check_writable, output_folder
+from muxfer.worker import check_forward
 
 CONTROL = {"width": "standard", "depth": "mup"}
 """What does not scale along the axis, drawn beside what does."""
@@ -33,6 +34,7 @@ def check(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
     """The coordinate check of a sweep's or a configured model, its figure, and the exit code that scripts read."""
     config = parse_without_grid(compose_model(name, overrides))
     task = _task(config)
+    check_forward(task.model)
     folder = output_folder(config) / f"check-{name}"
     check_writable(folder)
     asked = config.check

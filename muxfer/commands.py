@@ -33,7 +33,7 @@ from muxfer.request import Answer, Request, Say, check_writable, driving, open_l
 from muxfer.study import Ran, run_study, trial_folder
 from muxfer.transfer import the_study
 from muxfer.trial import Outcome, Record, Study, Trial, Verdict, content_hash
-from muxfer.worker import Executor, mup_plan
+from muxfer.worker import Executor, check_forward, mup_plan
 
 if TYPE_CHECKING:
     from muxfer.analysis.transferability import Best
@@ -102,6 +102,7 @@ def _check_models(trials: Sequence[Trial]) -> None:
     """
     for task in {content_hash(trial.task["model"]): trial.task for trial in trials}.values():
         mup_plan(parse_task(task))
+    check_forward(parse_task(trials[0].task).model)
 
 
 def _sweep_answer(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from muxfer.errors import BadInput, nearest
-from muxfer.models import Mmdit, Model, positive
+from muxfer.models import Mmdit, Model, Uvit, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +200,11 @@ class Task:
             )
         if not completep and self.model.base_depth is not None:
             raise BadInput("model.base_depth has no effect without optimizer.parametrization=completep; leave it out")
+        if completep and isinstance(self.model, Uvit) and self.model.skip == "linear":
+            raise BadInput(
+                "optimizer.parametrization completep cannot scale a U-ViT's skip linear, which mixes the trunk anew:"
+                " use model.skip=residual, x + W[x; skip]"
+            )
 
     def _check_repa(self) -> None:
         has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
@@ -331,9 +336,10 @@ class Check:
         for size in self.sizes:
             positive("check.sizes", size)
         if len(set(self.sizes)) < max(4, len(self.sizes)) or max(self.sizes) < 8 * min(self.sizes):
+            example = "[32,64,128,256]" if self.axis == "width" else "[2,4,8,16] (a U-ViT's are odd: [3,5,9,25])"
             raise BadInput(
                 f"check.sizes {list(self.sizes)}: a slope needs at least 4 different {self.axis}s over a range of 8x,"
-                " for example [32,64,128,256]"
+                f" for example {example}"
             )
         if self.steps < 10:
             raise BadInput(

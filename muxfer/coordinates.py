@@ -84,7 +84,9 @@ def coordinate_run(task: Task, *, replicate: int, plan: Plan) -> Run:
     def loss(step: int) -> torch.Tensor:
         batch = stream.batch(step)
         torch.manual_seed(generator_of(training.seed, replicate, "model", step).initial_seed())
-        t_B = objective.timesteps(task.objective, batch.u_B).float()
+        t_B = objective.timesteps(task.objective, batch.u_B)
+        if t_B.is_floating_point():
+            t_B = t_B.float()
         features_BTE = None if features_NTE is None else features_NTE[batch.index_B]
         return objective.losses(
             task.objective, predict, batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE

@@ -22,7 +22,7 @@ from muxfer.figures import replace_file
 from muxfer.models import Declared, Model, with_num_classes
 from muxfer.parse import parse_part
 from muxfer.request import Answer
-from muxfer.worker import ModelCost, measure, mup_plan
+from muxfer.worker import ModelCost, check_forward, measure, mup_plan
 
 if TYPE_CHECKING:
     from muxfer.mup import Plan
@@ -35,7 +35,9 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
     """Parameters, multiply-accumulates, and every parameter's role and scales."""
     plain = compose_model(name, overrides)
     task = _task(plain)
-    plan, cost = mup_plan(task), measure(task.model)
+    plan = mup_plan(task)
+    check_forward(task.model)
+    cost = measure(task.model)
     rows = parameter_rows(plan)
     about = {
         "model": model_name(task.model),

@@ -4,14 +4,15 @@ A worker knows neither Ray nor MLflow. Whoever executes it calls `advance` until
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from muxfer.config import Task
 from muxfer.errors import BadInput
-from muxfer.models import Mmdit, Model
+from muxfer.models import Declared, Mmdit, Model
 from muxfer.parse import parse_task
 from muxfer.plugins import Plugins, allow
 from muxfer.trial import Outcome, Point, Record, Trial
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from muxfer.training.conditioning import Conditioning
     from muxfer.training.data import Dataset
     from muxfer.training.loop import Trainer
+
+
+EXAMPLE_CAPTIONS = ("a scan of the digit seven",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,54 @@ class ModelCost:
     macs: int
 
 
-def measure(model: Model, captions: Sequence[str] = ("a scan of the digit seven",)) -> ModelCost:
+def check_forward(model: Model) -> None:
+    """Refuse a class of others whose forward fails, returns no image, or knows the width; of ours, tests hold it.
+
+    On the meta device, at the base width and twice that.
+    """
+    import torch
+
+    from muxfer.families import family_of
+    from muxfer.mup.forward import refuse_changing_forward
+
+    if not isinstance(model, Declared):
+        return
+
+    def prepare(width: int) -> Callable[[], None]:
+        with torch.device("meta"):
+            built = family_of(model).build(width).eval()
+            image = torch.empty(1, model.channels, model.image_size, model.image_size)
+            given = (image, torch.empty(1), torch.zeros(1, dtype=torch.long))
+        predict = conditioning(model, EXAMPLE_CAPTIONS).to("meta")
+        return partial(_check_output, model, partial(predict, built, *given), width)
+
+    refuse_changing_forward(prepare, width=model.base_width, other_width=2 * model.base_width)
+
+
+def _check_output(model: Declared, forward: Callable[[], Any], width: int) -> None:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            out = forward()
+    except BadInput:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise BadInput(
+            f"{model.target}: its forward failed at width {width} ({reason[:200]}); see model.inputs, model.sizes and"
+            " model.arguments"
+        ) from error
+    expected = [1, (2 if model.learn_sigma else 1) * model.channels, model.image_size, model.image_size]
+    given = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if given != expected:
+        raise BadInput(
+            f"{model.target}: its forward returns {given} for one image, expected {expected}; see model.output,"
+            " model.patch and model.learn_sigma"
+        )
+
+
+def measure(model: Model, captions: Sequence[str] = EXAMPLE_CAPTIONS) -> ModelCost:
     """Count on the meta device: no memory is taken, whatever the size. Text is as long as the longest caption."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -43,12 +43,13 @@ def sincos_positions(width: int, side: int) -> torch.Tensor:
     """Fixed 2-d positions [side*side, D]: half the width encodes the column, half the row, each sines then cosines."""
     if width % 4:
         raise ValueError(f"width {width}: 2-d sine-cosine positions need a multiple of 4")
-    frequency_F = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angle_SF = torch.outer(torch.arange(side, dtype=torch.float64), frequency_F)
+    # On the CPU: arithmetic on the meta device imports torch._dynamo, 2 s of CPU time.
+    frequency_F = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width / 4))
+    angle_SF = torch.outer(torch.arange(side, dtype=torch.float64, device="cpu"), frequency_F)
     line_SD = torch.cat([angle_SF.sin(), angle_SF.cos()], dim=1)
     column_TD = line_SD.repeat(side, 1)
     row_TD = line_SD.repeat_interleave(side, dim=0)
-    return torch.cat([column_TD, row_TD], dim=1).float()
+    return torch.cat([column_TD, row_TD], dim=1).float().to(torch.get_default_device())
 
 
 def timestep_features(t_B: torch.Tensor, size: int, *, frequency_shift: float = 0.0) -> torch.Tensor:

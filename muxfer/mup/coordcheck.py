@@ -21,6 +21,8 @@ from muxfer.mup.rules import Plan
 from muxfer.mup.slopes import MEASURES, CoordinateCheck, Key, Kind, judge
 
 EARLY_STEPS = (1, 2, 3)
+STEP = "step"
+"""RMS(dp) of a matrix's first update: no measure of its own, but it tells a wrong rate from an incoherent gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,17 @@ def coordinate_check(
             kinds = measured.kinds | kinds  # the smallest size comes first
     assert plan is not None
     lines = [
-        judge(key, values, kinds[key[:2]], sizes=sizes, num_seeds=len(seeds), axis=axis)
+        judge(
+            key,
+            values,
+            kinds[key[:2]],
+            sizes=sizes,
+            num_seeds=len(seeds),
+            axis=axis,
+            steps=found.get((STEP, key[1], None)) if key[0] == "update" else None,
+        )
         for key, values in found.items()
+        if key[0] != STEP
     ]
     order = {measure: i for i, measure in enumerate(MEASURES)}
     return CoordinateCheck(
@@ -120,6 +131,8 @@ def _measure(run: Run, *, steps: int, axis: str) -> _Measured:
             if step in (*EARLY_STEPS, steps):
                 for name, calls in now.items():
                     _change(tally, name, step, fresh[name], calls, owners)
+    for name, parameter in waiting.items():  # no gradient in any step: no slope, but a line that says so
+        tally.add("update", name, torch.zeros_like(parameter))
     return _Measured(values=tally.values(), kinds=tally.kinds, loss_change=abs(last_loss / first_loss - 1))
 
 
@@ -259,6 +272,7 @@ def _update(
             mapped = _mapped(model.get_submodule(owner), delta, call.x)
             if mapped is not None:
                 tally.add("update", name, mapped, over=call.x)
+                tally.add(STEP, name, delta)
                 return
     tally.add("update", name, delta, is_bare=True)
 

@@ -130,6 +130,15 @@ def test_a_power_law_has_its_power_as_slope(slope):
     assert line.passed == (abs(slope) <= TOLERANCE["update"])
 
 
+def test_an_update_that_falls_is_incoherent_where_its_rate_is_right_and_a_fault_where_it_is_not():
+    right, wrong = ({size: [size**power] for size in SIZES} for power in (-1.0, -2.0))
+    for slope, passed in ((-0.5, True), (-1.0, False), (0.5, False)):
+        values = {size: [size**slope] for size in SIZES}
+        key = ("update", "w", None)
+        assert judge(key, values, KIND, sizes=SIZES, num_seeds=1, axis="width", steps=right).passed == passed
+        assert not judge(key, values, KIND, sizes=SIZES, num_seeds=1, axis="width", steps=wrong).passed
+
+
 def test_tolerances_have_two_sides_around_the_role_s_own_slope():
     for measure, role, expected in (
         ("parameter_at_init", "hidden", -0.5),
@@ -141,9 +150,9 @@ def test_tolerances_have_two_sides_around_the_role_s_own_slope():
         kind = Kind(role=role, is_branch_end=False, num_entries=10**6)
         passed = {
             shift: line_of(measure, {size: [size ** (expected + shift)] for size in SIZES}, kind).passed
-            for shift in (-0.3, -0.01, 0.01, 0.3)
+            for shift in (-0.45, -0.01, 0.01, 0.45)
         }
-        assert passed == {-0.3: False, -0.01: True, 0.01: True, 0.3: False}
+        assert passed == {-0.45: False, -0.01: True, 0.01: True, 0.45: False}
 
 
 def test_over_depths_the_end_of_a_branch_falls_with_the_depth():
