@@ -104,6 +104,10 @@ def check_text(found: CoordinateCheck, *, model: str) -> str:
         failed = sum(not line.passed for line in lines)
         mark = "pass" if not failed else "FAIL"
         text.append(f"  {mark}  {TITLES[measure]:<24}{f'{failed}/{len(lines)}':>10}   {_worst(lines)}")
+    still = [line.name for line in found.lines if line.measure == "update" and line.slope is None and line.passed]
+    if still:
+        names = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
+        text += ["", f"no gradient in {found.steps} steps, so their updates are not judged: {names}"]
     for meaning, lines in failures(found).items():
         text += ["", f"{meaning}:"]
         rows = _rows(lines)

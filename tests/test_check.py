@@ -161,6 +161,21 @@ def test_what_is_zero_at_some_sizes_only_is_said():
     assert "zero or not finite, at some widths" in check_text(found(some), model="m")
 
 
+def test_a_parameter_without_a_gradient_is_named():
+    """The text queries of MMDiT's last block: nothing reads what they would ask for."""
+    kind = Kind(role="hidden", is_branch_end=False, num_entries=100)
+    key = ("update", "blocks.1.attn.q.weight", None)
+    still = judge(key, {size: [0.0] for size in SIZES}, kind, sizes=SIZES, num_seeds=1, axis="width")
+    assert "no gradient in 10 steps, so their updates are not judged: blocks.1.attn.q.weight" in check_text(
+        found(still), model="mmdit"
+    )
+
+
+def test_the_check_runs_under_ddpm_with_a_learned_variance():
+    answer = check("dit", [*SMALL, "objective=ddpm", "model.learn_sigma=true"], say=quiet)
+    assert answer.exit_code == 0, answer.text
+
+
 def test_every_failing_line_is_in_the_text_with_alike_blocks_as_one():
     lines = [line("update", f"blocks.{i}.mlp.weight", 1 + i / 10, role="hidden") for i in range(4)]
     text = check_text(found(*lines), model="m")
