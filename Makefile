@@ -1,13 +1,16 @@
 # make sweep   the main job: a learning-rate sweep over widths, on real images, with a verdict
 # make test    the tests           make check   format, lint, types and tests: what CI runs
 # make bench   the benchmarks      make models  the coordinate checks of docs/models.md
+# make faults  hurts sweeps in every known way (an hour; FULL=1 goes on by seed): the table of docs/reliability.md
+# make load      a ledger of 20,000 trials, 64 reporters at once: the other table of docs/reliability.md
+# make evidence  calibration, proxy size and evidence: the tables of docs/ again from docs/data
 # make install the environment and the command, .venv/bin/muxfer
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: install sweep test check format bench models clean
+.PHONY: install browser sweep test check format bench models faults load evidence clean
 
 install: $(READY)
 
@@ -16,13 +19,22 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(READY)
 
+# A test opens the report in chromium. Where apt is there it must run; root gets it here, others are told how.
+browser:
+	@command -v chromium > /dev/null || ! command -v apt-get > /dev/null || if [ "$$(id -u)" = 0 ]; \
+	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
+	else echo "no chromium for tests/test_browser.py: sudo apt-get install chromium fonts-dejavu-core"; fi
+
+test check: export MUXFER_REQUIRE_BROWSER := $(if $(shell command -v apt-get),1,0)
+
 sweep: install
 	$(BIN)/muxfer sweep lr-width
 
-test: install
+test: install browser
 	$(BIN)/python -m pytest
 
-check: install
+check: install browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -39,6 +51,17 @@ models: install
 	$(BIN)/muxfer check dit output_dir=dist/check
 	cp dist/check/check-dit/mup-width.png docs/img/coordinate-check.png
 	$(BIN)/python -m benchmarks.coordinates
+
+faults: install
+	$(BIN)/python -m benchmarks.faults $(if $(FULL),--full)
+
+load: install
+	$(BIN)/python -m benchmarks.load
+
+evidence: install
+	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.proxy_size
+	$(BIN)/python -m benchmarks.evidence
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

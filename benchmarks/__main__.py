@@ -72,17 +72,32 @@ def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "Written by `make bench`. Contestants run interleaved in one run; medians, with the smallest and largest in",
         "parentheses. On a shared machine only figures of the same row compare; `busy cores` is what others took.",
         "",
-        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + ".",
+        told(facts),
         "",
-        "| what | measured | goal | met | beside it | note |",
-        "|---|---|---|---|---|---|",
+        table(rows),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def told(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + "."
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| what | measured | goal | met | beside it | note |", "|---|---|---|---|---|---|"]
     for row in rows:
         value = "not measured" if row.value is None else f"{row.value}{row.unit}"
         met = {True: "yes", False: "**no**", None: ""}[row.met]
         beside = "<br>".join(f"{name.replace('_', ' ')}: {each}" for name, each in row.contestants.items())
         lines.append(f"| {row.name} | {value} | {row.goal} | {met} | {beside} | {row.note} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def between(page: str, name: str, body: str) -> str:
+    """The page with `body` between its comments `NAME: begin` and `NAME: end`."""
+    start, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n{body}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> int:

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.timing import Row, interleaved, ratios, spread
 from muxfer import plan
-from muxfer.config import Task, with_setting
 from muxfer.cost import training_flops
 from muxfer.mup import param_groups
 from muxfer.request import request
+from muxfer.task import Task, with_setting
 from muxfer.training import objective as objectives
 from muxfer.training.data import Stream, load
 from muxfer.training.optim import build_adamw, rate_multiplier, set_rates

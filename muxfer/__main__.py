@@ -1,5 +1,22 @@
-"""`python -m muxfer`: the same as the command."""
+"""`muxfer`, and `python -m muxfer`: told to stop while it still imports, it ends at once, for nothing has begun."""
 
-from muxfer.cli import main
+import os
+import signal
+from types import FrameType
 
-main()
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    os.write(2, f"muxfer: stopped by {signal.Signals(signum).name}; nothing was begun\n".encode())
+    os._exit(130 if signum == signal.SIGINT else 143)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _leave)
+    from muxfer import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,18 +5,21 @@ code 6 where it does not pass. `muxfer.coordinates` measures, `muxfer.mup.slopes
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from muxfer.adapters.hydra_compose import compose_model
-from muxfer.check_figure import coordinate_figure
-from muxfer.config import Check, Config, Task, to_plain, with_setting
+from muxfer.config import Check, Config
 from muxfer.describe import collapsed, model_name, numbered
 from muxfer.errors import BadInput, NotAYes
+from muxfer.figures import replace_file
+from muxfer.figures.check import coordinate_figure
 from muxfer.models import with_num_classes
 from muxfer.mup.slopes import MEASURES, TOLERANCE, CoordinateCheck, Line
 from muxfer.parse import parse_part, parse_without_grid
 from muxfer.request import Answer, Say, check_writable, output_folder
+from muxfer.task import Task, to_plain, with_setting
 from muxfer.worker import check_forward
 
 CONTROL = {"width": "standard", "depth": "mup"}
@@ -55,6 +58,7 @@ def check(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
         told = "as it should" if not beside.passed else "too, so this check could not have told: widen check.sizes"
         lines.append(f"control: {beside.parametrization} {'fails' if not beside.passed else 'passes'} {told}")
     data["figure"] = str(paths[0])
+    replace_file(stem.with_suffix(".json"), json.dumps(data, indent=1).encode())
     lines.append(f"figure:  {paths[0]}")
     return Answer(data=data, text="\n".join(lines), exit_code=0 if found.passed else NotAYes.exit_code)
 

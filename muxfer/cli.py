@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -20,9 +21,14 @@ from typing import IO, Any, NoReturn
 import click
 
 from muxfer import __version__
+from muxfer.environment import masked, one_line, printable
 from muxfer.errors import MuxferError
 
+_BEGAN = time.monotonic()
+"""Before every heavy import, for which a user waits too; on a clock that nobody sets."""
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+STOP_SECONDS = 15.0
+"""How long a command that was told to stop may take to end in order."""
 
 
 class Interrupted(BaseException):
@@ -35,7 +41,7 @@ class Interrupted(BaseException):
 
 def say(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
-        print(line, file=sys.stderr, flush=True)
+        print(printable(masked(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -44,7 +50,7 @@ def _answer_on_stdout() -> Iterator[IO[str]]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    with open(kept, "w", encoding="utf-8", closefd=True) as answer:
+    with open(kept, "w", encoding="utf-8", errors="backslashreplace", closefd=True) as answer:
         yield answer
 
 
@@ -52,9 +58,13 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
     """Run muxfer.MODULE.FUNCTION, print its Answer, and leave with its exit code. Signals stand before imports."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        for number in INTERRUPTED:
-            signal.signal(number, signal.SIG_IGN)
-        raise Interrupted(signum)
+        _ignore_signals()
+        interrupted = Interrupted(signum)
+        # A library may swallow what is raised here, or wait for ever: then what a kill -9 leaves must do.
+        late = threading.Timer(STOP_SECONDS, _give_up, [interrupted])
+        late.daemon = True
+        late.start()
+        raise interrupted
 
     for number in INTERRUPTED:
         signal.signal(number, stop)
@@ -63,13 +73,14 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
             if names := click.get_current_context().meta.get("muxfer.plugins"):
                 importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
-            wall_seconds = {"wall_seconds": round(time.time() - _process_start(), 3)}
+            wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
             text = json.dumps({**answer.data, **wall_seconds}, indent=2, allow_nan=False) if as_json else answer.text
             code = answer.exit_code
+            _ignore_signals()  # what is answered is done
             with contextlib.suppress(BrokenPipeError):
-                print(text, file=stdout, flush=True)
+                print(printable(masked(text)), file=stdout, flush=True)
         except (MuxferError, Interrupted) as error:
-            say(f"muxfer: {error}")
+            say(f"muxfer: {one_line(str(error))}")
             code = error.exit_code
         except click.Abort:
             say("muxfer: not confirmed; nothing was done")
@@ -83,11 +94,14 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
     _leave(code)
 
 
-def _process_start() -> float:
-    """When this process began, in seconds of the epoch: imports count as time that a user waits."""
-    import psutil
+def _ignore_signals() -> None:
+    for number in INTERRUPTED:
+        signal.signal(number, signal.SIG_IGN)
 
-    return float(psutil.Process().create_time())
+
+def _give_up(error: Interrupted) -> NoReturn:
+    say(f"muxfer: {error} (it did not end in order within {STOP_SECONDS:g} s)")
+    _leave(error.exit_code)
 
 
 def _leave(code: int) -> NoReturn:
@@ -123,10 +137,13 @@ class OneLineErrors(click.Group):
             click.echo(error.format_message())
             sys.exit(0)
         except click.ClickException as error:
-            say(f"muxfer: {error.format_message()}; see muxfer --help")
+            say(f"muxfer: {one_line(error.format_message())}; see muxfer --help")
             sys.exit(2)
         except click.Abort:
             sys.exit(130)
+        except Interrupted as error:  # told to stop while it was ending
+            say(f"muxfer: {error}")
+            _leave(error.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from muxfer.errors import nearest
@@ -175,7 +192,7 @@ def sweep(
       muxfer sweep lr-width optimizer.parametrization=standard search.seeds=3
     """
     if dry_run:
-        _run("commands", "dry_run", name, overrides, as_json=as_json)
+        _run("proposal", "dry_run", name, overrides, as_json=as_json)
     _run(
         "commands",
         "sweep",
@@ -196,14 +213,28 @@ def sweep(
 @PLUGIN
 @click.option("--dry-run", is_flag=True, help="Show the choice and the target's plan; launch nothing.")
 @click.option("--force", is_flag=True, help="Overrule an objection; the record says so.")
-def transfer(name: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool, force: bool) -> None:
+@click.option("--flops", type=click.FloatRange(min=0, min_open=True), help="Size the target by a fit, at this budget.")
+@click.option("--law", metavar="NAME", help="With --flops: the isoFLOP study that is fitted; NAME itself if left out.")
+def transfer(
+    name: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    force: bool,
+    flops: float | None,
+    law: str | None,
+) -> None:
     """Choose the best base settings of sweep NAME and launch the target with them.
 
     \b
       muxfer transfer lr-width
       muxfer transfer lr-width target.width=512 target.steps=4000
+      muxfer transfer lr-width --flops 1e15 --law isoflop
     """
-    _run("launch", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force)
+    if law is not None and flops is None:
+        raise click.UsageError(f"--law {law} sizes the target at a budget: give --flops as well")
+    sizing = {"flops": flops, "law": law}
+    _run("launch", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force, **sizing)
 
 
 @main.command()
@@ -211,13 +242,76 @@ def transfer(name: str, overrides: tuple[str, ...], as_json: bool, dry_run: bool
 @OVERRIDES
 @JSON
 @PLUGIN
-def verdict(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Say whether the optimum of sweep NAME transfers along its axis; exit 6 when it is not a yes.
+@click.option("--budget", type=float, metavar="SHARE", help="Propose proxies below this share of the target's FLOPs.")
+def plan(name: str, overrides: tuple[str, ...], as_json: bool, budget: float | None) -> None:
+    """Count what sweep NAME costs before anything runs: trials, FLOPs, share of the target, hours where measured.
+
+    \b
+      muxfer plan lr-width
+      muxfer plan mmdit-random scale=paper
+      muxfer plan lr-width scale=paper --budget 0.03
+    """
+    _run("budget", "plan", name, overrides, as_json=as_json, budget=budget)
+
+
+@main.command()
+@click.argument("name", required=False)
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--table", metavar="FILE.csv", help="Judge a table of runs, one a row, instead of a sweep.")
+@click.option("--axis", metavar="COL", help="With --table: the column of the size (width, batch, steps).")
+@click.option("--hp", metavar="COL", help="With --table: the column of the setting.")
+@click.option("--metric", metavar="COL", help="With --table: the column of the result; empty where a run diverged.")
+@click.option("--mode", type=click.Choice(["min", "max"]), help="With --table: the better metric; min if left out.")
+@click.option("--log2-hp", is_flag=True, help="With --table: take log2 of the setting; not where it is log2 already.")
+@click.option("--seed", metavar="COL", help="With --table: the column that numbers runs of shared randomness.")
+def verdict(
+    name: str | None, overrides: tuple[str, ...], as_json: bool, table: str | None, log2_hp: bool, **columns: str | None
+) -> None:
+    """Say whether the optimum of sweep NAME, or of a table, transfers along its axis; exit 6 when it is not a yes.
 
     \b
       muxfer verdict lr-width
+      muxfer verdict --table runs.csv --axis width --hp lr --metric loss --log2-hp
     """
-    _run("commands", "verdict", name, overrides, as_json=as_json)
+    given = {key: value for key, value in columns.items() if value is not None}
+    if table is None:
+        if given or log2_hp:
+            raise click.UsageError(f"--{min(given, default='log2-hp')} goes with --table FILE.csv alone")
+        if name is None:
+            raise click.UsageError("verdict needs the NAME of a sweep, or --table FILE.csv")
+        _run("commands", "verdict", name, overrides, as_json=as_json)
+    if name is not None:
+        raise click.UsageError(f"--table {table} and the sweep {name!r} exclude each other: give one")
+    if missing := [f"--{key} COL" for key in ("axis", "hp", "metric") if key not in given]:
+        raise click.UsageError(f"--table needs {', '.join(missing)} as well: the columns to read")
+    _run("table_verdict", "verdict", table, as_json=as_json, log2_hp=log2_hp, **given)
+
+
+@main.command()
+@click.argument("name", required=False)
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--table", metavar="FILE.csv", help="Fit a table: flops, params, loss, and tokens or fid if it has them.")
+@click.option("--predict", "predict_at", type=click.FloatRange(min=0, min_open=True), metavar="FLOPS", help="A budget.")
+@click.option("--against", metavar="NAME", help="Another isoFLOP sweep, its overrides in the same quotes.")
+@click.option("--against-table", metavar="FILE.csv", help="Another table.")
+@click.option("--figure", metavar="FILE.png", help="Where the figure goes; else beside the study's report.")
+def fit(name: str | None, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Fit scaling laws to isoFLOP sweep NAME, or to a table; exit 6 when too few budgets have an optimum.
+
+    \b
+      muxfer fit isoflop --predict 1e15
+      muxfer fit --table runs.csv --predict 1.5e21 --figure laws.png
+      muxfer fit isoflop --against "isoflop model=cross_attention"
+    """
+    if (name is None) == (options["table"] is None):
+        raise click.UsageError("fit needs the NAME of an isoFLOP sweep, or --table FILE.csv, and not both")
+    if options["against"] is not None and options["against_table"] is not None:
+        raise click.UsageError("--against NAME and --against-table FILE.csv exclude each other: give one")
+    _run("fit", "fit", name, overrides, as_json=as_json, **options)
 
 
 @main.command()
@@ -232,6 +326,36 @@ def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
       muxfer report lr-width
     """
     _run("commands", "report", name, overrides, as_json=as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--watch", is_flag=True, help="Say it again whenever it changes, until nobody drives it.")
+def status(name: str | None, overrides: tuple[str, ...], as_json: bool, watch: bool) -> None:
+    """Show how sweep NAME stands: its driver, its trials, what runs; without NAME, the studies of the ledger.
+
+    \b
+      muxfer status lr-width --watch
+    """
+    _run("status", "status", name, overrides, as_json=as_json, say=say, watch=watch)
+
+
+@main.command()
+@click.argument("name")
+@OVERRIDES
+@JSON
+@PLUGIN
+@click.option("--failed", is_flag=True, required=True, help="The trials that failed: the others are settled.")
+def retry(name: str, overrides: tuple[str, ...], as_json: bool, failed: bool) -> None:
+    """Run the failed trials of sweep NAME again, from their checkpoints, and nothing else.
+
+    \b
+      muxfer retry lr-width --failed
+    """
+    _run("commands", "retry", name, overrides, as_json=as_json, say=say)
 
 
 @main.command()
@@ -313,6 +437,19 @@ def clean(name: str | None, overrides: tuple[str, ...], yes: bool) -> None:
     _run("commands", "clean", name, overrides, confirmed=confirmed)
 
 
+@main.command()
+@OVERRIDES
+@JSON
+def doctor(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Try everything that a sweep needs here: versions, memory, disks, devices, Ray, the ledger; say how to mend it.
+
+    \b
+      muxfer doctor
+      muxfer doctor ledger.tracking_uri=http://mlflow.lab:5000 compute.address=10.0.0.1:6379
+    """
+    _run("doctor", "doctor", "lr-width", overrides, as_json=as_json)
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ui(arguments: tuple[str, ...]) -> None:
@@ -323,4 +460,5 @@ def ui(arguments: tuple[str, ...]) -> None:
     """
     from muxfer import commands
 
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *commands.ui_arguments(), *arguments])
+    environment = {**os.environ, **commands.ui_environment()}
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], environment)

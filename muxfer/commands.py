@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,23 +20,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxfer import plan
-from muxfer.adapters.optuna_search import OptunaSearcher
+from muxfer.adapters.mlflow_client import NO_TELEMETRY
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
-from muxfer.config import Config, to_plain
-from muxfer.cost import training_flops
-from muxfer.errors import BadInput, NoResources, NotAYes, StudyBusy, TrialsFailed
+from muxfer.config import Config
+from muxfer.environment import hidden
+from muxfer.errors import BadInput, NotAYes, StudyBusy, TrialsFailed
+from muxfer.figures import replace_file
 from muxfer.ledger import Ledger
 from muxfer.models import Declared
 from muxfer.parse import parse, parse_task
 from muxfer.progress import Progress, show_setting
+from muxfer.proposal import proposing
+from muxfer.recorded import best_of, judge, recorded, records_of
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request, tracking_uri
-from muxfer.study import Ran, run_study, trial_folder
-from muxfer.transfer import the_study
-from muxfer.trial import Outcome, Record, Study, Trial, Verdict, content_hash
+from muxfer.retention import planned
+from muxfer.search import is_finalist, searched
+from muxfer.study import Ran, run_study
+from muxfer.task import to_plain
+from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Study, Trial, Verdict, content_hash
 from muxfer.worker import Executor, check_forward, mup_plan
 
 if TYPE_CHECKING:
-    from muxfer.analysis.transferability import Best
+    from muxfer.analysis.proxy_size import ProxyFront
+
+FIGURES = (".png", ".svg", ".csv")
 
 MAX_CURVES = 200
 """Trials up to which a page shows their training curves: reading one takes some 10 ms."""
@@ -54,19 +61,21 @@ def sweep(
     """Bring a study to its finished state, judge it and report."""
     began = time.monotonic()
     asked = request(name, overrides)
-    trials = plan.grid_trials(asked.config, fingerprint=asked.fingerprint)
+    propose = proposing(asked.config, fingerprint=asked.fingerprint)
+    trials = propose([])
     if isinstance(asked.config.model, Declared):
         _check_models(trials)
-    is_new = not (asked.home / "trials").exists()
-    check_writable(asked.home)
-    say(f"study {asked.study.label}: files in {asked.home}, records in {masked(tracking_uri(asked.config))}")
-    with _ray_ahead(asked, likely=is_new) as start_ray, open_ledger(asked) as ledger:
+    retention = planned(asked.config, trials, folder=asked.home / "trials", say=say)
+    with (
+        _study_folder(asked, say) as is_new,
+        _ray_ahead(asked, likely=is_new) as start_ray,
+        open_ledger(asked) as ledger,
+    ):
         try:
             with driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
                 before = ledger.records(asked.study)
-                searcher = OptunaSearcher(asked.config.search, seed=asked.config.training.seed)
                 ran = run_study(
-                    plan.trials_of(searcher.ask(before), asked.config, fingerprint=asked.fingerprint),
+                    propose(before),
                     before,
                     study=asked.study,
                     ledger=ledger,
@@ -74,18 +83,23 @@ def sweep(
                     start_executor=start_ray,
                     folder=asked.folder,
                     progress=Progress(),
+                    more=propose,
                     deadline=None if max_hours is None else began + 3600 * max_hours,
+                    retention=retention,
                 )
                 ledger.flush(asked.config.ledger.patience_seconds)
+                trials = propose(ledger.records(asked.study))
                 records = records_of(ledger, asked.study, trials)
                 judged = judge(records, asked.config, unfinished=ran.unfinished)
                 page, stamp = asked.home / "report.html", asked.home / "report.of"
                 content = content_hash([[r.key, r.outcome, r.metric] for r in sorted(records, key=lambda r: r.key)])
                 if not page.exists() or not stamp.exists() or stamp.read_text() != content:
                     wall_seconds = time.monotonic() - began
-                    page = write_report(asked, asked.study, ledger, records, judged, wall_seconds=wall_seconds)
-                    ledger.attach([page, *sorted(asked.home.glob("u-curves.*"))])
-                    stamp.write_text(content)
+                    page = write_report(
+                        asked, asked.study, asked.config, ledger, records, judged, wall_seconds=wall_seconds
+                    )
+                    ledger.attach([page, *sorted(f for f in asked.home.iterdir() if f.suffix in FIGURES)])
+                    replace_file(stamp, content.encode())
         except StudyBusy as error:
             if not skip_if_running:
                 raise
@@ -93,6 +107,29 @@ def sweep(
             unknown = dict.fromkeys(("best", "verdict", "report"))
             return Answer(data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error))
     return _sweep_answer(asked, trials, records, judged, ran, page, require_transfer=require_transfer)
+
+
+@contextmanager
+def _study_folder(asked: Request, say: Say) -> Iterator[bool]:
+    """The study's folder; where the command made it and ends with an error before it is used, it goes again.
+
+    Whether it came into being here: of drivers that start at once one alone starts Ray ahead. Eight Rays that start
+    together on two cores starve, and the one that is needed dies with the others.
+    """
+    is_new = True
+    try:
+        asked.home.mkdir(parents=True)
+    except OSError:
+        is_new = False
+    check_writable(asked.home)
+    say(f"study {asked.study.label}: files in {asked.home}, records in {masked(tracking_uri(asked.config))}")
+    try:
+        yield is_new
+    except BaseException:
+        for folder in (asked.home, asked.folder) if is_new else ():
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
 
 
 def _check_models(trials: Sequence[Trial]) -> None:
@@ -115,8 +152,6 @@ def _sweep_answer(
     *,
     require_transfer: bool,
 ) -> Answer:
-    from muxfer.tables import table_text
-
     by_key = {record.key: record for record in records}
     best = best_of(records, asked.config)
     failed = [record for record in records if record.outcome is Outcome.FAILED]
@@ -132,6 +167,7 @@ def _sweep_answer(
                 "metric": by_key[trial.key].metric if trial.key in by_key else None,
                 "step": by_key[trial.key].step if trial.key in by_key else 0,
                 "resumed": trial.key in by_key and by_key[trial.key].resumed_at > 0,
+                **({"error": error} if (error := by_key[trial.key].error if trial.key in by_key else None) else {}),
             }
             for trial in trials
         ],
@@ -144,7 +180,11 @@ def _sweep_answer(
         "report": str(page),
         "folder": str(asked.home),
     }
-    lines = [table_text(records, judged), "", f"report: {page}"]
+    law, told = _told(records, judged, asked.config)
+    data |= {} if law is None else {"fit": law}
+    if best is not None and is_finalist(asked.config.search, best.records[0]):
+        told += f"\nbest of the finalists: {show_setting(best.setting)}, validation loss {best.metric:.4f}"
+    lines = [told, "", f"report: {page}"]
     if failed:
         lines.append(f"{len(failed)} trials failed, the first: {failed[0].error}; type the same command to try again")
     if ran.unfinished:
@@ -157,31 +197,28 @@ def _sweep_answer(
     return Answer(data=data, text="\n".join(lines), exit_code=exit_code)
 
 
-def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Record]:
-    """The settled records of these trials: what a verdict, a page and a transfer read."""
-    wanted = {trial.key for trial in trials}
-    return [record for record in ledger.records(study) if record.key in wanted]
+def _told(records: Sequence[Record], judged: Verdict, config: Config) -> tuple[dict[str, Any] | None, str]:
+    """What a sweep ends with: its losses and the verdict, or of an isoFLOP study the laws, as JSON too."""
+    if config.search.sampler != "isoflop":
+        from muxfer.tables import table_text
 
+        return None, table_text(searched(config.search, records), judged)
+    from muxfer.analysis.parametric_law import fit_parametric
+    from muxfer.analysis.scaling_law import fit_isoflop
+    from muxfer.fit import fit_data, fit_lines
+    from muxfer.isoflop import points_of
 
-def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> Verdict:
-    """The verdict on these records; a study with trials still to run is never said to transfer."""
-    from muxfer.analysis import transferability
-
-    judged = transferability.judge(records, axis=config.search.axis, hp=config.search.hp)
-    if unfinished and judged.verdict == "transfers":
-        return replace(judged, verdict="abstains", why=f"{unfinished} trials are still to run; so far {judged.why}")
-    return judged
-
-
-def best_of(records: Sequence[Record], config: Config) -> "Best | None":
-    from muxfer.analysis.transferability import best_setting
-
-    return best_setting(records, axis=config.search.axis, hp=config.search.hp)
+    points = points_of(records, config.task)
+    found, parametric = fit_isoflop(points), fit_parametric(points)
+    return fit_data(found, parametric, None), "\n".join(fit_lines(found, parametric, None))
 
 
 @contextmanager
 def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executor]]:
     """Ray on demand. It takes seconds to start: where work is likely it does so while the ledger is opened."""
+    from muxfer.adapters import ray_sessions
+
+    ray_sessions.sweep()  # what a killed driver left must go even where nothing is left to run
 
     def start() -> Executor:
         from muxfer.adapters.ray_tune import RayExecutor
@@ -195,13 +232,7 @@ def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executo
         started = pool.submit(start)
         taken = False
         if asked.config.compute.slots is not None or asked.config.compute.device != "auto":
-            try:  # may be more than there is: say so before the ledger hears of the study
-                started.result()
-            except NoResources:
-                for folder in (asked.home, asked.folder):
-                    with contextlib.suppress(OSError):  # not empty: it was there before
-                        folder.rmdir()
-                raise
+            started.result()  # may be more than there is: say so before the ledger hears of the study
 
         def take() -> Executor:
             nonlocal taken
@@ -218,29 +249,51 @@ def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executo
 def write_report(
     asked: Request,
     study: Study,
+    config: Config,
     ledger: Ledger,
     records: Sequence[Record],
     judged: Verdict,
     *,
-    wall_seconds: float | None,
+    wall_seconds: float | None = None,
+    costs: Mapping[str, Any] | None = None,
 ) -> Path:
     """The study's figures and page; training curves are left out where reading them would take long."""
     from muxfer import report as reporting
+    from muxfer.adapters.optuna_search import importances
 
     public = [override for override in asked.overrides if not override.lstrip("+").startswith("ledger")]
     again = " ".join(shlex.quote(word) for word in (asked.name, *public))
     context: reporting.Context = {
-        "description": asked.config.description,
+        "description": asked.description,
         "command": f"muxfer sweep {again}",
-        "next_command": f"muxfer transfer {again}",
+        "next_command": f"muxfer {'fit' if config.search.sampler == 'isoflop' else 'transfer'} {again}",
         "environment": environment(),
+        "check": asked.folder / f"check-{asked.name}",
     }
+    if config.search.sampler == "isoflop":
+        from muxfer.analysis.scaling_law import fit_isoflop
+        from muxfer.isoflop import points_of
+
+        context["fit"] = fit_isoflop(points_of(records, config.task))
+    elif found := importances(records, config.search):
+        context["importances"] = found
+    if config.search.sampler == "grid" and (front := _front(records, config)).candidates:
+        context["front"] = front
+    if costs is not None:
+        context["plan"] = costs
     if len(records) <= MAX_CURVES:
         context["points"] = ledger.curves(study, "train_loss")
     if wall_seconds is not None:
         context["wall_seconds"] = wall_seconds
     home = asked.folder / study.label
-    return reporting.write(asked.name, home, records, judged, context=context)
+    return reporting.write(asked.name, home, searched(config.search, records), judged, context=context)
+
+
+def _front(records: Sequence[Record], config: Config) -> "ProxyFront":
+    """What each task of the study costs, in parameters x samples, and what its choice loses at the largest."""
+    from muxfer.analysis.proxy_size import parameters_times_samples, proxy_front
+
+    return proxy_front(records, hp=config.search.hp, cost=parameters_times_samples(config.training.batch_size))
 
 
 def environment() -> dict[str, str]:
@@ -253,44 +306,43 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **versions, "cores": str(os.cpu_count())}
 
 
-def dry_run(name: str, overrides: Sequence[str]) -> Answer:
-    """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
-    from muxfer.worker import measure, resume_step
-
+def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
+    """Run the failed trials of a recorded study again, and nothing else; they go on from their checkpoints."""
     asked = request(name, overrides)
-    trials = plan.grid_trials(asked.config, fingerprint=asked.fingerprint)
-    with open_ledger(asked) as ledger:
-        records = {record.key: record for record in ledger.records(asked.study)}
-    rows: list[dict[str, Any]] = []
-    for trial in trials:
-        record = records.get(trial.key)
-        step = resume_step(trial_folder(asked.folder, asked.study, trial), key=trial.key)
-        state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
-        task = parse_task(trial.task)
-        cost = measure(task.model)
-        flops = training_flops(cost.macs, samples=task.training.steps * task.training.batch_size)
-        hours = None if record is None else record.train_seconds / 3600
-        rows.append(
-            {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
-            | {"parameters": cost.parameters, "flops": flops, "hours": hours}
-        )
-    lines = [
-        f"{row['key']}  {show_setting(row['setting']):<30} seed {row['replicate']}  {row['flops']:.2e} FLOPs  "
-        f"{row['state']}"
-        for row in rows
-    ]
-    return Answer(data={"sweep": name, "study": asked.study.key, "trials": rows}, text="\n".join(lines))
-
-
-def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:
-    """The recorded study that was meant, the configuration that it was last driven with, and its trials."""
-    study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
-    if study.identity["data_fingerprint"] != asked.fingerprint:
-        raise BadInput(
-            f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
-        )
-    config = parse(ledger.config(study))
-    return study, config, plan.grid_trials(config, fingerprint=asked.fingerprint)
+    with open_ledger(asked, existing=True) as ledger:
+        study, config, trials = recorded(asked, ledger)
+        if study.identity["numerics"] != NUMERICS_VERSION:
+            raise BadInput(
+                f"study {study.label} was trained with numerics {study.identity['numerics']}, this version has"
+                f" {NUMERICS_VERSION}: its trials can't be gone on with; muxfer sweep {name} makes a study of its own"
+            )
+        records = ledger.records(study)
+        lost = {record.key for record in records if record.outcome is Outcome.FAILED}
+        again = [trial for trial in trials if trial.key in lost]
+        data: dict[str, Any] = {"sweep": name, "study": study.key, "retried": len(again), "failed": 0, "trials": []}
+        if not again:
+            return Answer(data=data, text=f"no trial of {study.label} has failed")
+        say(f"study {study.label}: {len(again)} failed trials, once more")
+        config = replace(config, compute=asked.config.compute, checkpoints=asked.config.checkpoints)
+        retention = planned(config, trials, folder=asked.folder / study.label / "trials", say=say)
+        with _ray_ahead(asked, likely=False) as start_ray, driving(asked, study, ledger, None) as lease:
+            ran = run_study(
+                again,
+                records,
+                study=study,
+                ledger=ledger,
+                lease=lease,
+                start_executor=start_ray,
+                folder=asked.folder,
+                progress=Progress(),
+                retention=retention,
+            )
+    failed = [record for record in ran.records if record.outcome is Outcome.FAILED]
+    data |= {"failed": len(failed), "trials": [{"key": r.key, "outcome": str(r.outcome)} for r in ran.records]}
+    text = f"{len(ran.records) - len(failed)} of {len(again)} failed trials are settled now"
+    if failed:
+        text += f"; the first that failed again: {failed[0].error}"
+    return Answer(data=data, text=text, exit_code=TrialsFailed.exit_code if failed else 0)
 
 
 def verdict(name: str, overrides: Sequence[str]) -> Answer:
@@ -300,35 +352,42 @@ def verdict(name: str, overrides: Sequence[str]) -> Answer:
         study, config, trials = recorded(asked, ledger)
         records = records_of(ledger, study, trials)
         judged = judge(records, config, unfinished=len(plan.remaining(trials, records)))
-    text = f"{judged.verdict}: {judged.why}"
+    from muxfer.tables import table_text
+
+    text = table_text(searched(config.search, records), judged)
     return Answer(data=judged.to_dict(), text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
 
 
 def report(name: str, overrides: Sequence[str]) -> Answer:
-    """Write a recorded study's figures and page again."""
+    """Write a recorded study's figures and page again, with what the study and its target cost."""
+    from muxfer.budget import costs
+
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:
         study, config, trials = recorded(asked, ledger)
         records = records_of(ledger, study, trials)
         judged = judge(records, config, unfinished=len(plan.remaining(trials, records)))
         check_writable(asked.folder / study.label)
-        page = write_report(asked, study, ledger, records, judged, wall_seconds=None)
+        spent, _ = costs(replace(asked, config=config, study=study))
+        page = write_report(asked, study, config, ledger, records, judged, costs=spent)
     return Answer(data={"report": str(page)}, text=f"report: {page}")
 
 
 def show_config(name: str, overrides: Sequence[str]) -> Answer:
-    """The whole configuration, overrides applied."""
-    from muxfer.adapters.hydra_compose import compose, to_yaml
+    """The whole configuration, overrides applied; what the environment gives stands there by its name."""
+    from muxfer.adapters.hydra_compose import composed, to_yaml
 
-    plain = compose(name, overrides)
-    parse(plain)
+    found = composed(name, overrides)
+    parse(found.plain)
+    plain = hidden(found.plain, found.variables)
     return Answer(data=plain, text=to_yaml(plain))
 
 
 def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[str], bool]) -> Answer:
     """Remove the files of a study (of every study of that name without overrides, of all without a name), after asking.
 
-    The ledger is kept. Refused where a driver is at work, or where a spool holds what the ledger has not yet taken.
+    The ledger is kept. Refused where a driver is at work, or may be on another host, and where a spool holds what the
+    ledger has not yet taken.
     """
     asked = request(name or "lr-width", overrides)
     label = re.compile(f"{re.escape(name) if name else '.+'}-[0-9a-f]{{8}}")
@@ -343,6 +402,11 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
                 f"{spools[0]} holds what the ledger has not taken yet, or a sweep is at work:"
                 f" let muxfer sweep {name or ''} finish first"
             )
+    with open_ledger(asked) as ledger:
+        for study in ledger.studies(name):
+            holder = ledger.driver(study)
+            if asked.folder / study.label in homes and holder is not None and holder.alive() is not False:
+                raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
     told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
     if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):
@@ -352,6 +416,9 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     return Answer(data={"removed": [str(home) for home in homes]}, text=f"removed {len(homes)} folders")
 
 
-def ui_arguments() -> list[str]:
-    """What `mlflow ui` must be told to show the ledger of this folder."""
-    return ["--backend-store-uri", default_tracking_uri()]
+def ui_environment() -> dict[str, str]:
+    """How `mlflow ui` is told of the ledger of this folder, not as an argument, which every user can read; and to keep
+    its usage to itself, unless the user said otherwise.
+    """
+    quiet = {name: value for name, value in NO_TELEMETRY.items() if name not in os.environ}
+    return {**quiet, "MLFLOW_BACKEND_STORE_URI": default_tracking_uri()}

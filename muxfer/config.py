@@ -1,265 +1,122 @@
-"""The typed schema: what a configuration may say, checked once, at the boundary.
+"""One study as typed data: the task, what is searched, the target, and where it all runs and is kept.
 
 YAML holds values and Python holds logic. `muxfer.parse` turns plain data (Hydra's composition) into these frozen
-dataclasses; `check` refuses an impossible number with what was given, what was expected and what to do. A `Task` is
-what one trial trains; it travels to the worker as plain data (`to_plain`) and is parsed again there.
+dataclasses, checked once, at the boundary; what a trial trains is `muxfer.task`.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from muxfer.errors import BadInput, nearest
-from muxfer.models import Mmdit, Model, Uvit, positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class Digits:
-    """1,797 scans of handwritten digits, 8x8, from scikit-learn."""
-
-    name: Literal["digits"]
-    image_size: int = 8
-    channels: int = 1
-
-    def check(self) -> None:
-        if (self.image_size, self.channels) != (8, 1):
-            raise BadInput(
-                f"data.image_size {self.image_size}, data.channels {self.channels}: the digits are 8x8 grey scans,"
-                " image_size 8 and channels 1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFolder:
-    """Pictures of one's own: one sub-folder a class, or a flat folder as a single class."""
-
-    name: Literal["image_folder"]
-    path: str
-    image_size: int
-    channels: int = 3
-    validation_fraction: float = 0.1
-
-    def check(self) -> None:
-        positive("data.image_size", self.image_size)
-        if self.channels not in (1, 3):
-            raise BadInput(f"data.channels {self.channels}: expected 1 (grey) or 3 (RGB)")
-        if not 0 < self.validation_fraction < 1:
-            raise BadInput(f"data.validation_fraction {self.validation_fraction}: expected a number between 0 and 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RectifiedFlow:
-    """x_t = (1-t) x + t noise, v = noise - x predicted, t from a logit-normal (Stable Diffusion 3, eq. 2 and 19)."""
-
-    name: Literal["rectified_flow"]
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    repa_weight: float = 0.0
-    """Of the cosine loss between a middle block and a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
-
-    def check(self) -> None:
-        positive("objective.logit_std", self.logit_std)
-        _at_least_0("objective.repa_weight", self.repa_weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDPM:
-    """Noise prediction under the linear schedule of betas (Ho et al. 2020, eq. 14)."""
-
-    name: Literal["ddpm"]
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    repa_weight: float = 0.0
-    """As under rectified_flow."""
-
-    def check(self) -> None:
-        positive("objective.num_timesteps", self.num_timesteps)
-        _at_least_0("objective.repa_weight", self.repa_weight)
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise BadInput(
-                f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW under a parametrization; every number is the base width's, scaled by role for the width at hand."""
-
-    parametrization: Literal["mup", "standard", "stock", "completep"]
-    base_lr: float
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    grad_clip: float | None = None
-    """Global norm of the unfolded gradients; None: no clipping."""
-    output_multiplier: float = 1.0
-
-    def check(self) -> None:
-        for key in ("base_lr", "eps", "output_multiplier"):
-            positive(f"optimizer.{key}", getattr(self, key))
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise BadInput(f"optimizer.{key} {getattr(self, key)}: expected a number in [0, 1)")
-        _at_least_0("optimizer.weight_decay", self.weight_decay)
-        if self.grad_clip is not None:
-            positive("optimizer.grad_clip", self.grad_clip)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and on what: the same for every setting of a study, unless it is what the study varies."""
-
-    steps: int
-    batch_size: int
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    label_dropout: float = 0.1
-    ema_fraction: float = 0.05
-    """Time constant of the averaged weights as a share of the steps."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device has it natively, float32 elsewhere."""
-    seed: int = 0
-    checkpoint_every: int = 100
-    report_every: int = 10
-
-    def check(self) -> None:
-        for key in ("steps", "batch_size", "checkpoint_every", "report_every"):
-            positive(f"training.{key}", getattr(self, key))
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise BadInput(f"training.warmup_steps {self.warmup_steps}: expected 0 to training.steps {self.steps}")
-        if not 0 <= self.label_dropout < 1:
-            raise BadInput(f"training.label_dropout {self.label_dropout}: expected a number in [0, 1)")
-        if not 0 < self.ema_fraction < 1:
-            raise BadInput(f"training.ema_fraction {self.ema_fraction}: expected a number between 0 and 1")
-        if not 0 <= self.seed < 2**31:
-            raise BadInput(f"training.seed {self.seed}: expected 0 to 2^31 - 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How a model is scored (the fixed grid of timesteps) and how samples are drawn from it."""
-
-    timesteps: int = 8
-    sampler: Literal["flow_match_euler", "ddpm", "ddim"] | None = None
-    """None: flow_match_euler for rectified flow, ddim for DDPM."""
-    sampling_steps: int = 50
-    guidance: float = 2.0
-    samples_per_class: int = 8
-
-    def check(self) -> None:
-        for key in ("timesteps", "sampling_steps", "samples_per_class"):
-            positive(f"evaluation.{key}", getattr(self, key))
-        if not 1 <= self.guidance < math.inf:
-            raise BadInput(f"evaluation.guidance {self.guidance}: expected a number of at least 1 (1: no guidance)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Everything that decides what one trial's numbers are, and nothing else but where it reads its data."""
-
-    model: Model
-    data: Digits | ImageFolder
-    objective: RectifiedFlow | DDPM
-    optimizer: Optimizer
-    training: Training
-    evaluation: Evaluation
-
-    def check(self) -> None:
-        """What no single part can see."""
-        for key in ("image_size", "channels"):
-            if getattr(self.model, key) != getattr(self.data, key):
-                raise BadInput(
-                    f"model.{key} {getattr(self.model, key)} differs from data.{key} {getattr(self.data, key)};"
-                    f" set data.{key} and leave model.{key} to follow it"
-                )
-        flow = isinstance(self.objective, RectifiedFlow)
-        if self.evaluation.sampler is not None and flow != (self.evaluation.sampler == "flow_match_euler"):
-            expected = "flow_match_euler" if flow else "ddpm or ddim"
-            raise BadInput(
-                f"evaluation.sampler {self.evaluation.sampler} does not sample objective {self.objective.name};"
-                f" use {expected}"
-            )
-        if self.model.learn_sigma and flow:
-            raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
-        if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
-            raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
-        self.check_depth()
-        self._check_repa()
-
-    def check_depth(self) -> None:
-        """What model and optimizer must agree on, whatever the rest."""
-        completep = self.optimizer.parametrization == "completep"
-        if completep and self.model.base_depth is None:
-            raise BadInput(
-                "optimizer.parametrization completep needs the depth at which the base settings hold: give"
-                " model.base_depth=DEPTH"
-            )
-        if not completep and self.model.base_depth is not None:
-            raise BadInput("model.base_depth has no effect without optimizer.parametrization=completep; leave it out")
-        if completep and isinstance(self.model, Uvit) and self.model.skip == "linear":
-            raise BadInput(
-                "optimizer.parametrization completep cannot scale a U-ViT's skip linear, which mixes the trunk anew:"
-                " use model.skip=residual, x + W[x; skip]"
-            )
-
-    def _check_repa(self) -> None:
-        has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
-        if self.objective.repa_weight and not has_projector:
-            raise BadInput(
-                "objective.repa_weight needs a model with a projector: model=mmdit with model.repa_depth and"
-                " model.repa_dim"
-            )
-        if has_projector and not self.objective.repa_weight:
-            raise BadInput("model.repa_depth has no effect without objective.repa_weight; give it, or leave both out")
-
-
-SETTINGS = {
-    "width": "model.width",
-    "depth": "model.depth",
-    "batch_size": "training.batch_size",
-    "steps": "training.steps",
-    "base_lr": "optimizer.base_lr",
-    "weight_decay": "optimizer.weight_decay",
-    "grad_clip": "optimizer.grad_clip",
-    "output_multiplier": "optimizer.output_multiplier",
-    "warmup_steps": "training.warmup_steps",
-    "repa_weight": "objective.repa_weight",
-}
-"""What a study can vary, by its name under `search`, and the key of the task that it sets."""
-
-AXES = ("width", "depth", "batch_size", "steps")
-"""The settings along which an optimum may transfer; all others may be the optimum that does."""
+from muxfer.models import Model, positive
+from muxfer.task import (
+    AXES,
+    DDPM,
+    SETTINGS,
+    Data,
+    Evaluation,
+    Optimizer,
+    RectifiedFlow,
+    Task,
+    Training,
+    at_least_0,
+)
 
 Grid = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """The grid of a study: `hp` is tuned at every value of `axis`, each setting with `seeds` replicates.
+class Space:
+    """Where a sampler may draw one setting from: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}.
 
-    A value is a number or, as text, a power of two: 2^-7, 2**-7.
+    `bounds` are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to what is
+    drawn.
+    """
+
+    kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
+    bounds: tuple[float, ...]
+    log2: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a study varies: `hp` is tuned at every value of `axis`, each setting with `seeds` replicates.
+
+    A setting's list is a grid, {KIND: [LOW, HIGH]} a space (see Space); a number may be a power of two as text: 2^-7,
+    2**-7. `sampler` grid runs every combination. random, qmc, tpe, gp and cmaes draw `num_settings` points of the
+    spaces at each combination of the grids, `round_size` at a time. isoflop pairs budgets (`flops`) with sizes, and
+    lets the budget decide the steps.
     """
 
     axis: str
     hp: str
-    sampler: Literal["grid"] = "grid"
+    sampler: Literal["grid", "random", "qmc", "tpe", "gp", "cmaes", "isoflop"] = "grid"
     seeds: int = 1
+    num_settings: int | None = None
+    round_size: int = 4
+    finalists: int = 0
+    """So many of the best settings of a finished search are trained again, for `finalist_steps`; the best is theirs."""
+    finalist_steps: int | None = None
+    width_per_depth: int | None = None
+    """isoflop over depths: a model's width is so many times its depth."""
+    flops_by: Literal["6nd", "counted"] = "6nd"
+    """isoflop: a budget is 6 x parameters x tokens, or 6 x the multiply-accumulates counted."""
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    spaces: Mapping[str, Space] = field(default_factory=dict)
 
     def check(self) -> None:
         positive("search.seeds", self.seeds)
+        positive("search.round_size", self.round_size)
         if self.axis not in AXES:
             raise BadInput(f"search.axis {self.axis!r}: {nearest(self.axis, AXES)}")
-        hps = [name for name in SETTINGS if name not in AXES]
+        isoflop = self.sampler == "isoflop"
+        hps = [name for name in SETTINGS if name not in AXES] if not isoflop else ["width", "depth"]
         if self.hp not in hps:
             raise BadInput(f"search.hp {self.hp!r}: {nearest(self.hp, hps)}")
         for name in (self.axis, self.hp):
-            if name not in self.grids:
+            if name not in self.grids and name not in self.spaces:
                 raise BadInput(f"search.{name} is missing: give the grid as a list, search.{name}=[...]")
+        if self.axis in self.spaces:
+            raise BadInput(f"search.{self.axis} is the axis: give a list, search.{self.axis}=[...]")
+        if isoflop != (self.axis == "flops") or (not isoflop and "flops" in self.grids):
+            raise BadInput("search.flops is the axis of sampler isoflop, and of no other: give search.sampler=isoflop")
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        drawn = self.sampler not in ("grid", "isoflop")
+        if self.spaces and not drawn:
+            name = next(iter(self.spaces))
+            raise BadInput(
+                f"search.{name} is a space to draw from: give a list, or a sampler that draws, search.sampler=tpe"
+            )
+        if drawn and not self.spaces:
+            raise BadInput(
+                f"search.sampler {self.sampler} has no space to draw from: give one, search.{self.hp}="
+                "{log_uniform:[LOW,HIGH]}"
+            )
+        if drawn and self.num_settings is None:
+            raise BadInput(f"search.sampler {self.sampler} needs a number of settings: give search.num_settings=20")
+        if not drawn and self.num_settings is not None:
+            raise BadInput(f"search.num_settings has no effect with sampler {self.sampler}: leave it out")
+        if self.num_settings is not None:
+            positive("search.num_settings", self.num_settings)
+        if (self.finalists > 0) != (self.finalist_steps is not None):
+            raise BadInput("search.finalists and search.finalist_steps go together: give both, or neither")
+        if self.finalists and not drawn:
+            raise BadInput(f"search.finalists has no effect with sampler {self.sampler}: leave it out")
+        if self.finalists and ("steps" in self.grids or "steps" in self.spaces):
+            raise BadInput("search.finalists has no effect where search.steps varies: leave one of them out")
+        if self.sampler == "cmaes":
+            choice = next((name for name, space in self.spaces.items() if space.kind == "choice"), None)
+            if choice is not None or len(self.spaces) < 2:
+                why = f"search.{choice} is a choice" if choice else f"search.{self.hp} is the only space"
+                raise BadInput(
+                    f"{why}, and sampler cmaes draws two or more numbers together: use search.sampler=tpe or gp"
+                )
+        if self.width_per_depth is not None and (self.sampler, self.hp) != ("isoflop", "depth"):
+            raise BadInput("search.width_per_depth has no effect but for sampler isoflop over depths: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,12 +130,15 @@ class Compute:
     """None: every core, or every GPU."""
     max_failures: int = 2
     """How often a trial whose process died is started again."""
+    orphan_seconds: float = 60.0
+    """A trial's process whose driver has been silent for so long ends itself; the trial goes on from its checkpoint."""
 
     def check(self) -> None:
         if self.slots is not None:
             positive("compute.slots", self.slots)
         if self.max_failures < 0:
             raise BadInput(f"compute.max_failures {self.max_failures}: expected at least 0")
+        positive("compute.orphan_seconds", self.orphan_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,14 +154,14 @@ class LedgerConfig:
 
     def check(self) -> None:
         positive("ledger.lease_seconds", self.lease_seconds)
-        _at_least_0("ledger.patience_seconds", self.patience_seconds)
+        at_least_0("ledger.patience_seconds", self.patience_seconds)
         if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
             raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The large run that the study is for. None: as the proxies have it."""
+    """The large run that the study is for. None: as the proxies have it, or as `muxfer.transfer` takes it over."""
 
     width: int
     steps: int
@@ -309,13 +169,30 @@ class Target:
     batch_size: int | None = None
     base_width: int | None = None
     """Only to be refused: a target has the base width of its proxies."""
+    base_lr: float | None = None
+    """Overrules the study's; the record says that it was forced."""
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    label_dropout: float | None = None
+    guard: Literal["on", "off", True, False] = "on"
+    """Halt the target when its loss leaves what the proxies' predict. YAML reads a bare on or off as true or false."""
+
+    @property
+    def guarded(self) -> bool:
+        return self.guard in ("on", True)
 
     def check(self) -> None:
         positive("target.width", self.width)
         positive("target.steps", self.steps)
-        for key in ("depth", "batch_size", "base_width"):
+        for key in ("depth", "batch_size", "base_width", "base_lr"):
             if getattr(self, key) is not None:
                 positive(f"target.{key}", getattr(self, key))
+        if self.weight_decay is not None:
+            at_least_0("target.weight_decay", self.weight_decay)
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
+            raise BadInput(f"target.warmup_steps {self.warmup_steps}: expected 0 to target.steps {self.steps}")
+        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
+            raise BadInput(f"target.label_dropout {self.label_dropout}: expected a number in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,11 +227,39 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What checkpoints may take on the disk. No part of a study or a trial."""
+
+    budget_gb: float | None = None
+    """None: what is free where they go, but 1."""
+
+    def check(self) -> None:
+        if self.budget_gb is not None:
+            positive("checkpoints.budget_gb", self.budget_gb)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """How a paper counts its own models, where its numbers and ours differ. For `muxfer plan`; no part of a study."""
+
+    proxy_params: float
+    target_params: float
+    pretrainings: int | None = None
+    """So many full pretrainings is what tuning the target by hand took."""
+
+    def check(self) -> None:
+        for key in ("proxy_params", "target_params"):
+            positive(f"published.{key}", getattr(self, key))
+        if self.pretrainings is not None:
+            positive("published.pretrainings", self.pretrainings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One study: the proxy task, what is searched, the target, and where it all runs and is kept."""
 
     model: Model
-    data: Digits | ImageFolder
+    data: Data
     objective: RectifiedFlow | DDPM
     optimizer: Optimizer
     training: Training
@@ -364,86 +269,12 @@ class Config:
     compute: Compute
     ledger: LedgerConfig
     check: Check = field(default_factory=Check)
-    """Default: ledgers of before hold configurations without it."""
+    """Default: ledgers of before hold configurations without it, and without the next."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    published: Published | None = None
     output_dir: str | None = None
     description: str = ""
 
     @property
     def task(self) -> Task:
         return Task(**{key.name: getattr(self, key.name) for key in dataclasses.fields(Task)})
-
-
-NOT_IN_KEY = (
-    "data.path",  # the data's fingerprint stands for it
-    "training.checkpoint_every",
-    "training.report_every",
-    "evaluation.sampler",
-    "evaluation.sampling_steps",
-    "evaluation.guidance",
-    "evaluation.samples_per_class",
-)
-"""The task's keys that do not enter a trial's key: they cannot change what is trained or how it is scored."""
-
-
-ADDED_LATER = {
-    "model.base_depth": None,
-    "model.block": "adaln_zero",
-    "model.frequency_shift": 0.0,
-    "objective.repa_weight": 0.0,
-}
-"""Keys that came after the first release, with the value that stands for what was before: at it they stay out of a
-trial's key, so that the trials of older ledgers are still found."""
-
-
-def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a task's plain data that a trial key holds."""
-    return {
-        group: {
-            name: value
-            for name, value in values.items()
-            if (key := f"{group}.{name}") not in NOT_IN_KEY and not (key in ADDED_LATER and value == ADDED_LATER[key])
-        }
-        for group, values in task.items()
-    }
-
-
-def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
-    """The task at one setting of the study, checked again: a width may not fit the head dim."""
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in setting.items():
-        group, key = SETTINGS[name].split(".")
-        changes.setdefault(group, {})[key] = value
-    replaced = {group: dataclasses.replace(getattr(task, group), **values) for group, values in changes.items()}
-    changed = dataclasses.replace(task, **replaced)
-    check(changed)
-    return changed
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Plain data of a part of the configuration; `muxfer.parse` reads it back."""
-    plain = _without_tuples(dataclasses.asdict(config))
-    if isinstance(config, Config):
-        plain["search"] |= {name: list(values) for name, values in plain["search"].pop("grids").items()}
-    return plain
-
-
-def _without_tuples(value: Any) -> Any:
-    """Lists for tuples, as JSON gives them back: a study from the ledger must equal one of today."""
-    if isinstance(value, Mapping):
-        return {key: _without_tuples(item) for key, item in value.items()}
-    return [_without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def check(config: Any) -> None:
-    """Check a part of the configuration and every part in it."""
-    for part in dataclasses.fields(config):
-        value = getattr(config, part.name)
-        if dataclasses.is_dataclass(value):
-            check(value)
-    if callable(getattr(config, "check", None)):  # of a whole Config it is the part of that name
-        config.check()
-
-
-def _at_least_0(key: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise BadInput(f"{key} {value}: expected a number of at least 0")

@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from muxfer.config import Task, with_setting
 from muxfer.families import family_of
 from muxfer.mup import param_groups
 from muxfer.mup.coordcheck import Run, coordinate_check
 from muxfer.mup.mutants import Mutant, mutated
 from muxfer.mup.rules import Plan
 from muxfer.mup.slopes import CoordinateCheck
+from muxfer.task import Task, with_setting
 from muxfer.training import objective
 from muxfer.training.data import Stream, generator_of, load
 from muxfer.training.optim import build_adamw

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxfer.adapters.hydra_compose import compose_model
-from muxfer.config import Task
 from muxfer.errors import BadInput
 from muxfer.figures import replace_file
 from muxfer.models import Declared, Model, with_num_classes
 from muxfer.parse import parse_part
-from muxfer.request import Answer
+from muxfer.request import Answer, user_path
+from muxfer.task import Task
 from muxfer.worker import ModelCost, check_forward, measure, mup_plan
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
     lines = [model_text(task.model, plan, cost, rows, columns=shutil.get_terminal_size().columns)]
     if scales is not None:
         content = {**about, "output_multiplier": plan.output_multiplier, "readout": plan.readout, "hash": plan.hash}
-        data["scales"] = str(_write(Path(scales), {**content, "parameters": rows}))
+        data["scales"] = str(_write(user_path(scales, "--scales"), {**content, "parameters": rows}))
         lines.append(f"\nscales: {data['scales']}")
     return Answer(data=data, text="\n".join(lines))
 
@@ -217,17 +217,13 @@ def _task(plain: Mapping[str, Any]) -> Task:
     task = Task(**{part.name: parse_part(part.name, plain) for part in dataclasses.fields(Task)})
     task.check_depth()
     if getattr(task.model, "num_classes", 0) is None and getattr(task.model, "text_dim", None) is None:
-        from muxfer.training.data import load
+        from muxfer.training.data import about
 
-        task = dataclasses.replace(task, model=with_num_classes(task.model, load(task.data).num_classes))
+        task = dataclasses.replace(task, model=with_num_classes(task.model, about(task.data).num_classes))
     return task
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> Path:
-    path = path.expanduser().absolute()
     if path.suffix != ".json":
         raise BadInput(f"--scales {path.name}: the scales are JSON; give a file name that ends in .json")
-    try:
-        return replace_file(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
-    except OSError as error:
-        raise BadInput(f"--scales {path} can't be written ({error.strerror}): give another file") from None
+    return replace_file(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())

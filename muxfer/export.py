@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from muxfer.adapters.hydra_compose import compose
 from muxfer.adapters.tracking_uri import masked, sqlite_path
-from muxfer.config import SETTINGS, Config
+from muxfer.config import Config
+from muxfer.environment import resolved
 from muxfer.errors import BadInput
 from muxfer.ledger import Ledger
 from muxfer.models import Model
 from muxfer.parse import parse, parse_part
-from muxfer.request import Answer, output_folder, tracking_uri
+from muxfer.request import Answer, output_folder, tracking_uri, user_path
+from muxfer.task import place_of
 from muxfer.trial import Outcome, Record, Study
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
     home = _home(record, output_folder(config) / study.label)
     model, weights = model_of(study, record, home), weights_of(record, home)
     class_name, arguments, state = to_diffusers(model, weights)
-    final = home / f"diffusers-{record.key[:8]}" if folder is None else Path(folder).expanduser().absolute()
+    final = home / f"diffusers-{record.key[:8]}" if folder is None else user_path(folder, "--folder")
     with _new_folder(final) as temporary:
         parameters = save(temporary, class_name, arguments, state)
     lines = [
@@ -86,14 +88,16 @@ def model_of(study: Study, record: Record, home: Path) -> Model:
     if record.kind == "proxy":
         plain = dict(study.identity["model"])
         for name, value in record.setting.items():
-            group, key = SETTINGS[name].split(".")
-            plain |= {key: value} if group == "model" else {}
+            if (place := place_of(name)) is not None and place[0] == "model":
+                plain[place[1]] = value
         return parse_part("model", {"model": plain})
     try:
         about = json.loads((_target(record, home) / "target.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _not_here(record, _target(record, home)) from error
-    return parse_part("model", about["task"])
+    if not isinstance(about, dict) or not isinstance(about.get("task"), dict):
+        raise _not_here(record, _target(record, home))
+    return parse_part("model", resolved(about["task"], {}))
 
 
 def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
@@ -110,6 +114,11 @@ def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
     if record.kind == "target":
         with suppress(OSError, SafetensorError):
             return load_file(_target(record, home) / "ema.safetensors")
+    if checkpoint.discarded(folder):
+        raise BadInput(
+            f"the checkpoint of run {record.run_id} went so that those of better trials fit on the disk"
+            " (checkpoints.budget_gb): export a better one"
+        )
     raise _not_here(record, folder)
 
 

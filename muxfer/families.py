@@ -152,8 +152,9 @@ def evaluate(expression: str | int, names: Mapping[str, float | None], argument:
         raise refusal
     try:
         result = value(ast.parse(expression, mode="eval").body)
+        shown = f"{result:g}"
     except (SyntaxError, ValueError, ArithmeticError):
         raise refusal from None
     if not abs(result) < MAX_SIZE:
-        raise BadInput(f"model.sizes.{argument} comes to {result:g}: expected a number below 2^31")
+        raise BadInput(f"model.sizes.{argument} comes to {shown}: expected a number below 2^31")
     return int(result) if float(result).is_integer() else float(result)

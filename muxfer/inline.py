@@ -97,7 +97,7 @@ class InlineExecutor:
                 self._attempt = Attempt(self._queue.popleft(), worker=self._worker)
             report = self._attempt.advance(timeout_seconds)
             came_in.append(report)
-            if report.record is not None:
+            if report.last:
                 self._attempt = None
             if time.monotonic() >= end:
                 break

@@ -1,30 +1,36 @@
 """The transfer command: the best base settings of a recorded study, the target's plan, the target itself, its samples.
 
 The target is a trial in the same ledger, trained by the same loop: typing the command again resumes it, or finds it
-done. It is recorded with its lineage: the source study, the winning trial, the hash of the plan that scaled it.
+done. It is recorded with its lineage: the source study, the winning trial, the hash of the plan that scaled it. While
+it trains it is watched (`muxfer.guard`).
 """
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxfer import plan
-from muxfer.analysis.transferability import inside_grid, shown
-from muxfer.commands import best_of, judge, recorded
-from muxfer.config import Task, with_setting
+from muxfer.analysis.loss_band import LossBand, first_breach
+from muxfer.analysis.transferability import inside_grid
 from muxfer.cost import tuning_ratio
+from muxfer.environment import hidden
 from muxfer.errors import BadInput, TrialsFailed
 from muxfer.figures import replace_file
+from muxfer.figures.band import band_figure
+from muxfer.guard import Watched, target_band
 from muxfer.mup import check_same_base
-from muxfer.parse import parse_task
 from muxfer.progress import Progress, show_setting
+from muxfer.recorded import best_of, judge, recorded
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request
+from muxfer.search import searched
+from muxfer.sizing import sized_target
 from muxfer.study import run_study
-from muxfer.transfer import TargetRun, proxy_task, target_run
+from muxfer.target_text import base_depth, ended, scale_groups, scales_text, settings_text, watch_text
+from muxfer.task import Task, with_setting
+from muxfer.transfer import TargetRun, proxy_task, target_run, value_text
 from muxfer.trial import Record
 from muxfer.worker import Executor, measure, mup_plan
 
@@ -32,8 +38,22 @@ if TYPE_CHECKING:
     from muxfer.mup import Plan
 
 
-def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = False, force: bool = False) -> Answer:
-    """Choose the best base settings of a study and launch the target with them."""
+def transfer(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    say: Say,
+    dry_run: bool = False,
+    force: bool = False,
+    flops: float | None = None,
+    law: str | None = None,
+) -> Answer:
+    """Choose the best base settings of a study and launch the target with them.
+
+    `flops` sizes the target by the fit of the isoFLOP study `law`; None: of the study itself.
+    """
+    from muxfer.training.data import load
+
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:
         study, config, trials = recorded(asked, ledger)
@@ -43,25 +63,38 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
         wanted = {trial.key for trial in trials}
         proxies = [record for record in records if record.key in wanted]
         judged = judge(proxies, config)
+        base = proxy_task(config, study)
+        best = best_of(proxies, config)
+        sized: list[str] = []
+        if flops is not None and best is not None:
+            given, told = sized_target(asked, with_setting(base, best.setting), flops, law)
+            asked = replace(asked, config=replace(asked.config, target=given))
+            sized = [told]
         target = target_run(
             asked.config,
             study,
             verdict=judged,
-            best=best_of(proxies, config),
-            inside=inside_grid(proxies, axis=config.search.axis, hp=config.search.hp),
+            best=best,
+            inside=inside_grid(searched(config.search, proxies), axis=config.search.axis, hp=config.search.hp),
             unfinished=len(plan.remaining(trials, proxies)),
             fingerprint=asked.fingerprint,
+            num_pictures=len(load(asked.config.data).train),
             force=force,
         )
-        task = parse_task(target.trial.task)
+        task = target.task
         scales = mup_plan(task)
-        base = proxy_task(config, study)
-        check_same_base(mup_plan(with_setting(base, target.winner.setting)), scales)
+        check_same_base(mup_plan(target.proxy), scales)
+        curves = ledger.curves(study, "train_loss")
+        band = target_band(target, base, proxies, curves, axis=config.search.axis)
+        watching = band if isinstance(band, LossBand) and asked.config.target.guarded else None
         choice = [
             f"{study.label}: best at {show_setting(target.winner.setting)}, validation loss {target.proxy_metric:.4f}",
             f"verdict: {judged.verdict}: {judged.why}",
+            *sized,
             *(f"forced: {objection}" for objection in target.forced),
             scales_text(scales, task),
+            settings_text(target.settings),
+            watch_text(band, guarded=asked.config.target.guarded),
         ]
         data: dict[str, Any] = {
             "source": {"sweep": name, "study": study.key, "trial": target.winner.key, "plan_hash": scales.hash},
@@ -70,6 +103,9 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
             "proxy_metric": target.proxy_metric,
             "tuning_ratio": _tuning_ratio(proxies, base, task),
             "groups": scale_groups(scales, task),
+            "settings": [asdict(one) for one in target.settings],
+            "sized": sized[0] if sized else None,
+            "guard": {"watched": watching is not None, "why": None if isinstance(band, LossBand) else band},
             "forced": list(target.forced),
         }
         if dry_run:
@@ -77,36 +113,63 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
             return Answer(data=data | empty, text="\n".join([*choice, "dry run: nothing was launched"]))
         say("\n".join(choice))
         trial = replace(target.trial, lineage={**target.lineage, "plan_hash": scales.hash})
+        folder = home / f"target-{trial.key[:8]}"
+
+        def draw() -> tuple[list[Path], bool]:
+            """The picture of the target's loss in its band, as far as it came, and whether it left it."""
+            if not isinstance(band, LossBand):
+                return [], False
+            ledger.flush(asked.config.ledger.patience_seconds)
+            points = [(point.step, point.value) for point in ledger.curves(study, "train_loss").get(trial.key, ())]
+            files = band_figure(band, points, folder / "target-band", title=f"target of {study.name}")
+            return files, first_breach(band, points) is not None
+
         with driving(asked, study, ledger, None) as lease:
-            ran = run_study(
-                [trial],
-                records,
-                study=study,
-                ledger=ledger,
-                lease=lease,
-                start_executor=lambda: _executor(asked),
-                folder=asked.folder,
-                progress=Progress(),
-            )
+            try:
+                ran = run_study(
+                    [trial],
+                    records,
+                    study=study,
+                    ledger=ledger,
+                    lease=lease,
+                    start_executor=lambda: Watched(_executor(asked, home), watching),
+                    folder=asked.folder,
+                    progress=Progress(),
+                )
+            except TrialsFailed as error:
+                drawn, left = draw()
+                raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if left else str(error)) from None
             ledger.flush(asked.config.ledger.patience_seconds)
             record = next(record for record in ledger.records(study) if record.key == trial.key)
             if record.metric is None:
-                raise TrialsFailed(
-                    f"the target {record.outcome} at step {record.step}: {record.error or 'see its loss'}"
-                )
-            folder = home / f"target-{trial.key[:8]}"
-            if ran.records or not (folder / "samples.png").exists():
-                files = _write_results(folder, replace(target, trial=trial), record, scales, task)
-                ledger.attach(files, key=trial.key)
+                draw()
+                raise TrialsFailed(ended(record, target))
+            shown = replace(trial, task=hidden(trial.task, asked.variables))
+            handed_out = folder / "target.of"
+            if ran.records or not handed_out.exists():
+                files = _write_results(folder, replace(target, trial=shown), record, scales, task)
+                ledger.attach([*files, *draw()[0]], key=trial.key)
+                replace_file(handed_out, str(record.run_id).encode())
         from muxfer import report
 
         origin = {
             "source": f"sweep {study.name}, study {study.key}",
             "winning trial": f"{target.winner.key}, {show_setting(target.winner.setting)}",
-            "plan": f"{scales.hash}, {scales.parametrization} with base width {scales.base_width}{_base_depth(scales)}",
+            "plan": f"{scales.hash}, {scales.parametrization} with base width {scales.base_width}{base_depth(scales)}",
+            **{one.name: f"{one.how}: {value_text(one.target)}, {one.why}" for one in target.settings},
             **({"forced": "; ".join(target.forced)} if target.forced else {}),
         }
-        page = report.write_target(name, home, record, proxies, judged, samples=folder / "samples.png", lineage=origin)
+        picture = folder / "target-band.svg"
+        page = report.write_target(
+            name,
+            home,
+            record,
+            searched(config.search, proxies),
+            judged,
+            samples=folder / "samples.png",
+            lineage=origin,
+            band=picture.read_text() if picture.exists() else None,
+        )
     data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / "ema.safetensors")}
     data |= {"samples": str(folder / "samples.png"), "report": str(page)}
     lowest = min(proxy.metric for proxy in proxies if proxy.metric is not None)
@@ -121,43 +184,6 @@ def transfer(name: str, overrides: Sequence[str], *, say: Say, dry_run: bool = F
     return Answer(data=data, text="\n".join(lines))
 
 
-def scale_groups(scales: "Plan", task: Task) -> list[dict[str, Any]]:
-    """Each parameter group of the target: how many tensors, and its rate, decay and eps after scaling."""
-    optimizer = task.optimizer
-    counts = Counter((s.role, s.lr, s.weight_decay, s.eps, s.init_std) for s in scales.scales.values())
-    return [
-        {
-            "role": role,
-            "tensors": count,
-            "lr": optimizer.base_lr * lr,
-            "weight_decay": optimizer.weight_decay * decay,
-            "eps": optimizer.eps * eps,
-            "init_std": init,
-        }
-        for (role, lr, decay, eps, init), count in sorted(counts.items())
-    ]
-
-
-def scales_text(scales: "Plan", task: Task) -> str:
-    """The same as a table for a terminal."""
-    lines = [
-        f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}"
-        f"{_base_depth(scales)}",
-        f"  {'role':<8} {'tensors':>7} {'lr':>12} {'weight decay':>13} {'eps':>9} {'init':>7}",
-    ]
-    for group in scale_groups(scales, task):
-        lines.append(
-            f"  {group['role']:<8} {group['tensors']:>7} {shown(group['lr']):>12} {group['weight_decay']:>13.3g}"
-            f" {group['eps']:>9.2g} {'x' + format(group['init_std'], '.3g'):>7}"
-        )
-    return "\n".join(lines)
-
-
-def _base_depth(scales: "Plan") -> str:
-    scaled = scales.parametrization == "completep"
-    return f", depth {scales.depth}, base depth {scales.base_depth}" if scaled else ""
-
-
 def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
     spent = []
     for record in proxies:
@@ -166,12 +192,12 @@ def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
     return tuning_ratio(spent, (measure(target.model).parameters, target.training.steps * target.training.batch_size))
 
 
-def _executor(asked: Request) -> Executor:
+def _executor(asked: Request, home: Path) -> Executor:
     """The target takes a joined cluster's slot; on this machine it has all of it, in this very process."""
     if asked.config.compute.address is not None:
         from muxfer.adapters.ray_tune import RayExecutor
 
-        return RayExecutor(asked.config.compute, folder=asked.folder)
+        return RayExecutor(asked.config.compute, folder=home)
     import torch
 
     from muxfer.inline import InlineExecutor

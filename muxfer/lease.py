@@ -6,7 +6,8 @@ epoch n still lives is seen in two ways, and never on a wall clock, so a step of
 - by its process (boot id, process namespace, pid, start time), where we can see that: dead is taken over at once,
   alive is busy at once;
 - by its heartbeat, a counter in the store, where we cannot (another host, another container) or where the process is
-  stopped: one that stands still for a time-to-live, on our own monotonic clock, is taken over.
+  stopped: one that we looked at WATCHES times through a time-to-live, and that stood still each time, is taken over.
+  It is looks that count, not seconds: who was stopped itself has not looked.
 
 A holder that was taken over finds a higher epoch in the store, and ends. What it wrote late carries its old epoch,
 which every reader ignores. An outage of the store fences nobody: without a store there is no higher epoch.
@@ -14,23 +15,32 @@ which every reader ignores. An outage of the store fences nobody: without a stor
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.errors import LedgerUnreachable, MuxferError, StudyBusy
+
+_logger = logging.getLogger(__name__)
+
+WATCHES = 20
+"""How often a silent holder is looked at before it is taken over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A driver's process. `boot` and `namespace` are empty where the system does not tell (no /proc)."""
+    """A driver's process. `boot` and `namespace` are empty where the system does not tell (no /proc).
+
+    `ttl_seconds` is its time-to-live: who waits with a shorter one would take a living holder for silent.
+    """
 
     host: str
     boot: str
@@ -39,6 +49,7 @@ class Holder:
     started: str
     token: str
     since: str
+    ttl_seconds: float = 0.0
 
     @classmethod
     def this_process(cls) -> "Holder":
@@ -54,8 +65,14 @@ class Holder:
 
     @classmethod
     def from_json(cls, text: str) -> "Holder":
+        """ValueError or TypeError where it is no holder's."""
         data = json.loads(text)
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+        holder = cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+        for name, value in asdict(holder).items():
+            expected = {"pid": int, "ttl_seconds": int | float}.get(name, str)
+            if not isinstance(value, expected):
+                raise TypeError(f"{name} is {value!r}")
+        return holder
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -144,6 +161,13 @@ class HeldLease:
         """Whether another driver took it over."""
         return self._lost
 
+    def overtaken(self) -> bool:
+        """Whether another driver took it over, asked of the store now: who was stopped may not have looked yet."""
+        if not self._lost:
+            with contextlib.suppress(LedgerUnreachable):
+                self._lost = self._store.read().epoch > self.epoch
+        return self._lost
+
     def release(self) -> None:
         """Let the next driver in at once. Silent where the ledger is away: our process will be found dead."""
         if self._done.is_set():
@@ -170,6 +194,12 @@ class HeldLease:
                 self._away = False
             except LedgerUnreachable:
                 self._away = True  # nobody can have taken over
+            except MuxferError:
+                self._lost = True  # what the store holds now is not for us: a newer muxfer has written there
+                return
+            except Exception as error:  # of whatever kind: a heart that stops in silence would be taken for ours
+                self._away = True
+                _logger.warning("the lease could not be looked at: %s", error)
             self._done.wait(self._ttl_seconds / 3)
 
 
@@ -179,11 +209,10 @@ def acquire(
     *,
     ttl_seconds: float,
     holder: Holder | None = None,
-    clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> HeldLease:
     """Become the holder of the next epoch. Raises StudyBusy when another one lives, LedgerUnreachable."""
-    us = holder or Holder.this_process()
+    us = replace(holder or Holder.this_process(), ttl_seconds=ttl_seconds)
     for _ in range(16):
         claims = store.read()
         if claims.holders:
@@ -191,7 +220,8 @@ def acquire(
             seen = [other for other in living if other.alive()]
             if seen:
                 raise _busy(label, seen[0])
-            if living and not _silent(store, claims, ttl_seconds=ttl_seconds, clock=clock, sleep=sleep):
+            patience = max([ttl_seconds, *(other.ttl_seconds for other in living)])
+            if living and not _silent(store, claims, ttl_seconds=patience, sleep=sleep):
                 after = store.read()
                 if after.epoch == claims.epoch and after.holders:
                     raise _busy(label, after.holders[0])
@@ -201,20 +231,11 @@ def acquire(
     raise StudyBusy(f"study {label}: other drivers start on it all the time; stop them and try again")
 
 
-def _silent(
-    store: LeaseStore,
-    claims: Claims,
-    *,
-    ttl_seconds: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> bool:
+def _silent(store: LeaseStore, claims: Claims, *, ttl_seconds: float, sleep: Callable[[float], None]) -> bool:
     """Watch for one time-to-live: True if neither the heartbeats nor the claims change."""
-    began = clock()
-    while clock() - began < ttl_seconds:
-        sleep(ttl_seconds / 20)
-        now = store.read()
-        if (now.epoch, now.holders, now.beats) != (claims.epoch, claims.holders, claims.beats):
+    for _ in range(WATCHES):
+        sleep(ttl_seconds / WATCHES)
+        if store.read() != claims:
             return False
     return True
 

@@ -13,10 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.lease import Holder
 from muxfer.trial import Point, Record, Study, Trial
 
 _logger = logging.getLogger(__name__)
@@ -30,6 +32,21 @@ LINGER_SECONDS = 0.2
 """How long a write waits for others to share its batch."""
 BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest pause between attempts while the ledger is away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a trial stands in a ledger: its record, or how far the attempt that has none yet is known to be.
+
+    `running` is what the last driver said: where that one is dead, it was cut off.
+    """
+
+    key: str
+    kind: str
+    record: Record | None
+    running: bool = False
+    step: int = 0
+    loss: float | None = None
 
 
 class Lease(Protocol):
@@ -63,6 +80,12 @@ class Ledger(Protocol):
 
     def records(self, study: Study) -> list[Record]:
         """The settled records of a study's trials and target, one a key, as the newest epoch has them."""
+
+    def standings(self, study: Study) -> list[Standing]:
+        """How every trial and target stands that was ever begun, one a key."""
+
+    def driver(self, study: Study) -> Holder | None:
+        """Who holds the study's lease, dead or alive; None where it was given back. Writes nothing."""
 
     def curves(self, study: Study, name: str) -> Mapping[str, Sequence[Point]]:
         """One curve of every trial, by trial key: one query a trial."""
@@ -105,6 +128,11 @@ class Spool:
         with self._lock:
             return self.appended - self.acknowledged + sum(map(len, self._waiting))
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether something waits that the disk has not taken."""
+        return bool(self._waiting)
+
     def append(self, operation: Operation) -> None:
         """Write one operation down. What a full disk does not take stays in memory, and is read from there."""
         line = json.dumps(operation, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -135,9 +163,9 @@ class Spool:
                 chunk += file.readline()
         operations = []
         for line in chunk.splitlines():
-            try:
-                operations.append(json.loads(line))
-            except ValueError:
+            if (operation := _operation(line)) is not None:
+                operations.append(operation)
+            else:
                 _logger.warning("a damaged line of %s was left out: %r", self.path, line[:80])
         return operations, start + len(chunk)
 
@@ -148,18 +176,32 @@ class Spool:
                 self._taken = 0
                 return
             self.acknowledged = offset
-            if offset == self.appended:
+            if offset == self.appended or not self.path.exists():  # who took us over has applied and removed it
                 self._remove()
                 return
             temporary = self._acknowledged_path.with_suffix(".tmp")
             temporary.write_text(str(offset))
             temporary.replace(self._acknowledged_path)
 
+    def take_back(self) -> None:
+        """What was read is not acknowledged; what of it was in memory alone may go to the disk again."""
+        with self._lock:
+            self._taken = 0
+
+    def discard(self) -> None:
+        """Let go of what waits, for good."""
+        with self._lock:
+            self._waiting.clear()
+            self._remove()
+
     def close(self) -> None:
         with self._lock:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+            if self.appended == self.acknowledged:  # nothing of use is in it: a full disk took no line of it, say
+                self.path.unlink(missing_ok=True)
+                self._acknowledged_path.unlink(missing_ok=True)
 
     def _write_waiting(self) -> None:
         if not self._waiting or self._taken:
@@ -184,8 +226,8 @@ class Spool:
 
     def _remove(self) -> None:
         self.close()
-        self.path.unlink(missing_ok=True)
-        self._acknowledged_path.unlink(missing_ok=True)
+        for path in (self.path, self._acknowledged_path, self._acknowledged_path.with_suffix(".tmp")):
+            path.unlink(missing_ok=True)
         self.appended = self.acknowledged = 0
         self._unsynced = False
 
@@ -210,6 +252,15 @@ class Spool:
             return int(self._acknowledged_path.read_text())
         except (FileNotFoundError, ValueError):
             return 0
+
+
+def _operation(line: bytes) -> Operation | None:
+    """What a line of a spool says; None where the disk, or somebody else, has changed it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Writer:
@@ -261,22 +312,30 @@ class Writer:
                     left = deadline - time.monotonic()
                     if left <= 0 or not self._thread.is_alive():
                         why = f" ({self._trouble})" if self._trouble else ""
+                        where = self.spool.path.parent
+                        told = f"{self.pending_bytes} bytes wait in {where}; nothing is lost"
+                        if self.spool.in_memory:
+                            told = f"{where} can't take them either, but the checkpoints hold them: free some space"
                         raise LedgerUnreachable(
                             f"{self._where} did not take everything within {timeout_seconds:g} s{why}:"
-                            f" {self.pending_bytes} bytes wait in {self.spool.path.parent}; nothing is lost,"
-                            " run the same command again when it answers"
+                            f" {told}, run the same command again when it answers"
                         )
                     self._changed.wait(min(left, 0.5))
             finally:
                 self._hurried -= 1
 
-    def stop(self, timeout_seconds: float) -> None:
-        """End the thread; what is not applied stays in the spool."""
+    def stop(self, timeout_seconds: float, *, fenced: bool = False) -> None:
+        """End the thread; what is not applied stays in the spool, unless we were taken over.
+
+        Who took us over goes on from the checkpoints, which hold all of it; nobody would ever come for our spool.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(timeout_seconds)
         with contextlib.suppress(OSError):
+            if fenced:
+                self.spool.discard()
             self.spool.sync()
         for spool in self._spools:
             spool.close()
@@ -315,6 +374,16 @@ class Writer:
             return
         if not self._held():
             raise StudyBusy("the lease is not ours")
-        operations, offset = spool.read()
-        self._apply(operations)
+        try:
+            operations, offset = spool.read()
+        except FileNotFoundError:
+            if spool is self.spool:
+                raise
+            spool.discard()  # its own driver, which we took over, woke up and took it away
+            return
+        try:
+            self._apply(operations)
+        except BaseException:
+            spool.take_back()
+            raise
         spool.acknowledge(offset)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from muxfer.analysis.transferability import shown
+from muxfer.analysis.cells import shown
+from muxfer.environment import masked, printable
 from muxfer.trial import Outcome, Record, Setting, Trial
 from muxfer.worker import Report
 
@@ -45,6 +46,11 @@ class Progress:
             self.live = Live(console=Console(file=self.stream), refresh_per_second=4, get_renderable=self._table)
             self.live.start()
 
+    def more(self, trials: Sequence[Trial]) -> None:
+        if new := {trial.key: trial for trial in trials if trial.key not in self.trials}:
+            self.trials |= new
+            self._say(f"next round: {len(new)} more")
+
     def update(self, report: Report) -> None:
         trial = self.trials[report.key]
         if report.key not in self.steps and report.record is None:
@@ -74,7 +80,7 @@ class Progress:
     def _say(self, line: str) -> None:
         if self.live is None:
             with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
-                print(line, file=self.stream, flush=True)
+                print(printable(masked(line)), file=self.stream, flush=True)
 
     def _left(self) -> str:
         """Time left: FLOPs not yet done over the rate since the start."""

@@ -2,21 +2,27 @@
 
 import contextlib
 import dataclasses
+import re
+import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from muxfer.adapters.hydra_compose import compose
+from muxfer.adapters.hydra_compose import composed
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked, sqlite_path
-from muxfer.config import Config, ImageFolder
-from muxfer.errors import BadInput, MuxferError
+from muxfer.config import Config
+from muxfer.environment import hidden
+from muxfer.errors import BadInput, MuxferError, StudyBusy
+from muxfer.lease import HeldLease
 from muxfer.ledger import Ledger
 from muxfer.models import with_num_classes
 from muxfer.parse import parse
 from muxfer.plan import study_of
+from muxfer.task import ImageFolder
 from muxfer.trial import Study
 
 Say = Callable[[str], None]
@@ -35,6 +41,13 @@ class Request:
     study: Study
     fingerprint: str
     folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """By dotted path the texts of what the environment gives: what is recorded in place of the values."""
+
+    @property
+    def description(self) -> str:
+        """What the study says of itself, as it may be shown."""
+        return str(hidden({"description": self.config.description}, self.variables)["description"])
 
     @property
     def home(self) -> Path:
@@ -47,14 +60,18 @@ class Request:
         return [override.partition("=")[0].lstrip("+~").split("@")[0].replace("/", ".") for override in self.overrides]
 
 
-def request(name: str, overrides: Sequence[str]) -> Request:
-    config = parse(compose(name, overrides))
+def request(name: str, overrides: Sequence[str], *, planned: bool = False) -> Request:
+    """`planned`: data that are only described will do, for nothing is to be trained. Otherwise BadInput says so."""
+    found = composed(name, overrides)
+    config = parse(found.plain)
     if isinstance(config.data, ImageFolder):  # workers have another current folder
-        path = str(Path(config.data.path).expanduser().absolute())
+        path = str(user_path(config.data.path, "data.path"))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-    from muxfer.training.data import load
+    from muxfer.training.data import about, load
 
-    data = load(config.data)
+    if not planned:
+        load(config.data)
+    data = about(config.data)
     config = dataclasses.replace(config, model=with_num_classes(config.model, data.num_classes))
     return Request(
         name=name,
@@ -62,6 +79,21 @@ def request(name: str, overrides: Sequence[str]) -> Request:
         config=config,
         study=study_of(name, config, fingerprint=data.fingerprint),
         fingerprint=data.fingerprint,
+        folder=output_folder(config),
+        variables=found.variables,
+    )
+
+
+def looking(name: str, overrides: Sequence[str] = ()) -> Request:
+    """The ledger, folder and cluster that are meant, without data and so without a study: to look, not to run."""
+    config = parse(composed(name, overrides).plain)
+    nobody = Study(name=name, key="", identity={})
+    return Request(
+        name=name,
+        overrides=tuple(overrides),
+        config=config,
+        study=nobody,
+        fingerprint="",
         folder=output_folder(config),
     )
 
@@ -73,10 +105,36 @@ def tracking_uri(config: Config) -> str:
 def output_folder(config: Config) -> Path:
     """`output_dir`, else muxfer/ beside the ledger; muxfer-studies/ where muxfer/ is a Python package."""
     if config.output_dir is not None:
-        return Path(config.output_dir).expanduser().absolute()
+        return user_path(config.output_dir, "output_dir")
     database = sqlite_path(tracking_uri(config))
     beside = database.parent if database is not None else Path.cwd()
     return beside / ("muxfer-studies" if (beside / "muxfer" / "__init__.py").exists() else "muxfer")
+
+
+def user_path(text: str, key: str) -> Path:
+    """An absolute path of a file or folder that the user named; BadInput where no file system has such names."""
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise BadInput(f"{key} {text[:60]!r}: there is no such user; write the folder out") from None
+    if not text or not text.isprintable() or len(str(path)) > 2000 or max(map(_bytes, path.parts)) > 200:
+        raise BadInput(f"{key} {text[:60]!r}: expected printable names of at most 200 bytes each")
+    return path
+
+
+def words_of(text: str, option: str) -> list[str]:
+    """A sweep's name and overrides, as one would type them, out of one option."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise BadInput(f"{option} {text[:60]!r}: {error}; expected the name of a sweep and its overrides") from None
+    if not words:
+        raise BadInput(f"{option} is empty: expected the name of a sweep and its overrides")
+    return words
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode(errors="surrogateescape"))
 
 
 def check_writable(folder: Path) -> None:
@@ -110,11 +168,21 @@ def open_ledger(asked: Request, *, existing: bool = False) -> Iterator[Ledger]:
         )
     from muxfer.adapters.mlflow_ledger import MlflowLedger
 
-    ledger = MlflowLedger(asked.config.ledger, folder=asked.folder)
+    ledger = MlflowLedger(asked.config.ledger, folder=asked.folder, variables=asked.variables)
     try:
         yield ledger
     finally:
         ledger.close()
+
+
+def _sweep_litter(home: Path) -> None:
+    """What drivers that were killed left half written beside a study's files; who holds the lease may."""
+    for left in (*home.glob(".*.tmp"), *home.glob("target-*/.*.tmp"), *home.glob("spool-*.tmp")):
+        writer = re.search(r"\.(\d+)\.tmp$", left.name)
+        if writer is None or not Path("/proc", writer[1]).exists():  # `report` writes without a lease
+            left.unlink(missing_ok=True)
+    for left in home.glob(".ray-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -123,11 +191,15 @@ def driving(asked: Request, study: Study, ledger: Ledger, config: Mapping[str, A
     lease = ledger.acquire(study)
     try:
         ledger.open(study, config, lease)
+        _sweep_litter(asked.folder / study.label)
         yield lease
         ledger.flush(asked.config.ledger.patience_seconds)
-    except BaseException:  # what went wrong is told, not that the ledger did too: the spool keeps what it did not take
+    except BaseException as error:  # it is told, not that the ledger failed too: the spool keeps what it did not take
         with contextlib.suppress(MuxferError):
             ledger.flush(FAREWELL_SECONDS)
+        if isinstance(error, MuxferError) and isinstance(lease, HeldLease) and lease.overtaken():
+            told = f"another driver took study {study.label} over; this one stops and writes no more"
+            raise StudyBusy(told) from error  # we were stopped for long, and whatever waited for us gave up
         raise
     finally:
         lease.release()

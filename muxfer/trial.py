@@ -58,7 +58,7 @@ class Study:
 class Trial:
     """One training run that a study needs.
 
-    `task` is the resolved configuration (see `muxfer.config.Task`) as plain data, `key` its content hash together with
+    `task` is the resolved configuration (see `muxfer.task.Task`) as plain data, `key` its content hash together with
     the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first;
     `fingerprint` is the data's, checked where it is trained; `lineage` says where a target came from.
     """
@@ -123,41 +123,65 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """Where the setting is best for one axis value: the grid's best, and the vertex of the curve fitted around it.
+    """Where the setting is best for one axis value; all in the setting's own units.
 
-    `fitted`, `low` and `high` are None where the points do not curve. All are in the setting's own units.
+    `grid` is the value with the lowest mean, `choice` the one that is lowest on the smoothed curve (what muxfer takes:
+    the luckiest run does not decide). `fitted` is the vertex of the curve with its 95 % interval `low` to `high`, None
+    where the points do not curve. `stable` is the largest value at which no replicate diverged, None if all did;
+    `diverges` the smallest above it at which one did, None if none did.
     """
 
     grid: float | None
+    choice: float | None = None
     fitted: float | None = None
     low: float | None = None
     high: float | None = None
+    stable: float | None = None
+    diverges: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regret:
-    """What axis value `to` loses, relatively, by using the grid optimum of axis value `from_`; None: it diverged."""
+    """What axis value `to` loses, relatively, by using the optimum of axis value `from_`.
+
+    `relative` is measured, at the grid optimum `setting`; None: it diverged there. `estimate`, with its 95 % interval
+    `low` to `high`, is the smoothed curve's, at the smoothed `choice`: what the verdict reads; None where no curve
+    tells.
+    """
 
     from_: float
     to: float
     setting: float
     relative: float | None
+    choice: float | None = None
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"from": self.from_, "to": self.to, "setting": self.setting, "relative": self.relative}
+        own = asdict(self)
+        return {"from": own.pop("from_"), **own}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Does the optimum transfer along the axis? `verdict` is transfers, drifts or abstains; `why` one sentence."""
+    """Does the optimum transfer along the axis? `verdict` is transfers, drifts or abstains; `why` one sentence.
+
+    `from_` is the smallest axis value from which on it transfers to the largest, None if from none. `noise` is the
+    relative standard deviation of one trial's metric about the curves, None where nothing tells. `log2_hp`: the drift
+    is in log2 of the setting.
+    """
 
     verdict: str
     why: str
     axis: str
     hp: str
+    log2_hp: bool = True
     optimum: Mapping[float, Optimum] = field(default_factory=dict)
     drift_per_doubling: Mapping[str, float | None] = field(default_factory=dict)
     regret: tuple[Regret, ...] = ()
+    from_: float | None = None
+    noise: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `muxfer verdict`, as the command line's contract has it."""
@@ -166,7 +190,9 @@ class Verdict:
             "why": self.why,
             "axis": self.axis,
             "hp": self.hp,
-            "optimum": {f"{axis:g}": asdict(optimum) for axis, optimum in self.optimum.items()},
+            "from": self.from_,
+            "optimum": {f"{axis:.12g}": asdict(optimum) for axis, optimum in self.optimum.items()},
             "drift_per_doubling": dict(self.drift_per_doubling),
             "regret": [regret.to_dict() for regret in self.regret],
+            "noise": self.noise,
         }

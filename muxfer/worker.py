@@ -4,17 +4,19 @@ A worker knows neither Ray nor MLflow. Whoever executes it calls `advance` until
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from muxfer.config import Task
+from muxfer.analysis.loss_band import Breach, LossBand, Watch
 from muxfer.errors import BadInput
 from muxfer.models import Declared, Mmdit, Model
 from muxfer.parse import parse_task
 from muxfer.plugins import Plugins, allow
+from muxfer.task import Task
 from muxfer.trial import Outcome, Point, Record, Trial
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ EXAMPLE_CAPTIONS = ("a scan of the digit seven",)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A trial to run, where: `folder` is the trial's own, each attempt makes one below it; `epoch` is the lease's."""
+    """A trial to run, where: `folder` is the trial's own, each attempt makes one below it; `epoch` is the lease's.
+
+    `band` is a LossBand as plain data: a trial whose loss leaves it is halted. None: nobody watches.
+    """
 
     trial: Trial
     folder: str
     epoch: int
     device: str = "cpu"
     plugins: Plugins = field(default_factory=Plugins)
+    band: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,8 @@ class Report:
     """What a worker says from time to time: new points of its curves and, the last time, the record.
 
     The first report after a resume repeats the points of the checkpoint: writing a point twice changes nothing.
-    `train_seconds` are this attempt's.
+    `train_seconds` are this attempt's. `halted` says why a watched trial stopped without a record: it can go on from
+    the checkpoint that it left.
     """
 
     key: str
@@ -54,6 +61,12 @@ class Report:
     points: tuple[Point, ...] = ()
     train_seconds: float = 0.0
     record: Record | None = None
+    halted: str | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether this attempt has nothing more to say."""
+        return self.record is not None or self.halted is not None
 
 
 class Executor(Protocol):
@@ -261,17 +274,26 @@ class TrialRun:
         if found is not None:
             self.trainer.restore(found.snapshot)
         self.checkpoint: Path | None = None if found is None else found.path
+        self._resumed_from = self.checkpoint
         self._attempt = new_attempt(Path(job.folder), epoch=job.epoch)
         self._unsent = list(self.trainer.points)
         self._seconds_before = self.trainer.train_seconds
+        self._watch = None if job.band is None else Watch(LossBand.from_dict(job.band))
+        self._breach = self._look(self._unsent)
 
     def advance(self, seconds: float) -> Report:
-        """Train for about this long, or to the end; the last report carries the record."""
+        """Train for about this long, or to the end; the last report carries the record, or says why it was halted.
+
+        A halted trial stays where it is: asked again it says the same.
+        """
         trainer = self.trainer
-        points = (*self._unsent, *trainer.advance(seconds))
+        points = (*self._unsent, *self._train(seconds))
         self._unsent = []
         record = None
-        if trainer.finished or trainer.diverged_at is not None:
+        if self._breach is not None:
+            if resume_step(Path(self.job.folder), key=self.job.trial.key) < trainer.step:
+                self._save(trainer)
+        elif trainer.finished or trainer.diverged_at is not None:
             metric = trainer.validate() if trainer.finished else None
             diverged = trainer.diverged_at is not None
             record = Record(
@@ -294,25 +316,67 @@ class TrialRun:
             points=tuple(points),
             train_seconds=trainer.train_seconds - self._seconds_before,
             record=record,
+            halted=None if self._breach is None else _halted(self._breach, self.checkpoint),
         )
+
+    def _train(self, seconds: float) -> list[Point]:
+        """Train for about this long; a watched trial stops at the very report that makes it a breach."""
+        if self._watch is None:
+            return self.trainer.advance(seconds)
+        points: list[Point] = []
+        stop_at = time.perf_counter() + seconds
+        while self._breach is None and not self.trainer.finished and self.trainer.diverged_at is None:
+            came_in = self.trainer.advance(0.0)
+            points += came_in
+            self._breach = None if self.trainer.finished else self._look(came_in)
+            if time.perf_counter() >= stop_at:
+                break
+        return points
+
+    def _look(self, points: Sequence[Point]) -> Breach | None:
+        found = None
+        for point in points:
+            if self._watch is not None and point.name == "train_loss":
+                found = found or self._watch.take(point.step, point.value)
+        return found
 
     def _save(self, trainer: "Trainer") -> None:
         from muxfer.training import checkpoint
 
         self.checkpoint = checkpoint.save(self._attempt, trainer.state(), key=self.job.trial.key)
-        checkpoint.prune(self._attempt)
+        checkpoint.prune(self._attempt, resumed_from=self._resumed_from)
+
+
+def _halted(breach: Breach, checkpoint: Path | None) -> str:
+    above = breach.loss / breach.predicted - 1
+    return (
+        f"the target was halted at step {breach.step}: its training loss is {breach.loss:.4g}, {100 * above:.0f} %"
+        f" above the {breach.predicted:.4g} that the proxies predict, and above their limit {breach.limit:.4g} since"
+        f" step {breach.since}; lower the rate with target.base_lr=RATE, or go on from the checkpoint {checkpoint} with"
+        " target.guard=off"
+    )
 
 
 def new_attempt(folder: Path, *, epoch: int) -> Path:
-    """A folder of this attempt's own below the trial's: two that run at once never write to the same place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count():
-        attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
-        try:
-            attempt.mkdir()
-        except FileExistsError:
-            continue
-        return attempt
+    """A folder of this attempt's own below the trial's, the last by name: two that run at once never share one.
+
+    BadInput where the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.name.rpartition("-")[2]) for path in folder.glob(f"attempt-{epoch:04d}-*")]
+        for number in itertools.count(max(numbers, default=-1) + 1):
+            attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
+            try:
+                attempt.mkdir()
+            except FileExistsError:
+                continue
+            return attempt
+    except OSError as error:
+        raise BadInput(
+            f"trial folder {folder} can't be written ({error.strerror}): free some space or give another folder with"
+            " output_dir=FOLDER, then run the same command again"
+        ) from None
     raise AssertionError
 
 

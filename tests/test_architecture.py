@@ -9,14 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    "errors": 0, "trial": 0, "models": 0, "config": 0, "parse": 0,
+    "errors": 0, "environment": 0, "trial": 0, "models": 0, "task": 0, "config": 0, "parse": 0,
     "mup": 1, "training": 1,
-    "cost": 2, "search": 2, "plan": 2, "analysis": 2, "transfer": 2,
+    "cost": 2, "search": 2, "plan": 2, "analysis": 2, "transfer": 2, "isoflop": 2,
     "plugins": 3, "families": 3, "worker": 3, "coordinates": 3, "ledger": 3, "lease": 3, "inline": 3, "progress": 3,
-    "tables": 3, "figures": 3, "check_figure": 3, "page": 3, "report": 3,
+    "guard": 3, "retention": 3,
+    "tables": 3, "figures": 3, "page": 3, "sections": 3, "answer": 3, "report": 3,
     "study": 4, "adapters": 4,
-    "request": 5, "commands": 5, "launch": 5, "describe": 5, "check": 5, "export": 5,
-    "cli": 5, "__init__": 5, "__main__": 5,
+    "request": 5, "proposal": 5, "recorded": 5, "commands": 5, "status": 5, "doctor": 5,
+    "launch": 5, "describe": 5, "check": 5, "export": 5,
+    "table_verdict": 5, "fit": 5,
+    "budget": 5, "budget_text": 5,
+    "sizing": 5, "target_text": 5, "cli": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 OWNERS = {
     "ray": "adapters/ray_",
@@ -25,6 +29,7 @@ OWNERS = {
     "omegaconf": "adapters/hydra_",
     "diffusers": "adapters/diffusers_",
     "optuna": "adapters/optuna_",
+    "pandas": "adapters/pandas_",
     "click": "cli",
 }
 """A heavy library is imported by its adapter alone (by `commands`, `cli` never)."""

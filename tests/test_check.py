@@ -10,14 +10,14 @@ import pytest
 
 from muxfer.adapters.hydra_compose import compose, compose_model
 from muxfer.check import check, check_text, failures
-from muxfer.check_figure import coordinate_figure
-from muxfer.config import to_plain
 from muxfer.coordinates import check_coordinates
 from muxfer.errors import BadInput
+from muxfer.figures.check import coordinate_figure
 from muxfer.mup.mutants import MUTANTS
 from muxfer.mup.slopes import CoordinateCheck, Kind, judge
 from muxfer.parse import parse, parse_without_grid
 from muxfer.plan import study_of
+from muxfer.task import to_plain
 
 SIZES = (16, 32, 64, 128)
 SMALL = ["model.depth=1", "check.seeds=1", "check.batch_size=8", "check.sizes=[16,32,64,128]"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from muxfer import commands
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -64,6 +66,7 @@ def test_a_ledger_that_does_not_answer_is_4_and_its_password_is_not_shown(tmp_pa
     assert "s3cret" not in done.stderr + done.stdout
     assert "127.0.0.1:9" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("more", [["compute.device=cuda"], ["compute.slots=4096"]])
@@ -73,6 +76,13 @@ def test_resources_that_no_node_has_are_5(tmp_path, more):
     assert "compute." in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dashboard_keeps_its_usage_to_itself_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("DO_NOT_TRACK", "false")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    given = commands.ui_environment()
+    assert (given["MLFLOW_DISABLE_TELEMETRY"], "DO_NOT_TRACK" in given) == ("true", False)
 
 
 def test_config_prints_what_the_sweep_would_run(tmp_path):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muxfer.config import to_plain
 from muxfer.errors import BadInput
 from muxfer.export import export
 from muxfer.inline import InlineExecutor
@@ -23,6 +22,7 @@ from muxfer.plan import grid_trials
 from muxfer.progress import Progress
 from muxfer.request import driving, open_ledger, request
 from muxfer.study import run_study
+from muxfer.task import to_plain
 from muxfer.trial import Outcome, Record
 from proxy_models import FAMILIES
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from muxfer.adapters.hydra_compose import compose
-from muxfer.config import Task, with_setting
 from muxfer.errors import BadInput
 from muxfer.families import evaluate, family_of
 from muxfer.models import with_num_classes
 from muxfer.parse import parse
 from muxfer.plan import make_trial
+from muxfer.task import Task, with_setting
 from muxfer.training.data import load
 from muxfer.trial import Outcome
 from muxfer.worker import Job, TrialRun, build_model, conditioning, measure, mup_plan

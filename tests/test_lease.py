@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import threading
+import time
 
 import pytest
 
-from muxfer.errors import LedgerUnreachable, StudyBusy
-from muxfer.lease import Claims, Holder, acquire
+from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
+from muxfer.lease import WATCHES, Claims, Holder, acquire
 
 
 class Shelf:
@@ -19,11 +20,14 @@ class Shelf:
         self.released = set()
         self.count = 0
         self.away = False
+        self.refused = None
         self.beaten = threading.Event()
 
     def read(self):
         if self.away:
             raise LedgerUnreachable("away")
+        if self.refused is not None:
+            raise self.refused
         with self.lock:
             epoch = max(self.claims, default=0)
             holder = self.claims.get(epoch)
@@ -42,18 +46,15 @@ class Shelf:
         self.released.add(holder.token)
 
 
-class Clock:
-    """A clock that moves when it is slept on; `meanwhile` happens at each sleep."""
+class Nap:
+    """A sleep that takes no time; `meanwhile` happens at each one."""
 
     def __init__(self, meanwhile=lambda: None):
-        self.now = 1e6
+        self.seconds = 0.0
         self.meanwhile = meanwhile
 
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
+    def __call__(self, seconds):
+        self.seconds += seconds
         self.meanwhile()
 
 
@@ -66,9 +67,16 @@ def never(seconds):
 
 
 def test_a_holder_survives_json():
-    holder = Holder.this_process()
+    holder = dataclasses.replace(Holder.this_process(), ttl_seconds=30.0)
     assert Holder.from_json(holder.to_json()) == holder
     assert holder.alive() is True
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "{", "null", '{"pid": 1}', None])
+def test_what_is_no_holder_is_refused(text):
+    wrong = Holder.this_process().to_json().replace('"pid": ', '"pid": "', 1).replace(", ", '", ', 1)
+    with pytest.raises((ValueError, TypeError)):
+        Holder.from_json(wrong if text is None else text)
 
 
 def test_a_pid_that_was_given_to_another_process_is_dead():
@@ -96,27 +104,45 @@ def test_a_dead_holder_here_is_taken_over_at_once():
     assert acquire(shelf, "s", ttl_seconds=60, sleep=never).epoch == 2
 
 
-def test_a_silent_holder_elsewhere_is_taken_over_after_one_time_to_live():
-    shelf, clock = Shelf(), Clock()
+@pytest.mark.parametrize("theirs", [1.0, 60.0])
+def test_a_silent_holder_elsewhere_is_taken_over_after_the_longer_time_to_live(theirs):
+    shelf, nap = Shelf(), Nap()
+    shelf.claim(1, dataclasses.replace(elsewhere(), ttl_seconds=theirs))
+    assert acquire(shelf, "s", ttl_seconds=30, sleep=nap).epoch == 2
+    assert nap.seconds == pytest.approx(max(theirs, 30))
+
+
+@pytest.mark.parametrize("step", [3600, 86400, -3600, -86400])
+def test_no_clock_that_steps_makes_a_living_holder_silent_or_a_wait_longer(step, monkeypatch):
+    """Every clock there is jumps at each look: the holder beats once in a time-to-live, and is not taken over."""
+    shelf, jumps = Shelf(), []
     shelf.claim(1, elsewhere())
-    began = clock()
-    assert acquire(shelf, "s", ttl_seconds=30, clock=clock, sleep=clock.sleep).epoch == 2
-    assert 30 <= clock() - began <= 32
+    for name in ("time", "monotonic", "perf_counter"):
+        true = getattr(time, name)
+        monkeypatch.setattr(time, name, lambda true=true: true() + sum(jumps))
+
+    def jump():
+        jumps.append(step)
+        if len(jumps) == WATCHES:
+            shelf.beat(1, 0)
+
+    nap = Nap(jump)
+    with pytest.raises(StudyBusy, match="node7"):
+        acquire(shelf, "s", ttl_seconds=30, sleep=nap)
+    assert nap.seconds == pytest.approx(30)
 
 
 def test_a_beating_holder_elsewhere_is_busy():
     shelf = Shelf()
     shelf.claim(1, elsewhere())
-    clock = Clock(meanwhile=lambda: shelf.beat(1, 0))
     with pytest.raises(StudyBusy, match="node7"):
-        acquire(shelf, "s", ttl_seconds=30, clock=clock, sleep=clock.sleep)
+        acquire(shelf, "s", ttl_seconds=30, sleep=Nap(lambda: shelf.beat(1, 0)))
 
 
 def test_a_holder_that_lets_go_while_we_watch_is_followed():
     shelf = Shelf()
     shelf.claim(1, elsewhere("a"))
-    clock = Clock(meanwhile=lambda: shelf.released.add("a"))
-    assert acquire(shelf, "s", ttl_seconds=30, clock=clock, sleep=clock.sleep).epoch == 2
+    assert acquire(shelf, "s", ttl_seconds=30, sleep=Nap(lambda: shelf.released.add("a"))).epoch == 2
 
 
 def test_of_many_who_start_at_once_one_wins():
@@ -148,16 +174,42 @@ def test_a_holder_finds_itself_fenced_and_lets_nothing_go():
     assert shelf.released == set()
 
 
-def test_an_outage_fences_nobody():
+def test_a_holder_that_asks_is_told_before_its_next_heartbeat():
+    shelf = Shelf()
+    lease = acquire(shelf, "s", ttl_seconds=600)
+    shelf.beaten.wait()
+    assert not lease.overtaken()
+    shelf.claim(2, elsewhere("other"))
+    shelf.away = True
+    assert not lease.overtaken()
+    shelf.away = False
+    assert lease.overtaken()
+    assert not lease.held()
+    lease.release()
+    assert shelf.released == set()
+
+
+def test_a_holder_that_may_not_read_its_lease_any_more_ends():
+    shelf = Shelf()
+    lease = acquire(shelf, "s", ttl_seconds=0.03)
+    shelf.refused = BadInput("written by a newer muxfer")
+    lease._beating.join()
+    assert not lease.held()
+    lease.release()
+    assert shelf.released == set()
+
+
+@pytest.mark.parametrize("how", [{"away": True}, {"refused": RuntimeError("of a kind that nobody thought of")}])
+def test_an_outage_fences_nobody_and_stops_no_heart(how):
     shelf = Shelf()
     lease = acquire(shelf, "s", ttl_seconds=0.03)
     shelf.beaten.wait()
-    shelf.away = True
+    vars(shelf).update(how)
     while not lease._away:
         pass
     assert lease.held()
     shelf.beaten.clear()
-    shelf.away = False
+    shelf.away, shelf.refused = False, None
     shelf.beaten.wait()
     assert lease.held()
     lease.release()

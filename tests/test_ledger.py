@@ -129,6 +129,18 @@ def test_what_a_full_disk_does_not_take_is_kept_and_delivered(tmp_path):
     assert drained(spool) == numbered(4)
 
 
+def test_what_a_full_disk_did_not_take_goes_there_once_it_has_room_though_the_ledger_is_away(tmp_path):
+    writer = writer_for([Spool(tmp_path / "spool.jsonl")], Sink(failures=10**9))
+    with full_disk(0):
+        writer.write(numbered(1)[0])
+        with pytest.raises(LedgerUnreachable, match="can't take them either, but the checkpoints hold them: free some"):
+            writer.flush(1.0)
+    with pytest.raises(LedgerUnreachable, match="bytes wait in .*nothing is lost"):
+        writer.flush(10.0)
+    writer.stop(60)
+    assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
+
+
 def test_an_earlier_drivers_spool_comes_before_ours(tmp_path):
     earlier = Spool(tmp_path / "spool-1.jsonl")
     for operation in numbered(1, 2):

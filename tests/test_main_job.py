@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.typed import start
+
 SMALL = [
     "search.width=[16,32]",
     "search.base_lr=[2**-8,2**-6,2**-1]",
@@ -28,18 +27,6 @@ SMALL = [
     "evaluation.timesteps=2",
 ]
 TARGET = ["target.width=64", "target.steps=240", "evaluation.sampling_steps=10", "evaluation.samples_per_class=2"]
-
-
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "muxfer", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def finish(process, timeout=600):
@@ -116,7 +103,13 @@ def test_mlflow_holds_each_trial_once_under_the_sweeps_run(swept):
 
 def test_a_second_sweep_does_nothing(swept):
     folder, first = swept
+    home = Path(first["folder"])
+    litter = [home / ".report.html.4194999.tmp", home / ".ray-abc" / "tune.json"]
+    litter[1].parent.mkdir()
+    for left in litter:  # as drivers that were killed leave it
+        left.write_text("{")
     again = answer(folder, "sweep", "lr-width", *SMALL)
+    assert not any(left.exists() for left in litter)
     assert (again["ran"], again["skipped"], again["train_seconds"]) == (0, 6, 0)
     assert results(again) == results(first)
     assert again["verdict"] == first["verdict"]
@@ -187,7 +180,6 @@ def checkpoints(folder):
 @pytest.mark.parametrize(
     ("number", "to_group", "exit_code"),
     [
-        (signal.SIGKILL, False, -9),
         (signal.SIGTERM, False, 143),
         (signal.SIGTERM, True, 143),
         (signal.SIGINT, False, 130),
@@ -219,28 +211,6 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(
         trial["key"] for trial in again["trials"] if trial["step"] == 120
     }
     assert half_done <= resumed, "what had a checkpoint went on from it"
-
-
-@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_when_ray_dies_the_sweep_says_so_with_3_and_the_next_one_finishes(swept, tmp_path, name):
-    import psutil
-
-    _, first = swept
-    process = start(tmp_path, "sweep", "lr-width", *SMALL, "--json")
-    wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    (victim,) = [child for child in children if child.name().startswith(name)]
-    victim.kill()
-    code, out, err = finish(process, timeout=60)
-    assert (code, out) == (3, ""), err
-    assert "run the same command again" in err.splitlines()[-1]
-    assert "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive, "a process of ours was left behind"
-    again = answer(tmp_path, "sweep", "lr-width", *SMALL)
-    assert results(again) == results(first)
-    _, runs = trial_runs(tmp_path)
-    assert all(len(same) == 1 for same in runs.values())
 
 
 def test_a_second_driver_is_turned_away_and_the_first_goes_on(tmp_path):

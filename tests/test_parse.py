@@ -1,10 +1,15 @@
 """A configuration is checked once, at the boundary, and refused in one line that says what to do."""
 
+import json
+
 import pytest
 
-from muxfer.config import to_plain
+from muxfer.config import Space
 from muxfer.errors import BadInput
-from muxfer.parse import parse, parse_task
+from muxfer.parse import parse, parse_task, setting_value
+from muxfer.task import to_plain
+
+DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform:[0.1,1]}"]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,28 @@ from muxfer.parse import parse, parse_task
         (["search.width=null"], "search.width is missing"),
         (["search.axis=base_lr"], "search.axis 'base_lr'"),
         (["search.hp=width"], "search.hp 'width'"),
+        (["search.base_lr={uniform:[1]}", "search.sampler=tpe"], "expected [LOW, HIGH] with LOW below HIGH"),
+        (["search.base_lr={uniform:[2,1]}"], "expected [LOW, HIGH] with LOW below HIGH"),
+        (["search.base_lr={log_uniform:[0,1]}"], "expected ends above 0"),
+        (["search.base_lr={uniform:[-1,1]}"], "search.base_lr holds -1: expected numbers above 0"),
+        (["search.base_lr={uniform:[-2000,1],log2:true}"], "expected finite numbers"),
+        (["search.base_lr={unifrom:[1,2]}"], "expected one of uniform, log_uniform, integer, log_integer, choice"),
+        (["search.base_lr={uniform:[1,2],choice:[1]}"], "expected one of uniform"),
+        (["search.base_lr={choice:[]}"], "expected a list of numbers"),
+        (["search.base_lr={choice:[1,1]}"], "holds a value twice"),
+        (["search.base_lr={integer:[1.5,2]}"], "expected whole numbers"),
+        (["search.warmup_steps={uniform:[1,20]}"], "search.warmup_steps takes whole numbers, uniform draws others"),
+        (["search.base_lr={uniform:[1,2]}"], "give a list, or a sampler that draws"),
+        (["search.sampler=tpe", "search.num_settings=4"], "search.sampler tpe has no space to draw from"),
+        (["search.sampler=tpe", "search.base_lr={uniform:[1,2]}"], "give search.num_settings=20"),
+        (["search.num_settings=4"], "no effect with sampler grid"),
+        (["search.sampler=tep"], "expected grid or random or qmc or tpe or gp or cmaes"),
+        ([*DRAWN, "search.width={integer:[16,32]}"], "search.width is the axis: give a list"),
+        ([*DRAWN, "search.sampler=cmaes"], "search.base_lr is the only space"),
+        ([*DRAWN, "search.sampler=cmaes", "search.grad_clip={choice:[1,2]}"], "search.grad_clip is a choice"),
+        ([*DRAWN, "search.finalists=2"], "search.finalists and search.finalist_steps go together"),
+        ([*DRAWN, "search.finalists=2", "search.finalist_steps=9", "search.steps=[5]"], "where search.steps varies"),
+        (["search.finalists=2", "search.finalist_steps=9"], "no effect with sampler grid"),
         (["search.seeds=0"], "search.seeds 0: expected a number above 0"),
         (["data=image_folder"], "data.path has no value: give it as data.path=VALUE"),
         (["+data.path=x"], "unknown key data.path"),
@@ -73,3 +100,28 @@ def test_plain_data_is_read_back_as_the_same_configuration(make_config):
     config = make_config("objective=ddpm", "search.seeds=2")
     assert parse(to_plain(config)) == config
     assert parse_task(to_plain(config.task)) == config.task
+
+
+def test_spaces_hold_what_was_given_and_are_read_back_from_plain_data(make_config):
+    config = make_config(
+        "search.sampler=tpe",
+        "search.num_settings=4",
+        "search.base_lr={uniform:[-9,-5],log2:true}",
+        "search.warmup_steps={log_integer:[1,20]}",
+        "search.grad_clip={choice:[2**-1,1]}",
+        "search.weight_decay={grid:[0,0.1]}",
+    )
+    assert config.search.spaces == {
+        "base_lr": Space(kind="uniform", bounds=(-9.0, -5.0), log2=True),
+        "grad_clip": Space(kind="choice", bounds=(0.5, 1.0)),
+        "warmup_steps": Space(kind="log_integer", bounds=(1.0, 20.0)),
+    }
+    assert config.search.grids == {"width": (32, 64, 128), "weight_decay": (0.0, 0.1)}
+    assert parse(json.loads(json.dumps(to_plain(config)))) == config
+
+
+def test_a_settings_value_has_the_type_of_its_key():
+    assert type(setting_value("batch_size", 64.0)) is int
+    assert type(setting_value("base_lr", 1)) is float
+    with pytest.raises(BadInput, match="search.batch_size is 64.5: expected a whole number"):
+        setting_value("batch_size", 64.5)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from muxfer.config import to_plain
 from muxfer.errors import BadInput
-from muxfer.plan import grid_trials, remaining, study_of
+from muxfer.plan import check_search, grid_trials, remaining, study_of
+from muxfer.task import to_plain
 from muxfer.trial import Outcome, Record
 
 PRINT = "0" * 16
@@ -98,3 +98,25 @@ def test_a_task_travels_as_plain_data(make_config):
     task = grid_trials(make_config(), fingerprint=PRINT)[0].task
     assert type(task) is dict
     assert set(task) == set(to_plain(make_config().task))
+
+
+def test_a_setting_whose_key_came_later_than_the_ledger_can_be_varied(make_config):
+    """At its default the key is left out of what a study is: there is nothing to take out."""
+    config = make_config("search.repa_weight=[0.5,1]")
+    assert study_of("a", config, fingerprint=PRINT).identity["search"]["varied"] == ["base_lr", "repa_weight", "width"]
+
+
+def test_another_sampler_makes_another_study_and_more_draws_or_wider_bounds_do_not(make_config):
+    drawn = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform:[0.1,1]}"]
+    key = key_of(make_config(*drawn))
+    assert key != key_of(make_config())
+    assert key != key_of(make_config(*drawn, "search.sampler=qmc"))
+    assert key == key_of(make_config(*drawn, "search.num_settings=8", "search.base_lr={uniform:[0.1,2]}"))
+    assert key == key_of(make_config(*drawn, "search.finalists=2", "search.finalist_steps=900"))
+
+
+def test_spaces_are_held_against_the_task_before_anything_is_drawn(make_config):
+    drawn = ["search.sampler=random", "search.num_settings=4", "search.base_lr={uniform:[0.1,1]}"]
+    check_search(make_config(*drawn, "search.warmup_steps={integer:[0,180]}"))
+    with pytest.raises(BadInput, match="training.warmup_steps 181: expected 0 to training.steps 180"):
+        check_search(make_config(*drawn, "search.warmup_steps={integer:[0,181]}"))

@@ -47,6 +47,18 @@ def test_elsewhere_each_event_is_a_line_without_colour():
     assert "\x1b" not in "".join(lines)
 
 
+def test_a_next_round_is_counted_and_said_once():
+    progress = Progress(stream := io.StringIO())
+    progress.start([trial(1)], [], slots=1)
+    progress.update(ended(1, 0.5))
+    progress.more([trial(1), trial(2)])
+    progress.more([trial(1), trial(2)])
+    progress.update(ended(2, 0.4))
+    lines = stream.getvalue().splitlines()
+    assert lines[2] == "next round: 1 more"
+    assert "(2/2, 0s left)" in lines[3]
+
+
 def test_on_a_terminal_it_is_a_table_with_the_best_so_far_and_the_time_left(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     shown = drive(Terminal())

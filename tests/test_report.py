@@ -6,51 +6,23 @@ import io
 import re
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from muxfer.analysis.transferability import judge
-from muxfer.figures import compare_figure, u_curves_figure
+from muxfer.errors import BadInput
+from muxfer.figures import INK, PAPER, SOFT, compare_figure, palette, twin, u_curves_figure
+from muxfer.figures.style import MARKERS
+from muxfer.page import DARK, STYLE
 from muxfer.report import target_section, write, write_target
-from muxfer.tables import csv_text, table_text
-from muxfer.trial import Outcome, Point, Record
+from muxfer.tables import csv_text, table_text, tried
+from muxfer.trial import Outcome, Record
+from tests.synthetic import judged, make_search, make_study, points_of
 
 HOSTILE = "<script>alert('x')</script>--> & \"$x^\" {} #aabbcc 幅"
-
-
-def make_study(widths=(32, 64, 128), exponents=range(-9, -3), seeds=2, shift=0.0):
-    records = []
-    for width in widths:
-        for e in exponents:
-            for seed in range(seeds):
-                diverged = e >= -4 and width > 32
-                metric = None if diverged else 0.3 + 4 / width + 0.01 * (e + 7 - shift) ** 2 + 0.001 * seed
-                metric = 31.5 if e >= -4 and width == 32 else metric
-                records.append(
-                    Record(
-                        key=f"key{width}x{-e}x{seed}",
-                        setting={"base_lr": 2.0**e, "width": width},
-                        replicate=seed,
-                        outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
-                        metric=metric,
-                        step=17 if diverged else 200,
-                        train_seconds=2.0,
-                        num_parameters=100 * width,
-                    )
-                )
-    return records
-
-
-def judged(records):
-    return judge(records, axis="width", hp="base_lr")
-
-
-def points_of(records):
-    return {
-        r.key: [Point(name="train_loss", step=s, value=1 / (1 + s / 50)) for s in range(0, r.step, 5)] for r in records
-    }
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +74,62 @@ def test_the_table_shows_every_loss_marks_the_best_and_fits_a_terminal():
     assert text.count("*") == 1 + 3
     assert "diverged@17" in text
     assert "31.5" in text
-    assert "optimum at width 32: 2^-7" in text
+    assert lines[10].split("  ")[0] == "width"
+    assert [line.split()[:2] for line in lines[11:14]] == [["32", "2^-7"], ["64", "2^-7"], ["128", "2^-7"]]
     assert "verdict: transfers" in text
+
+
+def test_the_table_tells_each_interval_and_how_near_the_edge_is():
+    records = make_study()
+    verdict = judged(records)
+    text = " ".join(table_text(records, verdict).split())
+    for optimum in verdict.optimum.values():
+        assert f"2^{np.log2(optimum.low):.2f} to 2^{np.log2(optimum.high):.2f}" in text
+    drift = verdict.drift_per_doubling
+    assert f"drift: {drift['value']:+.2f} (95 %: {drift['low']:+.2f} to {drift['high']:+.2f})" in text
+    above = np.log2(2.0**-5 / verdict.optimum[128].fitted)
+    assert f"the optimum is {above:.1f} doublings below the largest stable base_lr, 2^-5" in text
+    assert f"from: width {verdict.from_:g} on" in text
+
+
+def test_the_table_of_optima_fits_a_terminal_with_numbers_of_any_length():
+    records = make_study(widths=(16384, 32768, 65536))
+    for record in records:
+        record.setting["base_lr"] *= 0.0123456789
+    assert max(map(len, table_text(records, judged(records)).splitlines())) <= 80
+
+
+def rows_of(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_a_search_is_shown_by_its_best_settings_and_every_line_of_it(tmp_path):
+    records = make_search()
+    best = min((r for r in records if r.metric), key=lambda r: r.metric)
+    text = table_text(records, judged(records))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.splitlines()[2].startswith(f"{best.metric:<12.4g}")
+    importances = {"base_lr": 0.7, "gradient_clip": 0.25, "warmup_steps": 0.05}
+    context = {"importances": importances, "points": points_of(records)}
+    page = write("mmdit-random", tmp_path, records, judged(records), context=context)
+    rows = rows_of(tmp_path / "parallel.csv")
+    assert [row["metric"] == "" for row in rows].count(True) == 4
+    assert float(rows[0]["metric"]) == best.metric
+    shares = rows_of(tmp_path / "importances.csv")
+    assert {row["setting"]: float(row["importance"]) for row in shares} == importances
+    svg = (tmp_path / "parallel.svg").read_text()
+    for name in ("base_lr", "gradient_clip", "warmup_steps", "sampler", "early", "no loss"):
+        assert f">{name}</text>" in svg
+    assert "<h2>What the search tried</h2>" in page.read_text()
+    assert "the best of 24 settings" in text
+
+
+def test_finalists_are_not_compared_with_what_trained_shorter():
+    records = make_search()
+    long = Record(
+        key="f", setting={**records[1].setting, "steps": 99}, replicate=0, outcome=Outcome.FINISHED, metric=0.1, step=99
+    )
+    assert [one.metric for one in tried([*records, long], "width")] == [one.metric for one in tried(records, "width")]
 
 
 def test_a_table_of_many_columns_shortens_what_diverged():
@@ -132,7 +158,7 @@ def test_an_empty_study_is_still_shown(tmp_path):
 def test_figure_files_exist_and_are_drawn_in_each_series_colour(tmp_path):
     records = make_study()
     paths = u_curves_figure(records, judged(records), tmp_path / "lr-width-1.5", title="lr-width")
-    assert [path.name for path in paths] == ["lr-width-1.5.png", "lr-width-1.5.svg", "lr-width-1.5.csv"]
+    assert [path.name[len("lr-width-1.5") :] for path in paths] == [".png", ".svg", ".csv", "-bands.csv"]
     with Image.open(paths[0]) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
         assert image.size[0] > 1000
@@ -214,7 +240,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(page):
     assert not [name for name, _ in structure.attributes if name.startswith("on")]
     for name, value in structure.attributes:
         if name in ("src", "href", "xlink:href"):
-            assert value.startswith(("#", "data:")), value
+            assert value.startswith(("#", "data:")) or (page.parent / unquote(value)).is_file(), value
     assert "url(http" not in page.read_text()
     assert "@import" not in page.read_text()
 
@@ -223,9 +249,9 @@ def test_the_drawings_take_their_colours_from_the_page_and_both_schemes_define_t
     text = page.read_text()
     assert "prefers-color-scheme:dark" in text
     used = set(re.findall(r"var\((--c-[0-9a-f]{6})", text))
-    light, dark = text.split("@media(prefers-color-scheme:dark)")
+    light, dark = text.split("@media screen and (prefers-color-scheme:dark)")
     assert len(used) >= 3
-    for name in used - {"--c-000000"}:
+    for name in used:
         assert f"{name}:" in light
         assert f"{name}:" in dark
     assert not re.findall(r"(?:fill|stroke): #", text)
@@ -237,36 +263,33 @@ def test_ids_are_unique_within_the_page(page):
 
 
 def test_hostile_names_are_text(tmp_path):
+    axis = f"{HOSTILE}2"
     records = make_study(widths=(32, 64), seeds=1)
     for index, r in enumerate(records):
-        object.__setattr__(r, "setting", {**r.setting, "note": HOSTILE})
+        setting = {HOSTILE: r.setting["base_lr"], axis: r.setting["width"], "note": HOSTILE}
+        object.__setattr__(r, "setting", setting)
         object.__setattr__(r, "key", f"{HOSTILE}{index}")
         object.__setattr__(r, "error", HOSTILE)
+    verdict = judge(records, axis=axis, hp=HOSTILE)
+    line = {"name": HOSTILE, "measure": HOSTILE, "slope": 1.0, "expected": 0.0, "pass": False}
+    named = dict.fromkeys(("model", "verdict", "parametrization", "axis", "figure"), HOSTILE)
     context = {
         "description": HOSTILE,
         "command": HOSTILE,
         "environment": {HOSTILE: HOSTILE},
         "points": points_of(records),
+        "importances": {HOSTILE: 1.0},
+        "check": {**named, "sizes": [32, 64], "steps": 10, "modules": [line], "control": named},
     }
-    page = write(HOSTILE, tmp_path, records, judged(records), context=context)
+    page = write(HOSTILE, tmp_path, records, verdict, context=context)
     structure = Structure(page.read_text())
     assert structure.open == []
     assert "script" not in structure.tags
     assert any(HOSTILE in word for word in structure.words)
     target = records[0]
     object.__setattr__(target, "kind", "target")
-    section = Structure(target_section(HOSTILE, target, records, judged(records), lineage={HOSTILE: HOSTILE}))
+    section = Structure(target_section(HOSTILE, target, records, verdict, lineage={HOSTILE: HOSTILE}))
     assert "script" not in section.tags
-
-
-def test_a_hostile_axis_and_setting_name_are_text(tmp_path):
-    records = make_study(widths=(32, 64), seeds=1)
-    for r in records:
-        object.__setattr__(r, "setting", {HOSTILE: r.setting["base_lr"], f"{HOSTILE}2": r.setting["width"]})
-    page = write(
-        "x", tmp_path, records, judge(records, axis=f"{HOSTILE}2", hp=HOSTILE), context={"points": points_of(records)}
-    )
-    assert "script" not in Structure(page.read_text()).tags
 
 
 def target_record(metric=0.21):
@@ -308,10 +331,72 @@ def test_a_failed_write_leaves_the_former_page(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(BadInput, match="no space"):
         write("another", tmp_path, records, judged(records))
     assert page.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+SEEN = {
+    "all": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+"""Linear sRGB as it is seen, after Machado, Oliveira and Fernandes (2009), at full severity."""
+
+
+def luminance(color, seen="all"):
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(np.clip(SEEN[seen] @ linear, 0, 1) @ [0.2126, 0.7152, 0.0722])
+
+
+def lightness(color, seen):
+    """L* of CIELAB, 0 to 100."""
+    return 116 * np.cbrt(luminance(color, seen)) - 16
+
+
+def contrast(one, other):
+    """As WCAG 2 has it: 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def variables(style):
+    return dict(re.findall(r"--([a-z]+):(#[0-9a-f]{6})", style))
+
+
+@pytest.mark.parametrize("style", [STYLE, DARK], ids=["light", "dark"])
+def test_every_text_stands_out_from_what_it_stands_on(style):
+    found = variables(style)
+    grounds = {"ink": ("paper", "tint", "near"), "soft": ("paper", "tint", "near"), "link": ("paper",)}
+    for text, places in {**grounds, "good": ("paper",), "bad": ("paper",)}.items():
+        for ground in places:
+            assert contrast(found[text], found[ground]) >= 4.5, (text, ground)
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_neighbouring_lines_differ_in_lightness_for_every_kind_of_colour_vision(seen, dark):
+    paper = variables(DARK if dark else STYLE)["paper"]
+    for count in range(2, 8):
+        colors = [pair[dark] for pair in palette(count)]
+        steps = np.diff([lightness(color, seen) for color in colors])
+        assert len(set(np.sign(steps))) == 1
+        assert np.abs(steps).min() >= 5
+        assert min(contrast(color, paper) for color in colors) >= 3
+    assert len(set(MARKERS)) == 10
+
+
+def test_a_colour_and_its_twin_are_equally_far_from_their_papers():
+    assert contrast(twin(PAPER), variables(DARK)["paper"]) < 1.1
+    assert contrast(twin(INK), variables(DARK)["ink"]) < 1.2
+    for color in ("#3f8f6b", "#3b6fb6", "#c4552d", "#a4679f", "#8a8f98", SOFT):
+        assert contrast(twin(color), variables(DARK)["paper"]) >= 3
 
 
 def test_importing_the_report_loads_nothing_heavy():

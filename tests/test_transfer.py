@@ -32,7 +32,7 @@ def study_with(config, metric=loss):
                 replicate=0,
                 outcome=Outcome.FINISHED if value is not None else Outcome.DIVERGED,
                 metric=value,
-                step=200,
+                step=trial.task["training"]["steps"],
                 num_parameters=1000,
             )
         )
@@ -40,12 +40,14 @@ def study_with(config, metric=loss):
 
 
 def run(config, study, trials, records, **changes):
+    axis, hp = (study.identity["search"][key] for key in ("axis", "hp"))
     arguments = {
-        "verdict": judge(records, axis="width", hp="base_lr"),
-        "best": best_setting(records, axis="width", hp="base_lr"),
-        "inside": inside_grid(records, axis="width", hp="base_lr"),
+        "verdict": judge(records, axis=axis, hp=hp),
+        "best": best_setting(records, axis=axis, hp=hp),
+        "inside": inside_grid(records, axis=axis, hp=hp),
         "unfinished": len(remaining(trials, records)),
         "fingerprint": PRINT,
+        "num_pictures": 1493,
         **changes,
     }
     return target_run(config, study, **arguments)
@@ -97,7 +99,8 @@ def test_an_optimum_that_drifts_is_refused(make_config):
     config = make_config()
 
     def drifting(width, base_lr):
-        return loss(width, base_lr, best=2**-6 * 32 / width)
+        noise = 0.0005 * math.sin(width + 100 * math.log2(base_lr))
+        return 0.5 + 0.006 * math.log2(base_lr / 2**-6 * width / 32) ** 2 + noise
 
     with pytest.raises(BadInput, match="does not transfer"):
         run(config, *study_with(config, drifting))
@@ -174,3 +177,124 @@ def test_a_target_that_equals_a_proxy_is_a_trial_of_its_own(make_config):
 
 def target_like(trials, setting):
     return next(t.task for t in trials if t.setting == {"width": 128, **setting})
+
+
+def settings_of(target):
+    return {one.name: one for one in target.settings}
+
+
+def test_warm_up_goes_over_as_a_share_of_the_steps_and_the_window_is_one_already(make_config):
+    config = make_config()
+    assert (config.training.steps, config.training.warmup_steps, config.target.steps) == (180, 20, 1000)
+    target = run(config, *study_with(config))
+    told = settings_of(target)
+    assert (told["warmup_steps"].how, told["warmup_steps"].value, told["warmup_steps"].target) == ("rescaled", 20, 111)
+    assert "11.1 % of 180 steps" in told["warmup_steps"].why
+    assert (told["ema_fraction"].how, told["ema_fraction"].target) == ("carried", 0.05)
+    assert "9 steps becomes 50" in told["ema_fraction"].why
+    assert parse_task(target.trial.task).training.warmup_steps == 111
+    assert told["schedule"].how == "carried"
+
+
+def test_a_targets_own_warm_up_is_taken_and_said(make_config):
+    config = make_config("target.warmup_steps=7")
+    target = run(config, *study_with(config))
+    assert (settings_of(target)["warmup_steps"].how, target.task.training.warmup_steps) == ("given", 7)
+    with pytest.raises(BadInput, match=r"target.warmup_steps 2000: expected 0 to target.steps 1000"):
+        make_config("target.warmup_steps=2000")
+
+
+@pytest.mark.parametrize(("share", "steps", "expected"), [(20, 4, 1), (180, 1000, 1000), (0, 1000, 0)])
+def test_a_warm_up_stays_one_at_both_ends(make_config, share, steps, expected):
+    config = make_config(f"training.warmup_steps={share}", f"target.steps={steps}")
+    assert run(config, *study_with(config)).task.training.warmup_steps == expected
+
+
+def test_a_cosine_schedule_is_said_to_stretch(make_config):
+    config = make_config("training.schedule=cosine")
+    told = settings_of(run(config, *study_with(config)))["schedule"]
+    assert (told.how, told.why) == ("rescaled", "falls to 0 at step 1000, at 180 in the proxies")
+
+
+DECAY = ["search.hp=weight_decay", "~search.base_lr", "search.weight_decay=[0.01,0.1,1]", "optimizer.weight_decay=0.02"]
+
+
+def decay_loss(width, weight_decay):
+    return 0.5 - width / 2000 + 0.02 * math.log10(weight_decay / 0.1) ** 2
+
+
+def test_a_tuned_regularization_is_left_where_the_data_are_seen_more_than_once(make_config):
+    config = make_config(*DECAY)
+    target = run(config, *study_with(config, decay_loss))
+    told = settings_of(target)["weight_decay"]
+    assert (told.how, told.value, told.target) == ("left", 0.1, 0.02)
+    assert "the proxies see the data 7.72 times, the target 42.9 times" in told.why
+    assert target.task.optimizer.weight_decay == 0.02
+    assert dict(target.trial.setting) == {"weight_decay": 0.02}, "the record has what the target was trained with"
+
+
+def test_it_is_carried_where_neither_sees_them_twice(make_config):
+    config = make_config(*DECAY)
+    target = run(config, *study_with(config, decay_loss), num_pictures=64 * 1000)
+    told = settings_of(target)["weight_decay"]
+    assert (told.how, target.task.optimizer.weight_decay) == ("carried", 0.1)
+    assert "never twice" in told.why
+    longer = run(config, *study_with(config, decay_loss), num_pictures=64 * 1000 - 1)
+    assert settings_of(longer)["weight_decay"].how == "left"
+
+
+def test_the_users_word_on_regularization_is_taken(make_config):
+    config = make_config(*DECAY, "target.weight_decay=0.3", "target.label_dropout=0.2")
+    target = run(config, *study_with(config, decay_loss))
+    assert (target.task.optimizer.weight_decay, target.task.training.label_dropout) == (0.3, 0.2)
+    assert {settings_of(target)[name].how for name in ("weight_decay", "label_dropout")} == {"given"}
+
+
+def test_regularization_that_was_not_tuned_stays_and_says_how_often_the_data_are_seen(make_config):
+    told = settings_of(run(make_config(), *study_with(make_config())))
+    assert (told["label_dropout"].how, told["label_dropout"].target) == ("carried", 0.1)
+    assert "not tuned" in told["label_dropout"].why
+    assert "weight_decay" not in told, "there is none"
+
+
+def test_a_rate_that_overrules_the_studys_is_said_as_forced(make_config):
+    config = make_config("target.base_lr=2**-4")
+    target = run(config, *study_with(config))
+    assert target.task.optimizer.base_lr == 2**-4
+    assert target.forced == ("target.base_lr 2^-4 instead of the study's best 2^-7",)
+    assert target.proxy.optimizer.base_lr == 2**-7, "the proxies' own is kept beside it"
+
+
+def test_what_nobody_shows_to_transfer_says_so(make_config):
+    config = make_config("target.depth=8", "target.batch_size=256")
+    why = settings_of(run(config, *study_with(config)))["base_lr"].why
+    assert why == (
+        "transfers in width under mup; not known to transfer from depth 4 to 8; tuned at batch size 64, the target has"
+        " 256"
+    )
+    standard = make_config("optimizer.parametrization=standard")
+    assert "nothing says" in settings_of(run(standard, *study_with(standard)))["base_lr"].why
+
+
+BATCH = ["search.axis=batch_size", "~search.width", "search.batch_size=[16,32]", "search.base_lr=[2**-8,2**-7,2**-6]"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [([], 32), (["target.batch_size=128"], 128)])
+def test_along_batch_sizes_the_target_has_its_own_or_the_largest(make_config, own, expected):
+    config = make_config(*BATCH, *own)
+
+    def metric(batch_size, base_lr):
+        return loss(64, base_lr) + 1 / batch_size
+
+    target = run(config, *study_with(config, metric))
+    assert target.task.training.batch_size == expected
+    assert dict(target.trial.setting) == {"base_lr": 2**-7}
+    assert settings_of(target)["batch_size"].target == expected
+
+
+@pytest.mark.parametrize("said", ["off", "false", "'off'"])
+def test_the_guard_can_be_put_off_in_every_spelling(make_config, said):
+    assert not make_config(f"target.guard={said}").target.guarded
+    assert make_config().target.guarded
+    with pytest.raises(BadInput, match="target.guard is 'maybe': expected on or off"):
+        make_config("target.guard=maybe")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.config import with_setting
 from muxfer.cost import estimated_macs, training_flops, tuning_ratio
 from muxfer.errors import BadInput
 from muxfer.inline import InlineExecutor
 from muxfer.models import with_num_classes
 from muxfer.plan import grid_trials, make_trial
+from muxfer.task import with_setting
 from muxfer.training.data import load
 from muxfer.trial import Outcome
 from muxfer.worker import Job, TrialRun, measure, new_attempt, resume_step

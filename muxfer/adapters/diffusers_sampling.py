@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from muxfer.config import DDPM, Evaluation, RectifiedFlow
+from muxfer.task import DDPM, Evaluation, RectifiedFlow
 from muxfer.training.data import generator_of
 from muxfer.training.objective import FLOW_TIMESTEPS, Model
 from muxfer.training.sampling import guided_prediction

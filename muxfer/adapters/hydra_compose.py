@@ -3,22 +3,41 @@
 The user's own ./sweeps and ./conf stand before the packaged ones. Hydra's compose API is used, never `@hydra.main`
 (it does not mix with sub-commands) and never `instantiate` (nothing named in a config is imported). What comes out is
 plain data; `muxfer.parse` gives it types. Refused here: a name or an override that climbs out of the folders, a
-configuration that Hydra cannot compose.
+configuration that Hydra cannot compose. What the files themselves may be is `hydra_files`, what stands in ${...} is
+`hydra_values`.
 """
 
+import dataclasses
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muxfer.errors import BadInput, nearest
+from muxfer.config import Search
+from muxfer.environment import note
+from muxfer.errors import BadInput, MuxferError, nearest
+from muxfer.task import SETTINGS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PRIMARY = "no-sweep"
 """The primary configuration alone, under a name that Hydra finds: it looks for `base` only behind another one."""
-MAX_OVERRIDE_CHARACTERS = 10_000
-MAX_YAML_BYTES = 1_000_000
+SEARCHED = re.compile(r"search\.(?P<name>[a-z0-9_]+)=.*")
+SEARCH_KEYS = frozenset((*SETTINGS, *(key.name for key in dataclasses.fields(Search))))
+MAX_OVERRIDES = 200
+MAX_OVERRIDE_CHARACTERS = 2_000
+MAX_NESTED = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A configuration as plain data, and by dotted path the texts of those values that the environment gives."""
+
+    plain: Mapping[str, Any]
+    variables: Mapping[str, str]
 
 
 def packaged(folder: str) -> Path:
@@ -44,6 +63,11 @@ def model_names() -> list[str]:
 
 def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of sweep NAME as plain data. BadInput in one line when it cannot be composed."""
+    return dict(composed(name, overrides).plain)
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
+    """As `compose`, with what came from the environment."""
     if name not in sweep_names() or not NAME.fullmatch(name):
         raise BadInput(f"unknown sweep {name[:64]!r}: {nearest(name[:64], sweep_names())}")
     _check_given(overrides)
@@ -64,7 +88,7 @@ def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if override.lstrip("+").startswith("model="):
             raise BadInput(f"override {override[:60]!r}: {name} is the model already; name a sweep, or that model")
     _check_given(overrides)
-    return _compose(PRIMARY, [f"model={name}", *overrides])
+    return dict(_compose(PRIMARY, [f"model={name}", *overrides]).plain)
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:
@@ -73,39 +97,67 @@ def to_yaml(config: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(config))).rstrip()
 
 
-def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
+def _compose(name: str, overrides: list[str]) -> Composed:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+
+    from muxfer.adapters import hydra_files, hydra_values
 
     first, *behind = (*search_path("sweeps"), *search_path("conf"))
-    path = ",".join(f'"file://{folder}"' for folder in behind)
+    path = ",".join(hydra_files.quoted(folder) for folder in behind)
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(name=PRIMARY, node={"defaults": ["base", "_self_"]})
     try:
-        with initialize_config_dir(str(first), version_base="1.3"):
-            config = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{path}]"])
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
+        with (
+            warnings.catch_warnings(action="ignore"),  # Hydra's own, on how a list of defaults might be written better
+            hydra_files.guarded(),
+            initialize_config_dir(str(first), version_base="1.3"),
+        ):
+            others, searched = _parted(overrides)
+            config = hydra_compose(name, overrides=[*others, f"hydra.searchpath=[{path}]"])
+            for key, value in searched.items():
+                OmegaConf.update(config, key, value, merge=False, force_add=True)
+        hydra_values.check(OmegaConf.to_container(config, resolve=False))
+        if missing := sorted(OmegaConf.missing_keys(config)):
             raise BadInput(f"{missing[0]} has no value: give it as {missing[0]}=VALUE")
-        plain = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError) as error:
+        plain, variables = hydra_values.resolve(config)
+    except MuxferError:
+        raise
+    except Exception as error:  # Hydra, OmegaConf and YAML at work on what was given: whatever they object to is that
         raise BadInput(_one_line(error, name if overrides else None)) from None
-    assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items()}
+    note(variables)
+    return Composed(plain=plain, variables=variables)
+
+
+def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The overrides for Hydra, and the values of those that name a known key of `search`.
+
+    A list over a space, or a space over a list or another space: Hydra would merge the two, and can't. And what is
+    searched need not stand in the sweep's file: no + is asked for.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    others, searched = [], {}
+    for override in overrides:
+        found = SEARCHED.fullmatch(override)
+        if found and found["name"] in SEARCH_KEYS and "${" not in override:
+            parsed = OverridesParser.create().parse_override(override)
+            if not parsed.is_sweep_override():
+                searched[f"search.{found['name']}"] = parsed.value()
+                continue
+        others.append(override)
+    return others, searched
 
 
 def _check_given(overrides: Sequence[str]) -> None:
-    """Refuse overrides and folders of the user's that could do more than choose values."""
+    """Refuse overrides, and a primary configuration of the user's, that could do more than choose values."""
+    if len(overrides) > MAX_OVERRIDES:
+        raise BadInput(f"{len(overrides)} overrides: expected at most {MAX_OVERRIDES}; write a sweep of your own")
     for override in overrides:
         _check_override(override)
-    for folder in (*search_path("sweeps"), *search_path("conf")):
-        _check_folder(folder)
     for own in (search_path("conf")[0], search_path("sweeps")[0]):
         if own != packaged("conf") and (own / "base.yaml").exists():
             raise BadInput(f"{own.name}/base.yaml is muxfer's own primary configuration: supply groups and sweeps only")
@@ -118,40 +170,37 @@ def _check_override(override: str) -> None:
         raise BadInput(f"override {override[:60]!r} holds an unprintable character: expected key=value")
     if "=" not in override and not override.startswith("~"):
         raise BadInput(f"override {override[:60]!r}: expected key=value, for example training.steps=100")
+    if max(override.count(bracket) for bracket in "[{(") > MAX_NESTED and _depth(override) > MAX_NESTED:
+        raise BadInput(f"override {override[:40]}... is nested more than {MAX_NESTED} deep: expected key=value")
     key, _, value = override.partition("=")
     key = key.lstrip("+~")
     if key.split(".")[0].split("@")[0] == "hydra":
         raise BadInput(f"override {override[:60]!r}: keys of hydra itself are not part of a study")
-    is_group = any((folder / key.partition("@")[0]).is_dir() for folder in search_path("conf"))
+    is_group = any(os.path.isdir(folder / key.partition("@")[0]) for folder in search_path("conf"))
     if (is_group or "/" in key or ".." in key) and (".." in value or value.startswith(("/", "\\"))):
         raise BadInput(f"override {override[:60]!r}: a configuration is named inside ./conf, without .. or a leading /")
 
 
-def _check_folder(folder: Path) -> None:
-    """Bound what YAML may do before it is parsed: size, and aliases (a few bytes of them can hang a parser)."""
-    for file in folder.rglob("*.yaml"):
-        if file.name.startswith(".") or file.is_dir():
-            continue
-        try:
-            size = file.stat().st_size
-            text = file.read_text(errors="replace") if size <= MAX_YAML_BYTES else ""
-        except OSError as error:
-            raise BadInput(f"{file} can't be read ({error.strerror}): mend it or move it away") from None
-        if size > MAX_YAML_BYTES:
-            raise BadInput(f"{file.name} has {size} bytes: expected at most {MAX_YAML_BYTES}")
-        if re.search(r"(^|[\s\[{,:-])\*[A-Za-z0-9_]", "\n".join(_uncommented(text))):
-            raise BadInput(f"{file.name} uses YAML aliases (*name): write the values out, or interpolate ${{key}}")
-
-
-def _uncommented(text: str) -> list[str]:
-    return [line.split("#", 1)[0] for line in text.splitlines()]
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in ")}]")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _one_line(error: BaseException, sweep: str | None) -> str:
     """The sentence of a Hydra or OmegaConf error that a user can act on; names come with the nearest right one."""
-    text = " ".join(str(error).split())
-    if key := re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text):
-        known = _keys(_compose(sweep, [])) if sweep else []
+    text = " ".join(str(error).split())[:2000]
+    if variable := re.search(r"Environment variable '([^']+)' not found", text):
+        where = re.search(r"full_key: (\S+)", text)
+        told = f"{where[1]} reads " if where else ""
+        return f"{told}the environment variable {variable[1]}, which is not set: set it, or give another value"
+    if lost := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"${{{lost[1]}}} stands for no key of the configuration: name one, or write the value out"
+    unknown = re.search(r"not in struct full_key: (\S+)", text)
+    if key := unknown or re.search(r"Could not override '([^']+)'", text):
+        known = _keys(_compose(sweep, []).plain) if sweep else []
         return f"unknown key {key.group(1)}: {nearest(key.group(1), known)}"
     if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, wanted = choice.group(1).rpartition("/")
@@ -159,7 +208,8 @@ def _one_line(error: BaseException, sweep: str | None) -> str:
         return f"unknown {group or 'configuration'} {wanted!r}: {nearest(wanted, options)}"
     if "Ambiguous value" in text:
         return f"{text.split(' 1. ')[0]}: to give a list use key=[value1,value2]"
-    return text.split(" See https")[0][:300]
+    told = text.split(" See https")[0][:300]
+    return f"the configuration can't be composed: {told or type(error).__name__}"
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:

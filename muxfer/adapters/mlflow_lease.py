@@ -1,10 +1,12 @@
 """The lease of a study on MLflow: a compare-and-set by params, in an experiment of its own."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from muxfer.adapters.mlflow_client import TrackingStore
 from muxfer.adapters.mlflow_runs import SCHEMA, check_schema, now_ms
+from muxfer.errors import BadInput
 from muxfer.lease import Claims, Holder
 from muxfer.trial import Study
 
@@ -29,18 +31,7 @@ class LeaseRuns:
             self._store.create_run(self._experiment_id, name=self._study.label, start_ms=now_ms(), tags=tags)
             runs = self._search()
         self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
-        epochs = [int(name[7:]) for run in runs for name in run.data.params if re.fullmatch(r"lease\.e\d+", name)]
-        epoch = max(epochs, default=0)
-        holders, beats = {}, {}
-        for run in runs:
-            text = run.data.params.get(f"lease.e{epoch}")
-            tags = run.data.tags
-            if text is not None:
-                holder = Holder.from_json(text)
-                if f"lease.released.e{epoch}.{holder.token}" not in tags:
-                    holders[holder.token] = holder
-            beats[run.info.run_id] = tags.get(f"lease.beat.e{epoch}", "")
-        return Claims(epoch=epoch, holders=tuple(holders[token] for token in sorted(holders)), beats=beats)
+        return claims_of(runs)
 
     def claim(self, epoch: int, holder: Holder) -> bool:
         for number, run_id in enumerate(self._run_ids):
@@ -61,3 +52,24 @@ class LeaseRuns:
         runs = self._store.search(self._experiment_id, {"muxfer.study": self._study.key}, deleted=True)
         check_schema(runs, f"study {self._study.label}")
         return runs
+
+
+def claims_of(runs: Sequence[Any]) -> Claims:
+    """What the runs of one study's lease say, deleted ones too."""
+    epochs = [int(name[7:]) for run in runs for name in run.data.params if re.fullmatch(r"lease\.e\d+", name)]
+    epoch = max(epochs, default=0)
+    holders, beats = {}, {}
+    for run in runs:
+        text = run.data.params.get(f"lease.e{epoch}")
+        tags = run.data.tags
+        if text is not None:
+            try:
+                holder = Holder.from_json(text)
+            except (ValueError, TypeError, RecursionError):
+                raise BadInput(
+                    f"param lease.e{epoch} of run {run.info.run_id} is none of muxfer's: delete that run"
+                ) from None
+            if f"lease.released.e{epoch}.{holder.token}" not in tags:
+                holders[holder.token] = holder
+        beats[run.info.run_id] = tags.get(f"lease.beat.e{epoch}", "")
+    return Claims(epoch=epoch, holders=tuple(holders[token] for token in sorted(holders)), beats=beats)

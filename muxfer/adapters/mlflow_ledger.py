@@ -16,20 +16,25 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from muxfer.adapters.mlflow_client import TrackingStore
-from muxfer.adapters.mlflow_lease import LeaseRuns
+from muxfer.adapters.mlflow_client import Refused, TrackingStore
+from muxfer.adapters.mlflow_lease import LeaseRuns, claims_of
 from muxfer.adapters.mlflow_runs import StudyRuns, check_schema, chosen_of, highest_claim, joined, now_ms, pretty
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import LedgerConfig
-from muxfer.errors import BadInput, MuxferError
-from muxfer.lease import HeldLease, acquire
-from muxfer.ledger import Lease, Spool, Writer
+from muxfer.environment import hidden, masked_plain, resolved
+from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
+from muxfer.lease import HeldLease, Holder, acquire
+from muxfer.ledger import BACKOFF_SECONDS, Lease, Spool, Standing, Writer
 from muxfer.trial import Point, Record, Study, Trial, content_hash
 
+T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 ERROR_CHARACTERS = 1000
@@ -37,17 +42,25 @@ RELEASE_SECONDS = 5.0
 
 
 class MlflowLedger:
-    """Implements `muxfer.ledger.Ledger`. `folder` holds one folder a study, where its spool lies."""
+    """Implements `muxfer.ledger.Ledger`. `folder` holds one folder a study, where its spool lies.
 
-    def __init__(self, config: LedgerConfig, *, folder: Path) -> None:
+    `variables` are the texts of what a configuration has from the environment: these are written, in place of values.
+    """
+
+    def __init__(self, config: LedgerConfig, *, folder: Path, variables: Mapping[str, str] | None = None) -> None:
+        self._variables = dict(variables or {})
         self._config = config
         self._folder = folder
         self._store = TrackingStore(config.tracking_uri or default_tracking_uri())
         self._writer: Writer | None = None
         self._runs: StudyRuns | None = None
         self._epoch = 0
+        self._lease: Lease | None = None
+        self._held: Callable[[], bool] = lambda: False
         self._open_trials: set[str] = set()
         self._written = False
+        self._unchanged: tuple[str, list[Record]] | None = None
+        """A study and its records, while we drive and have written nothing since they were read: nobody else may."""
 
     def studies(self, name: str | None = None) -> list[Study]:
         found: dict[str, Study] = {}
@@ -55,15 +68,16 @@ class MlflowLedger:
             tags = run.data.tags
             sweep = tags.get("muxfer.sweep", "")
             if name in (None, sweep):
-                key = tags["muxfer.study"]
-                found[key] = Study(name=sweep, key=key, identity=json.loads(joined(tags, "muxfer.identity")))
+                if (key := tags.get("muxfer.study")) is None:
+                    raise BadInput(f"run {run.info.run_id} has no tag muxfer.study and is none of muxfer's: delete it")
+                identity = resolved(_json(tags, "muxfer.identity"), dict(self._variables), strict=False)
+                found[key] = Study(name=sweep, key=key, identity=identity)
         return list(found.values())
 
     def config(self, study: Study) -> Mapping[str, Any]:
         for run in self._read({"muxfer.kind": "study", "muxfer.study": _plain(study.key)}):
-            text = joined(run.data.tags, "muxfer.config")
-            if text:
-                return dict(json.loads(text))
+            if "muxfer.config.parts" in run.data.tags:
+                return dict(resolved(_json(run.data.tags, "muxfer.config"), self._variables))
         raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
 
     def acquire(self, study: Study) -> HeldLease:
@@ -76,13 +90,15 @@ class MlflowLedger:
         return acquire(leases, study.label, ttl_seconds=self._config.lease_seconds)
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
-        config = None if config is None else _without_secrets(config)
+        config = None if config is None else _without_secrets(hidden(config, self._variables))
         experiment = self._store.experiment(self._config.experiment, create=True)
         assert experiment is not None
         self.close()
         self._epoch = lease.epoch
+        self._held = lease.held
         self._open_trials.clear()
-        self._runs = StudyRuns(self._store, experiment[0], study)
+        shown = replace(study, identity=hidden(study.identity, self._variables))
+        self._runs = StudyRuns(self._store, experiment[0], shown)
         is_new, self._written = self._runs.parent(config)
         home = self._folder / study.label
         # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
@@ -95,6 +111,7 @@ class MlflowLedger:
             held=lease.held,
             where=f"the ledger {self._store.where}",
         )
+        self._lease = lease
         if isinstance(lease, HeldLease):
             lease.before_release = self._rest
         if self._writer.pending_bytes:
@@ -104,21 +121,50 @@ class MlflowLedger:
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
         chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
+        read = {key: partial(self._store.curve, run.info.run_id, name) for key, run in chosen.items()}
         return {
-            key: [Point(name=name, step=step, value=value) for step, value in self._store.curve(run.info.run_id, name)]
-            for key, run in chosen.items()
+            key: [Point(name=name, step=step, value=value) for step, value in self._patiently(ask)]
+            for key, ask in read.items()
         }
 
     def records(self, study: Study) -> list[Record]:
+        if self._unchanged is not None and self._unchanged[0] == study.key:
+            return list(self._unchanged[1])
+        all_delivered = self._writer is not None and not self._writer.pending_bytes
         runs = self._trial_runs(study)
+        every = [_record(chosen_of(same)) for same in runs.values()]
+        records = [record for record in every if record is not None]
+        if all_delivered:
+            self._unchanged = study.key, records
         if self._writer is not None:
             for key in (key for key, same in runs.items() if len(same) > 1):
                 self._write({"op": "duplicates", "key": key})
-        records = [_record(chosen_of(same)) for same in runs.values()]
-        return [record for record in records if record is not None]
+        return list(records)
+
+    def standings(self, study: Study) -> list[Standing]:
+        found = []
+        for key, same in self._trial_runs(study).items():
+            run = chosen_of(same)
+            standing = Standing(key=key, kind=run.data.tags.get("muxfer.kind", ""), record=_record(run))
+            if standing.record is None and run.info.status == "RUNNING":
+                points = self._store.curve(run.info.run_id, "train_loss")
+                step, loss = points[-1] if points else (0, None)
+                standing = replace(standing, running=True, step=step, loss=loss)
+            found.append(standing)
+        return found
+
+    def driver(self, study: Study) -> Holder | None:
+        if self._store.absent:
+            return None
+        leases = self._store.experiment(f"{self._config.experiment}.leases", create=False)
+        if leases is None:
+            return None
+        holders = claims_of(self._store.search(leases[0], {"muxfer.study": _plain(study.key)}, deleted=True)).holders
+        return holders[0] if holders else None
 
     def begin(self, trial: Trial) -> None:
         self._open_trials.add(trial.key)
+        trial = replace(trial, task=hidden(trial.task, self._variables))
         self._write(
             {
                 "op": "begin",
@@ -154,14 +200,18 @@ class MlflowLedger:
             self._writer.flush(timeout_seconds)
 
     def close(self) -> None:
+        self._unchanged = None
         if self._writer is not None:
-            self._writer.stop(timeout_seconds=RELEASE_SECONDS)
+            fenced = isinstance(self._lease, HeldLease) and self._lease.lost
+            self._writer.stop(timeout_seconds=RELEASE_SECONDS, fenced=fenced)
             self._writer = None
 
     def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
         assert self._writer is not None, "open the study first"
         self._written = True
-        self._writer.write({**operation, "epoch": epoch or self._epoch})
+        self._unchanged = None
+        safe = operation if operation["op"] == "points" else masked_plain(operation)
+        self._writer.write({**safe, "epoch": epoch or self._epoch})
 
     def _rest(self) -> None:
         """Before the lease goes: half-done trials no longer run, and the study rests. Best effort, and brief."""
@@ -183,10 +233,39 @@ class MlflowLedger:
     def _read(self, tags: Mapping[str, str]) -> list[Any]:
         if self._store.absent:
             return []
-        experiment = self._store.experiment(self._config.experiment, create=False)
-        runs = [] if experiment is None else self._store.search(experiment[0], tags)
+        runs = self._patiently(partial(self._search, tags))
         check_schema(runs, self._config.experiment)
         return runs
+
+    def _search(self, tags: Mapping[str, str]) -> list[Any]:
+        experiment = self._store.experiment(self._config.experiment, create=False)
+        return [] if experiment is None else self._store.search(experiment[0], tags)
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """A driver's reads wait an outage out, as what it writes does; who only looks is refused at once."""
+        deadline = time.monotonic() + self._config.patience_seconds
+        pause = BACKOFF_SECONDS[0]
+        while True:
+            try:
+                return read()
+            except Refused:
+                raise
+            except LedgerUnreachable:
+                if self._writer is None or not self._held() or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, BACKOFF_SECONDS[1])
+
+
+def _json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The object in the parts of a tag. BadInput where somebody else wrote there."""
+    try:
+        data = json.loads(joined(tags, name))
+        if isinstance(data, dict):
+            return data
+    except (ValueError, KeyError, RecursionError):
+        pass
+    raise BadInput(f"tag {name} of study {tags.get('muxfer.study', '')[:64]!r} is none of muxfer's: mend or delete it")
 
 
 def _record(run: Any) -> Record | None:
@@ -196,7 +275,12 @@ def _record(run: Any) -> Record | None:
     newest = max(epochs, default=-1)
     if newest < 0 or newest < highest_claim(run):
         return None
-    return Record.from_dict(json.loads(tags[f"muxfer.record.e{newest}"]) | {"run_id": run.info.run_id})
+    try:
+        return Record.from_dict(json.loads(tags[f"muxfer.record.e{newest}"]) | {"run_id": run.info.run_id})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadInput(
+            f"tag muxfer.record.e{newest} of run {run.info.run_id} is none of muxfer's: mend or delete it"
+        ) from None
 
 
 def _lineage(trial: Trial) -> dict[str, str]:

@@ -26,6 +26,19 @@ STATUS = {
     Outcome.FAILED: "FAILED",
 }
 
+NEEDED = {
+    "begin": {"key", "epoch", "name", "start_ms", "tags", "params", "task"},
+    "points": {"key", "points"},
+    "settle": {"key", "epoch", "end_ms", "record"},
+    "file": {"key", "path"},
+    "text": {"key", "name", "text"},
+    "rest": {"epoch", "end_ms", "paused"},
+    "duplicates": {"key"},
+}
+"""What each kind of operation carries."""
+NONSENSE = (TypeError, ValueError, KeyError, AttributeError)
+"""What comes of an operation whose values nobody of us wrote; the store's own failures are others."""
+
 
 class StudyRuns:
     """The runs of one study, and how an operation is applied to them. Used by one thread at a time."""
@@ -63,28 +76,34 @@ class StudyRuns:
         """Apply operations in order; points of one trial wait for each other until its next other operation."""
         points: dict[str, list[list[Any]]] = {}
         for operation in operations:
-            key, kind = operation.get("key"), operation["op"]
-            if kind == "points":
-                points.setdefault(str(key), []).extend(operation["points"])
-                continue
-            if key is None:
+            key, kind = operation.get("key"), operation.get("op")
+            if not NEEDED.get(str(kind), {"op"}) <= operation.keys() - {"op"}:
+                _logger.warning("what no version of ours says was left out: %s", str(operation)[:80])
+            elif kind == "points":
+                self._try(points.setdefault(str(key), []).extend, operation["points"])
+            elif key is None:
                 self._try(self._apply_to_parent, operation)
             else:
                 self._try(self._log_points, key, points.pop(key, []))
-                self._try(getattr(self, f"_apply_{kind}"), key, operation)
+                self._try(self._apply_to_trial, key, operation)
         for key, waiting in points.items():
             self._try(self._log_points, key, waiting)
 
     def _try(self, act: Callable[..., None], *what: Any) -> None:
-        """What the store refuses for good (a run that a person deleted) must not hold up what stands behind it."""
+        """What is refused for good (a run that a person deleted), or makes no sense, holds nothing up behind it."""
         try:
             act(*what)
+        except NONSENSE as error:
+            _logger.warning("what no version of ours says was left out: %.80s (%s)", what, error)
         except Refused:
             self._known.clear()
             try:
                 act(*what)
             except Refused as error:
                 _logger.warning("the ledger refused a write of study %s: %s", self._study.label, error)
+
+    def _apply_to_trial(self, key: str, operation: Operation) -> None:
+        getattr(self, f"_apply_{operation['op']}")(key, operation)
 
     def _apply_duplicates(self, key: str, operation: Operation) -> None:
         self._known.pop(key, None)
@@ -112,17 +131,20 @@ class StudyRuns:
         run = self._find_or_create(wanted, name=operation["name"], start_ms=operation["start_ms"], tags=tags)
         highest = highest_claim(run)
         epoch = operation["epoch"]
+        is_first = highest in (0, epoch)  # or is it that again
         if epoch >= highest:
             if not self._parent_runs:
                 self._store.set_status(self._parent_id, "RUNNING")
                 self._parent_runs = True
-            if not any(name.startswith("muxfer.claim.e") for name in run.data.tags):
-                self._store.log(run.info.run_id, params=operation["params"])
-                self._store.upload_text(run.info.run_id, "task.json", pretty(operation["task"]))
             if f"muxfer.record.e{epoch}" not in run.data.tags:
-                self._store.log(run.info.run_id, tags={f"muxfer.claim.e{epoch}": "1", "muxfer.outcome": "running"})
-                self._store.set_status(run.info.run_id, "RUNNING")
+                claim = {f"muxfer.claim.e{epoch}": "1", "muxfer.outcome": "running"}
+                self._store.log(run.info.run_id, params=operation["params"] if is_first else {}, tags=claim)
+                if run.info.status != "RUNNING":
+                    self._store.set_status(run.info.run_id, "RUNNING")
+                self._restate(key, epoch)
         self._known[key] = (run.info.run_id, run.info.start_time, max(highest, epoch))
+        if is_first:  # last, and on its own: where artifacts lie there may be no room while the records have some
+            self._try(self._store.upload_text, run.info.run_id, "task.json", pretty(operation["task"]))
 
     def _apply_settle(self, key: str, operation: Operation) -> None:
         self._known.pop(key, None)  # look again: for a newer claim, and for duplicates
@@ -147,6 +169,22 @@ class StudyRuns:
             },
         )
         self._store.set_status(run_id, STATUS[Outcome(record["outcome"])], operation["end_ms"])
+        self._restate(key, epoch)
+
+    def _restate(self, key: str, epoch: int) -> None:
+        """Look after a write whether it was late: where a newer driver has the trial by now, say again what it said.
+
+        A status and a tag bear no epoch: what a driver wrote that had been stopped before the write would stand.
+        """
+        run = self._the_one(self._found(key))
+        newest = max(highest_claim(run), newest_record(run))
+        if newest <= epoch:
+            return
+        record = json.loads(run.data.tags.get(f"muxfer.record.e{newest}", '{"outcome": null, "step": 0}'))
+        tags = {"muxfer.outcome": record["outcome"] or "running", "muxfer.step": str(record["step"])}
+        self._store.log(run.info.run_id, tags=tags)
+        status = "RUNNING" if record["outcome"] is None else STATUS[Outcome(record["outcome"])]
+        self._store.set_status(run.info.run_id, status, run.info.end_time)
 
     def _apply_file(self, key: str, operation: Operation) -> None:
         self._upload(self._run(key)[0], operation)
@@ -169,12 +207,15 @@ class StudyRuns:
     def _run(self, key: str) -> tuple[str, int, int]:
         """A trial's run, begun before: by us, or by the driver whose spool this is."""
         if key not in self._known:
-            found = self._store.search(self._experiment_id, {"muxfer.key": key, "muxfer.study": self._study.key})
-            if not found:
-                raise Refused(f"trial {key} has no run in this ledger")
-            run = self._the_one(found)
+            run = self._the_one(self._found(key))
             self._known[key] = (run.info.run_id, run.info.start_time, highest_claim(run))
         return self._known[key]
+
+    def _found(self, key: str) -> list[Any]:
+        found = self._store.search(self._experiment_id, {"muxfer.key": key, "muxfer.study": self._study.key})
+        if not found:
+            raise Refused(f"trial {key} has no run in this ledger")
+        return found
 
     def _find_or_create(self, wanted: Mapping[str, str], *, name: str, start_ms: int, tags: Mapping[str, str]) -> Any:
         found = self._store.search(self._experiment_id, wanted)
@@ -198,6 +239,12 @@ def highest_claim(run: Any) -> int:
     return max(claims, default=0)
 
 
+def newest_record(run: Any) -> int:
+    """The highest epoch that settled this run, -1 if none did."""
+    epochs = [int(name[15:]) for name in run.data.tags if re.fullmatch(r"muxfer\.record\.e\d+", name)]
+    return max(epochs, default=-1)
+
+
 def chosen_of(runs: Sequence[Any]) -> Any:
     """Of the runs of one key, the one that counts."""
     return min(runs, key=lambda run: (-highest_claim(run), run.info.start_time, run.info.run_id))
@@ -205,7 +252,10 @@ def chosen_of(runs: Sequence[Any]) -> Any:
 
 def check_schema(runs: Sequence[Any], what: str) -> None:
     """Raises BadInput where a newer muxfer has written: to go on would be to misread it."""
-    newest = max((int(run.data.tags.get("muxfer.schema", SCHEMA)) for run in runs), default=SCHEMA)
+    try:
+        newest = max((int(run.data.tags.get("muxfer.schema", SCHEMA)) for run in runs), default=SCHEMA)
+    except ValueError:
+        raise BadInput(f"a tag muxfer.schema of {what} is none of muxfer's: mend or delete it") from None
     if newest > SCHEMA:
         raise BadInput(
             f"{what} was written by a newer muxfer (ledger schema {newest}, this one knows {SCHEMA}): upgrade muxfer"

@@ -8,11 +8,13 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from muxfer.inline import Attempt
@@ -22,6 +24,10 @@ from muxfer.worker import Job
 
 UNFIT = "muxfer: this process is not reused"
 """Stands in the error of an actor that gave itself up before it began a trial: no fault of that trial."""
+
+ORPHANED = 86
+"""The exit code of a process whose driver is gone; Ray does not hand it on, so the driver sees a process that died."""
+TICKS = 20
 
 Heard = tuple[str, Any]
 """What the driver's inbox holds: ("report", Report), ("lost", (key, why)) or ("ended", why)."""
@@ -41,6 +47,8 @@ def run_tune(
     """
     # Else Tune starts one actor after the other, 2 s each.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(jobs.slots)
+    # Tune hands the keys of S3 to its actors as arguments of their processes, which every user of the machine can read.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name}
     tune.run(
         TrialActor,
         name="trials",
@@ -57,10 +65,42 @@ def run_tune(
     )
 
 
+class Orphan:
+    """Ends this process when nobody has gone on for `seconds` with the trial that it holds half done.
+
+    Each call of the driver is a heartbeat. Silence is counted in ticks of our own, not read off a clock: a process that
+    was itself stopped, with its driver or with the whole machine, has not waited meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 1.0
+        self._waiting = False
+        self._silent = 0
+        threading.Thread(target=self._watch, name="muxfer-orphan", daemon=True).start()
+
+    def wait_for_driver(self, seconds: float) -> None:
+        self._seconds, self._silent, self._waiting = seconds, 0, True
+
+    def stop_waiting(self) -> None:
+        self._waiting = False
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self._seconds / TICKS)
+            self._silent = self._silent + 1 if self._waiting else 0
+            if self._silent > TICKS:
+                os._exit(ORPHANED)
+
+
 class TrialActor(tune.Trainable):
-    """A slot: one process that takes trial after trial, so that only the first pays for `import torch`."""
+    """A slot: one process that takes trial after trial, so that only the first pays for `import torch`.
+
+    Its driver may be stopped, cut off, or gone from a cluster that lives on: an actor that then holds a trial half done
+    ends itself (see Orphan). Between two trials it waits for ever.
+    """
 
     _attempt: Attempt | None = None
+    _orphan: Orphan | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         data = config["job"]
@@ -70,7 +110,10 @@ class TrialActor(tune.Trainable):
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(1)
         self._seconds = config["seconds"]
+        self._orphan_seconds = config["orphan_seconds"]
         self._attempt = Attempt(job, worker=config["worker"])
+        self._orphan = self._orphan or Orphan()
+        self._orphan.wait_for_driver(self._orphan_seconds)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         if self._attempt is not None and not self._attempt.sound:
@@ -80,8 +123,12 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         assert self._attempt is not None
+        assert self._orphan is not None
+        self._orphan.stop_waiting()
         report = self._attempt.advance(self._seconds)
-        return {"report": report, "done": report.record is not None}
+        if not report.last:
+            self._orphan.wait_for_driver(self._orphan_seconds)
+        return {"report": report, "done": report.last}
 
 
 class JobQueue(Searcher):

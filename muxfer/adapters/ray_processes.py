@@ -8,29 +8,29 @@ The thread that calls `start` must live as long as the cluster: Ray asks the ker
 """
 
 import contextlib
+import gc
 import logging
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from muxfer.errors import BadInput, NoResources
+from muxfer.adapters import ray_sessions
+from muxfer.errors import BadInput, NoResources, TrialsFailed
 
 OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes; the default takes 30 % of the memory
 PROBE_SECONDS = 2.0
-MARK = "muxfer-driver"
+NEEDED = ("gcs_server", "raylet")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call, after our shutdown, would start a second cluster
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints on stdout even at verbose=0
     "RAY_enable_metrics_collection": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it answers SIGTERM first, and aborts where its trace takes 3 s
     "TUNE_DISABLE_AUTO_INIT": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -43,76 +43,57 @@ ENVIRONMENT = {
 
 @dataclass(kw_only=True)
 class Cluster:
-    """A running cluster. `processes` are those that we started, by name; none when we joined."""
+    """A running cluster. `processes` are those that we started, by name; none, and no `folder`, when we joined."""
 
     address: str
     joined: bool
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    session_folder: Path | None = None
-    _workers: set[tuple[int, int]] = field(default_factory=set)
+    folder: Path | None = None
     _probed: float = 0.0
     _silent: int = 0
 
     def dead(self) -> str | None:
         """What died, or None. Cheap enough for every turn of a loop; never blocks for more than a second."""
-        for name in ("gcs_server", "raylet"):
+        for name in NEEDED:
             process = self.processes.get(name)
             if process is not None and process.poll() is not None:
                 return f"Ray's {name} (pid {process.pid}) died"
         now = time.monotonic()
-        if now - self._probed < PROBE_SECONDS:
+        if not self.joined or now - self._probed < PROBE_SECONDS:
             return None
         self._probed = now
-        if not self.joined:
-            self._workers = self._find_workers()
-            return None
         self._silent = 0 if answers(self.address, timeout_seconds=1.0) else self._silent + 1
         return f"Ray at {self.address} does not answer any more" if self._silent >= 3 else None
+
+    def listening(self) -> list[str]:
+        """The addresses beyond loopback at which the processes listen that we started; nothing is known of others'."""
+        import psutil
+
+        found = set()
+        for process in self.processes.values():
+            with contextlib.suppress(psutil.Error):
+                for one in psutil.Process(process.pid).net_connections(kind="tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.ip not in ("127.0.0.1", "::1"):
+                        found.add(f"{one.laddr.ip}:{one.laddr.port}")
+        return sorted(found)
 
     def kill(self) -> None:
         """End every process that we started, by its id, in a fraction of a second; the driver is of no use afterwards.
 
         Touches nothing of a cluster that we joined: it ends a driver's trials when the driver is gone.
         """
-        workers = self._workers | self._find_workers()
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
-        for pid, started in workers:
-            if _start_time(pid) == started:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
         self.sweep()
 
-    def claim(self) -> None:
-        """Mark the session's folder as ours, and remove those whose driver was killed before it could."""
-        if self.session_folder is None:
-            return
-        for mark in self.session_folder.parent.glob(f"session_*/{MARK}"):
-            with contextlib.suppress(OSError, ValueError):
-                host, pid, since = mark.read_text().split()
-                if host == socket.gethostname() and _start_time(int(pid)) != int(since):
-                    shutil.rmtree(mark.parent, ignore_errors=True)
-        started = _start_time(os.getpid())
-        if started is not None:
-            (self.session_folder / MARK).write_text(f"{socket.gethostname()} {os.getpid()} {started}\n")
-
     def sweep(self) -> None:
-        """Remove the session's folder: sockets, logs, Tune's state."""
-        for _ in range(20):  # a process on its way out, or Tune's thread, may still write there
-            if self.session_folder is None or not self.session_folder.exists():
-                return
-            shutil.rmtree(self.session_folder, ignore_errors=True)
-            time.sleep(0.05)
-
-    def _find_workers(self) -> set[tuple[int, int]]:
-        raylet = self.processes.get("raylet")
-        if raylet is None or raylet.poll() is not None:
-            return set()
-        return {(pid, started) for pid, parent, started in _process_table() if parent == raylet.pid}
+        """Remove the cluster's folder (sockets, logs, Tune's state), and what still works there."""
+        if self.folder is not None:
+            ray_sessions.remove(self.folder)
 
 
 def start(address: str | None) -> Cluster:
@@ -120,29 +101,65 @@ def start(address: str | None) -> Cluster:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     if address is not None:
         _expect_answer(address)
+    ray_sessions.sweep()
     import ray
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what went wrong reaches the user in records and errors
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    folder = None
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        folder = ray_sessions.make()
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": f"{folder}/r"}
     try:
         context = ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except Exception as error:  # a node that is slow to start under load raises a bare one
+        died = died_at_start()
+        if folder is not None:
+            ray_sessions.remove(folder)
+        if died is not None:
+            raise TrialsFailed(f"{died}; run the same command again") from error
         line = " ".join(str(error).split())[:300]
         raise NoResources(f"compute.address {address or 'local'}: Ray did not start ({line})") from error
     if address is not None:
         return Cluster(address=context.address_info["gcs_address"], joined=True)
+    with contextlib.suppress(OSError):  # Ray makes it readable for everybody on this host
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
     # Ray has no public name for the processes that it started; all_processes has been there since 1.0.
     node = ray._private.worker._global_node
-    cluster = Cluster(
+    return Cluster(
         address=context.address_info["gcs_address"],
         joined=False,
         processes={name: infos[0].process for name, infos in node.all_processes.items()},
-        session_folder=Path(node.get_session_dir_path()),
+        folder=folder,
     )
-    cluster.claim()
-    return cluster
+
+
+def shut_down() -> None:
+    """Leave Ray. No garbage may hold one of its references then: whoever collects one meanwhile ends the process.
+
+    Ray lets go of its worker in C++ first and in Python afterwards; a finalizer that comes between calls `exit(1)`.
+    """
+    import ray
+
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def died_at_start() -> str | None:
+    """Which process of Ray died while Ray starts, or None: `ray.init` itself waits for the dead, a minute and more."""
+    for place in Path("/proc").glob("[0-9]*"):
+        found = ray_sessions.status(int(place.name))
+        if found is not None and found[:2] == ("Z", os.getpid()):
+            with contextlib.suppress(OSError):
+                if (name := (place / "comm").read_text().strip()) in NEEDED:
+                    return f"Ray's {name} (pid {place.name}) died"
+    return None
 
 
 def answers(address: str, *, timeout_seconds: float) -> bool:
@@ -168,25 +185,3 @@ def _expect_answer(address: str) -> None:
             f"compute.address {address}: nothing answers there; start it with `ray start --head`,"
             " or leave compute.address out for a private cluster on this machine"
         )
-
-
-def _process_table() -> Iterator[tuple[int, int, int]]:
-    """(pid, parent's pid, start time) of every process; nothing where there is no /proc."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        status = _status(int(folder.name))
-        if status is not None:
-            yield int(folder.name), *status
-
-
-def _status(pid: int) -> tuple[int, int] | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
-        return None
-    after_name = text[text.rindex(")") + 2 :].split()
-    return int(after_name[1]), int(after_name[19])
-
-
-def _start_time(pid: int) -> int | None:
-    status = _status(pid)
-    return status[1] if status else None

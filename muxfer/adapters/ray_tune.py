@@ -12,12 +12,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxfer.adapters import ray_processes
+from muxfer.adapters import ray_processes, ray_sessions
 from muxfer.config import Compute
 from muxfer.errors import NoResources, TrialsFailed
 from muxfer.inline import TRIAL_RUN, failed
@@ -80,10 +80,18 @@ class RayExecutor:
         self._thread = threading.Thread(target=self._drive, name="ray-tune", daemon=True)
         self._thread.start()
         try:
+            while not wait([self._ready], timeout=0.5).done:
+                self._dead = ray_processes.died_at_start()
+                if self._dead is not None:
+                    raise TrialsFailed(f"{self._dead}; run the same command again")
             self._ready.result()
         except BaseException:
             self.close()
             raise
+
+    def listening(self) -> list[str]:
+        """Where others than this machine could reach the cluster."""
+        return [] if self._cluster is None else self._cluster.listening()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         assert self._jobs is not None
@@ -112,7 +120,7 @@ class RayExecutor:
         self._stop.set()
         if self._jobs is not None:
             self._jobs.close()
-        if self._cluster is None or self._cluster.dead() is None:
+        if self._dead is None and (self._cluster is None or self._cluster.dead() is None):
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self.kill()
@@ -123,6 +131,8 @@ class RayExecutor:
         self._stop.set()
         if self._cluster is not None:
             self._cluster.kill()
+        elif self._compute.address is None:  # Ray is starting, or died at it
+            ray_sessions.remove(ray_sessions.make())
         if self._storage is not None:
             shutil.rmtree(self._storage, ignore_errors=True)
 
@@ -156,7 +166,11 @@ class RayExecutor:
             from muxfer.adapters import ray_plugins
 
             self.device, self.slots = resolve(self._compute, ray.cluster_resources())
-            settings = {"worker": self._worker, "seconds": self._report_every_seconds}
+            settings = {
+                "worker": self._worker,
+                "seconds": self._report_every_seconds,
+                "orphan_seconds": self._compute.orphan_seconds,
+            }
             max_failures = self._compute.max_failures
             self._jobs = jobs = ray_plugins.JobQueue(slots=self.slots, max_failures=max_failures, settings=settings)
             if self._stop.is_set():  # closed before it was open
@@ -171,13 +185,13 @@ class RayExecutor:
             self._inbox.put(("ended", f"{type(error).__name__}: {error}"))
         finally:
             if self._cluster is not None and self._cluster.dead() is None:
-                ray.shutdown()
+                ray_processes.shut_down()
                 self._cluster.sweep()
 
     def _make_storage(self, cluster: ray_processes.Cluster) -> Path:
         """Where Tune keeps its state, which nobody reads: gone with the session, or at `close`."""
-        if cluster.session_folder is not None:
-            return cluster.session_folder / "tune"
+        if cluster.folder is not None:
+            return cluster.folder / "tune"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._storage = storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=self._folder))
         self._open.callback(shutil.rmtree, storage, ignore_errors=True)

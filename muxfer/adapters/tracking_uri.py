@@ -8,12 +8,16 @@ import os
 import re
 import socket
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from muxfer.environment import masked as hide
 from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.trial import content_hash
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 EXPECTED_URI = "expected http(s)://HOST:PORT, sqlite:///FILE.db or postgresql://HOST/NAME"
@@ -29,6 +33,10 @@ PLAIN = {
     "attempt to write a readonly database": "the file can't be written",
     "malformed": "the database file is damaged",
 }
+MAX_URI_CHARACTERS, MAX_NAME_BYTES = 2000, 200
+"""Of a URI, and of the names in it: a lock and a log lie beside a database, under its name with an end."""
+LOCK_SECONDS = 300.0
+"""How long to wait for another process that makes the database: it takes 2 s, and half a minute on a busy disk."""
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -38,7 +46,10 @@ def default_tracking_uri() -> str:
 
 def masked(uri: str) -> str:
     """The URI without user, password and query."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # what is none of the kind may hold a password all the same
+        return f"{uri.partition(':')[0][:20]}:***"
     if not parts.netloc:
         return uri.partition("?")[0]
     host = parts.netloc.rpartition("@")[2]
@@ -48,49 +59,104 @@ def masked(uri: str) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of a SQLite URI; None for another kind of store."""
     scheme, _, rest = uri.partition("://")
+    try:
+        urlsplit(uri)
+        odd = not uri.isprintable() or len(uri) > MAX_URI_CHARACTERS
+    except ValueError:
+        odd = True
+    if odd:
+        raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r} is no URI: {EXPECTED_URI}")
     if "://" not in uri or scheme.partition("+")[0] not in ("sqlite", *PORTS):
         raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r}: {EXPECTED_URI}")
     if not scheme.startswith("sqlite"):
         return None
     if not rest.startswith("/") or rest in ("/", "/:memory:") or "?" in rest or "\0" in rest:
         raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r}: expected a file, sqlite:///FILE.db")
-    return Path(os.path.abspath(rest[1:]))
+    path = Path(os.path.abspath(rest[1:]))
+    if max(len(part.encode()) for part in path.parts) > MAX_NAME_BYTES:
+        raise BadInput(f"ledger.tracking_uri {uri[:60]}...: expected names of at most {MAX_NAME_BYTES} bytes")
+    return path
 
 
 @contextmanager
-def created_by_one(database: Path) -> Iterator[None]:
-    """Let one process at a time create the schema of a fresh database; refuse what is no database of MLflow's."""
-    state = _sqlite_state(database)
-    if state == "ready":
-        yield
+def created_by_one(database: Path) -> Iterator[Path | None]:
+    """Where to make the schema of a fresh database; None where it is there. Refuses what is no database of MLflow's.
+
+    One process at a time makes it, under another name; it gets its own, and a write-ahead log, once it is whole. A
+    database that was killed half made can't be made whole again: MLflow's migrations are not transactions.
+    """
+    if _is_made(database):
+        with suppress(OSError):  # of one that was killed as soon as it was whole
+            database.with_name(database.name + ".lock").unlink()
+        yield None
         return
-    lock = database.with_name(database.name + ".lock")
+    new = database.with_name(database.name + ".new")
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-            if state == "fresh":
-                connection = sqlite3.connect(database, timeout=20)
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.close()
-            lock.unlink(missing_ok=True)
+        with _locked(database.with_name(database.name + ".lock")):
+            if _is_made(database):  # meanwhile
+                yield None
+                return
+            try:
+                _remove(new)
+                yield new
+                with closing(sqlite3.connect(new, timeout=20)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                new.replace(database)
+            finally:
+                _remove(new)
     except OSError as error:
         raise BadInput(
             f"the ledger {database} can't be created ({error.strerror}): give another, ledger.tracking_uri=URI"
         ) from None
 
 
-def _sqlite_state(database: Path) -> str:
-    """ "ready" if MLflow's schema is there, else "fresh"."""
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Hold a lock file and remove it. Who waited for one that was removed meanwhile takes the new one."""
+    began = time.monotonic()
+    while True:
+        with lock.open("w") as file:
+            if _takes(file) and lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+        if time.monotonic() - began > LOCK_SECONDS:
+            raise LedgerUnreachable(
+                f"another process has been making the ledger beside {lock} for {LOCK_SECONDS:g} s: let it finish, or"
+                " end it if it is stopped, and try again"
+            )
+        time.sleep(0.05)
+
+
+def _takes(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove(database: Path) -> None:
+    for end in ("", "-journal", "-wal", "-shm"):
+        database.with_name(database.name + end).unlink(missing_ok=True)
+
+
+def _is_made(database: Path) -> bool:
+    """Whether MLflow's schema is there; what was killed half made, before any run, is as good as nothing."""
     if not database.exists():
-        return "fresh"
-    connection = sqlite3.connect(f"file:{_quoted(database)}?mode=ro", uri=True, timeout=20)
+        return False
+    if not database.is_file():
+        raise BadInput(f"the ledger {database} is no file: give another, ledger.tracking_uri=sqlite:///FILE.db")
+    # Not read-only: what a killed process left half written is rolled back by whoever comes next.
+    connection = sqlite3.connect(f"file:{_quoted(database)}?mode=rw", uri=True, timeout=20)
     try:
         tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        if "experiments" in tables and "alembic_version" in tables:
-            ready = connection.execute("select count(*) from alembic_version").fetchone()[0]
-            return "ready" if ready else "fresh"
+        filled = [name for name in ("alembic_version", "runs") if name in tables and _has_rows(connection, name)]
+    except sqlite3.OperationalError as error:  # locked, no room, no right: of the file it says nothing
+        raise unreachable(str(database), str(error)) from None
     except sqlite3.DatabaseError as error:
         raise BadInput(
             f"the ledger {database} can't be read ({error}): expected an SQLite database of MLflow's;"
@@ -103,7 +169,11 @@ def _sqlite_state(database: Path) -> str:
             f"the ledger {database} is a database of another program: expected one of MLflow's, or none;"
             " give another, ledger.tracking_uri=sqlite:///FILE.db"
         )
-    return "fresh"
+    return bool(filled)
+
+
+def _has_rows(connection: sqlite3.Connection, table: str) -> bool:
+    return connection.execute(f"select 1 from {table} limit 1").fetchone() is not None
 
 
 def _quoted(path: Path) -> str:
@@ -142,7 +212,7 @@ def short_reason(error: BaseException, secrets: Iterable[str]) -> str:
             return short
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = " ".join(re.sub(r"://[^/@\s]*@", "://***@", text).split())
+    text = " ".join(hide(text).split())
     return text[:160] or type(error).__name__
 
 
@@ -158,4 +228,8 @@ def secrets(uri: str) -> list[str]:
 
 
 def file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "experiment"
+    """A folder's name for an experiment: its own where that is safe, else what is left of it and a hash of it."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip(".")
+    if plain == name and len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    return f"{plain[:40] or 'experiment'}-{content_hash(name, length=8)}"

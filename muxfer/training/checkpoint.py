@@ -7,6 +7,7 @@ A checkpoint is written under a temporary name, made durable, then renamed: a fo
 unless the disk failed it, and that the manifest shows. Nothing is ever unpickled.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from muxfer.errors import BadInput
 
 KEEP = 2
-"""Checkpoints kept in an attempt: should the last one turn out damaged, the one before is there."""
+"""Checkpoints kept of a running trial: should the last one turn out damaged, the one before is there."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
         _fsync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
         raise BadInput(
             f"checkpoint {final} can't be written ({reason}); earlier checkpoints are intact:"
             " free some space or give another folder with output_dir=FOLDER, then run the same command again"
@@ -88,21 +89,84 @@ def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
     return None
 
 
-def prune(attempt_folder: str | Path, *, keep: int = KEEP) -> None:
-    """Delete all but the last `keep` whole checkpoints of an attempt, and what broken writes left behind.
+def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | None = None) -> None:
+    """Delete all but the last `keep` whole checkpoints of a running trial, and what broken writes left behind.
 
-    Whole means here that every file has its manifest's size; `load_newest` checks the hashes too.
+    Once this attempt has one of its own, of earlier attempts only the one that it `resumed_from` stays, which was found
+    to be good, and that until it has `keep`. Attempts that began later are let be. Whole means here that every file has
+    its manifest's size; `load_newest` checks the hashes too.
     """
     folder = Path(attempt_folder)
     kept = 0
     for path in sorted(folder.glob("step-*"), reverse=True):
         if kept < keep:
             kept += _has_all_files(path)
-            continue
-        (path / "manifest.json").unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
-        shutil.rmtree(path, ignore_errors=True)
+        else:
+            _remove(path)
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+    if not kept:
+        return
+    for attempt in (path for path in folder.parent.glob("attempt-*") if path.name < folder.name):
+        _empty(attempt, but=resumed_from if kept < keep else None)
+
+
+def settle(trial_folder: str | Path, *, epoch: int) -> int:
+    """Delete all but the newest whole checkpoint of a trial that is over; returns the bytes of what is left.
+
+    Where a driver of a higher epoch than ours has begun an attempt nothing is deleted: it has taken us over.
+    """
+    folder = Path(trial_folder)
+    if _taken_over(folder, epoch):
+        return held_bytes(folder)
+    found = sorted(folder.glob("attempt-*/step-*"), key=lambda path: (path.name, path), reverse=True)
+    newest = next((path for path in found if _has_all_files(path)), None)
+    for attempt in folder.glob("attempt-*"):
+        _empty(attempt, but=newest)
+    return 0 if newest is None else held_bytes(folder)
+
+
+def discard(trial_folder: str | Path, *, epoch: int) -> None:
+    """Delete every checkpoint of a trial; its folder stays, empty: a sign that there were some. `epoch`: see settle."""
+    if _taken_over(Path(trial_folder), epoch):
+        return
+    for attempt in Path(trial_folder).glob("attempt-*"):
+        _empty(attempt, but=None)
+
+
+def discarded(trial_folder: str | Path) -> bool:
+    """Whether `discard` was here."""
+    folder = Path(trial_folder)
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def held_bytes(trial_folder: str | Path) -> int:
+    """What a trial's checkpoints take on the disk, unfinished ones too."""
+    total = 0
+    for root, _, names in os.walk(trial_folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a worker may just have pruned it
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
+
+
+def _taken_over(folder: Path, epoch: int) -> bool:
+    epochs = (path.name.split("-")[1] for path in folder.glob("attempt-*-*"))
+    return any(int(text) > epoch for text in epochs if text.isdecimal())
+
+
+def _remove(path: Path) -> None:
+    (path / "manifest.json").unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _empty(attempt: Path, *, but: Path | None) -> None:
+    """Delete an attempt's checkpoints and what it left half written; the attempt too when nothing stays."""
+    for path in (*attempt.glob("step-*"), *attempt.glob(".step-*.tmp")):
+        if path != but:
+            _remove(path)
+    with contextlib.suppress(OSError):  # not empty
+        attempt.rmdir()
 
 
 def _write(folder: Path, snapshot: Snapshot, key: str) -> None:
@@ -123,6 +187,8 @@ def _read(folder: Path, key: str) -> Snapshot:
     files = _manifest(folder)
     for name, expected in files.items():
         try:
+            if not (folder / name).is_file():  # a pipe or a device could be read for ever
+                raise _Invalid(f"{name} is missing, or is no file")
             if (folder / name).stat().st_size != expected["bytes"] or _sha256(folder / name) != expected["sha256"]:
                 raise _Invalid(f"{name} is not what was written")
         except (OSError, KeyError, TypeError) as error:
@@ -137,15 +203,17 @@ def _read(folder: Path, key: str) -> Snapshot:
             if name.endswith(".safetensors")
         }
         return Snapshot(step=int(state["step"]), tensors=tensors, state=state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _Invalid(f"it can't be read ({error})") from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
+        if not (folder / "manifest.json").is_file():
+            raise _Invalid("it has no manifest")
+        files = dict(json.loads((folder / "manifest.json").read_text())["files"])
         names = set(files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Invalid(f"its manifest can't be read ({error})") from error
     if "state.json" not in names or any(Path(name).name != name for name in names):
         raise _Invalid("its manifest names other files than a checkpoint has")

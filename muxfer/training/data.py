@@ -7,6 +7,7 @@ be read completely: a picture that is silently left out would make another study
 Axes: N pictures, B batch, C channels, H and W pixels.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.util
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from muxfer.config import Digits, ImageFolder
 from muxfer.errors import BadInput
+from muxfer.task import Data, Digits, ImageFolder, Planned
 from muxfer.trial import content_hash
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""By content: of the others some are programs (EPS), whatever the name of the file."""
 MIN_PICTURES = 10
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS_VALIDATION_EVERY = 6
@@ -135,8 +138,34 @@ def generator_of(*content: int | str) -> torch.Generator:
 _loaded: dict[Any, Dataset] = {}
 
 
-def load(data: Digits | ImageFolder) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a plan needs to know of data."""
+
+    num_classes: int
+    captions: tuple[str, ...]
+    """One a class; of planned data a single one, as long as theirs."""
+    fingerprint: str
+
+
+def about(data: Data) -> About:
+    """The data as a plan sees them: read where they are here, taken at their word where they are only planned."""
+    if isinstance(data, Planned):
+        caption = " ".join(["word"] * ((data.text_tokens or 1) - 1))
+        fingerprint = content_hash(["planned", dataclasses.asdict(data)])
+        return About(num_classes=data.num_classes, captions=(caption,), fingerprint=fingerprint)
+    loaded = load(data)
+    return About(num_classes=loaded.num_classes, captions=loaded.captions, fingerprint=loaded.fingerprint)
+
+
+def load(data: Data) -> Dataset:
     """The data in memory; a process keeps what it loaded last, for the next trial. Raises BadInput."""
+    if isinstance(data, Planned):
+        raise BadInput(
+            f"the data are planned, {data.num_samples:,} pictures of {data.channels}x{data.image_size}x"
+            f"{data.image_size}, and not on this machine: plan and --dry-run need no more; to train give your own,"
+            " data=image_folder data.path=FOLDER"
+        )
     pictures = [] if isinstance(data, Digits) else _find_pictures(data)
     stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for _, path in pictures)
     if (data, stamps) not in _loaded:
@@ -256,7 +285,7 @@ def _decode(file: Path, image_size: int, channels: int) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             # A JPEG decodes faster at a half or a quarter; twice the size wanted keeps the antialiasing.
             opened.draft(None, (2 * image_size, 2 * image_size))
             picture = ImageOps.exif_transpose(opened)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from muxfer.config import DDPM, Evaluation, RectifiedFlow, Training
+from muxfer.task import DDPM, Evaluation, RectifiedFlow, Training
 from muxfer.training import objective as objectives
 from muxfer.training.checkpoint import Snapshot
 from muxfer.training.data import Batch, Dataset, Stream, generator_of

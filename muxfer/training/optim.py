@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from muxfer.config import Training
+from muxfer.task import Training
 
 
 def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from muxfer.adapters.diffusers_sampling import sample, save_grid
-from muxfer.config import DDPM, Evaluation, RectifiedFlow
+from muxfer.task import DDPM, Evaluation, RectifiedFlow
 
 FLOW = RectifiedFlow(name="rectified_flow")
 NOISE = DDPM(name="ddpm")

@@ -1,8 +1,11 @@
 """Where configurations come from: the user's folders in front, nothing outside them, one line when it fails."""
 
+import os
+
 import pytest
 
-from muxfer.adapters.hydra_compose import compose, compose_model, model_names, sweep_names
+from muxfer.adapters.hydra_compose import compose, compose_model, composed, model_names, sweep_names
+from muxfer.environment import hidden, resolved
 from muxfer.errors import BadInput
 from muxfer.parse import parse
 
@@ -26,7 +29,7 @@ def test_a_users_group_and_sweep_stand_before_the_packaged_ones(empty_folder):
     config = compose("my-sweep")
     assert config["training"] == {"steps": 7, "batch_size": 3}
     assert config["compute"] == {"slots": 1}
-    assert sweep_names() == ["lr-width", "my-sweep"]
+    assert {"lr-width", "my-sweep"} <= set(sweep_names())
 
 
 def test_a_users_sweep_of_the_same_name_wins(empty_folder):
@@ -109,7 +112,7 @@ def test_of_a_sweep_and_a_model_of_one_name_the_sweep_is_meant(empty_folder):
 
 @pytest.mark.parametrize("name", ["dti", "model/dit", "../dit", "dit.yaml", "", "dit\n", "no-sweep", "d" * 10_000])
 def test_an_unknown_model_is_refused_with_the_nearest_name(name):
-    with pytest.raises(BadInput, match="unknown sweep or model .*dit"):
+    with pytest.raises(BadInput, match="unknown sweep or model .*(did you mean|known: )"):
         compose_model(name)
 
 
@@ -125,10 +128,114 @@ def test_a_sweep_is_never_a_model(name):
         compose(name)
 
 
-def test_a_model_with_an_alias_bomb_in_the_folder_is_refused_as_a_sweep_is(empty_folder):
-    write(empty_folder, "conf/model/bomb.yaml", "a: &a [x]\nb: *a\n")
+def test_a_model_with_an_alias_bomb_is_refused_as_a_sweep_is(empty_folder):
+    write(empty_folder, "conf/model/bomb.yaml", "a: &a ['#', x]\nb: ['#', *a]\n")
     with pytest.raises(BadInput, match="aliases"):
-        compose_model("dit")
+        compose_model("bomb")
+
+
+def test_references_that_name_each_other_twice_are_counted_not_unfolded(empty_folder):
+    lines = "".join(f"k{i}: ['${{k{i + 1}}}', '${{k{i + 1}}}']\n" for i in range(40))
+    write(empty_folder, "sweeps/mine.yaml", f"defaults: [base, _self_]\n{lines}k40: [1]\n")
+    with pytest.raises(BadInput, match="more than 10000 values"):
+        compose("mine")
+
+
+@pytest.mark.parametrize("entry", ["../../out/evil", "{/model@x: ../../out/evil}", "{override model: ../../out/evil}"])
+def test_a_list_of_defaults_that_climbs_out_of_the_folder_is_refused(empty_folder, entry):
+    write(empty_folder, "out/evil.yaml", "evil: true\n")
+    write(empty_folder, "sweeps/mine.yaml", f"defaults: [base, {entry}, _self_]\n")
+    with pytest.raises(BadInput, match=r"inside the folder"):
+        compose("mine")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_block(empty_folder):
+    write(empty_folder, "conf/model/x.yaml", "")
+    os.mkfifo(empty_folder / "conf" / "model" / "pipe.yaml")
+    with pytest.raises(BadInput, match="no regular file"):
+        compose("lr-width", ["model=pipe"])
+
+
+@pytest.mark.parametrize("text", ["${oc.select:model.width}", "'${${oc.env:HOME}}'", "${hydra:runtime.cwd}"])
+def test_what_no_study_needs_is_not_interpolated(text):
+    with pytest.raises(BadInput, match="expected"):
+        compose("lr-width", [f"description={text}"])
+
+
+def test_a_value_from_the_environment_is_known_by_its_name(monkeypatch):
+    monkeypatch.setenv("STEPS", "12")
+    monkeypatch.setenv("WORD", "hunter22")
+    given = [
+        "training.steps='${oc.decode:${oc.env:STEPS}}'",
+        "description=a-${oc.env:WORD}",
+        "output_dir=${description}",
+    ]
+    found = composed("lr-width", [*given, "ledger.tracking_uri=${oc.env:NOT_SET,sqlite:///x.db}"])
+    assert found.plain["training"]["steps"] == 12
+    assert (found.plain["description"], found.plain["output_dir"]) == ("a-hunter22", "a-hunter22")
+    assert found.plain["ledger"]["tracking_uri"] == "sqlite:///x.db"
+    assert found.variables == {
+        "training.steps": "${oc.decode:${oc.env:STEPS}}",
+        "description": "a-${oc.env:WORD}",
+        "output_dir": "a-${oc.env:WORD}",
+        "ledger.tracking_uri": "${oc.env:NOT_SET,sqlite:///x.db}",
+    }
+    kept = hidden(found.plain, found.variables)
+    assert "hunter22" not in str(kept)
+    assert resolved(kept, {}) == found.plain
+
+
+def test_a_variable_that_is_not_set_is_told_in_one_line(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(BadInput, match=r"description reads the environment variable NOT_SET, which is not set"):
+        compose("lr-width", ["description=${oc.env:NOT_SET}"])
+
+
+def test_what_is_searched_stands_in_records_and_is_not_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("RATE", "0.1")
+    with pytest.raises(BadInput, match="search.base_lr reads an environment variable"):
+        compose("lr-width", ["search.base_lr='${oc.decode:${oc.env:RATE}}'"])
+
+
+LIST = "search.base_lr=[1e-3,2e-3]"
+SPACE = "search.base_lr={uniform:[-9,-5],log2:true}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        ([SPACE], {"uniform": [-9, -5], "log2": True}),
+        ([SPACE, LIST], [1e-3, 2e-3]),
+        ([LIST, SPACE], {"uniform": [-9, -5], "log2": True}),
+        ([SPACE, "search.base_lr={choice:[1,2]}"], {"choice": [1, 2]}),
+        ([SPACE, "search.base_lr=0.25"], 0.25),
+        (["search.base_lr=[${model.width}]"], [64]),
+    ],
+)
+def test_a_space_takes_the_place_of_a_list_and_a_list_of_a_space(overrides, left):
+    assert compose("lr-width", overrides)["search"]["base_lr"] == left
+
+
+def test_a_space_of_a_users_sweep_is_replaced_by_a_list(empty_folder):
+    write(
+        empty_folder,
+        "sweeps/mine.yaml",
+        "defaults: [base, _self_]\nsearch:\n  width: [16]\n  base_lr: {uniform: [1, 2]}\n",
+    )
+    assert compose("mine", [LIST])["search"]["base_lr"] == [1e-3, 2e-3]
+    assert compose("mine", [SPACE])["search"]["base_lr"] == {"uniform": [-9, -5], "log2": True}
+
+
+def test_what_is_searched_needs_no_plus_and_a_misspelt_key_is_told():
+    search = compose("lr-width", ["search.num_settings=8", "search.grad_clip=[1,2]", "search.sampler=tpe"])["search"]
+    assert (search["num_settings"], search["grad_clip"], search["sampler"]) == (8, [1, 2], "tpe")
+    with pytest.raises(BadInput, match=r"unknown key search.grad_clp"):
+        compose("lr-width", ["search.grad_clp=[1,2]"])
+
+
+def test_two_lists_for_one_setting_are_refused():
+    with pytest.raises(BadInput, match="to give a list use"):
+        compose("lr-width", ["search.base_lr=[1],[2]"])
 
 
 def test_a_wrong_key_of_a_model_is_told_with_the_nearest():

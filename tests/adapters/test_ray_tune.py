@@ -2,8 +2,9 @@
 
 import json
 import os
+import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.adapters.ray_processes import MARK, Cluster, start
+from muxfer.adapters import ray_sessions
+from muxfer.adapters.ray_processes import start
 from muxfer.adapters.ray_tune import RayExecutor, resolve, stdout_aside
 from muxfer.config import Compute
 from muxfer.errors import BadInput, NoResources
@@ -129,16 +131,19 @@ if case == "join":
         RayExecutor(Compute(device="cpu", slots=10_000, address=address), folder=folder, worker=WORKER)
     except NoResources as refused:
         tell(refused=str(refused))
-executor = RayExecutor(Compute(device="cpu", slots=1, address=address), folder=folder, worker=WORKER)
+orphan_seconds = 2.0 if case == "stopped" else 60.0
+compute = Compute(device="cpu", slots=1, address=address, orphan_seconds=orphan_seconds)
+executor = RayExecutor(compute, folder=folder, worker=WORKER)
 tell(ray={name: process.pid for name, process in executor._cluster.processes.items()})
-executor.submit([job(folder, "long", steps=2 if address else 10_000, seconds=0.1)])
+steps = {"join": 2, "stopped": 40}.get(case, 10_000)
+executor.submit([job(folder, "long", steps=steps, seconds=0.1)])
 first = []
 while not first:
     first = executor.reports(0.5)
 tell(worker=int(first[0].points[0].value))
 print("the driver's own print")
-if case == "driver":
-    os.kill(os.getpid(), signal.SIGKILL)
+if case in ("driver", "stopped"):
+    os.kill(os.getpid(), signal.SIGKILL if case == "driver" else signal.SIGSTOP)
 if case in ("gcs_server", "raylet"):
     os.kill(told["ray"][case], signal.SIGKILL)
     began = time.monotonic()
@@ -147,19 +152,19 @@ if case in ("gcs_server", "raylet"):
             executor.reports(0.2)
     except MuxferError as error:
         tell(error=str(error), exit_code=error.exit_code, noticed=time.monotonic() - began)
-if case == "join":
+if address:
     while first[-1].record is None:
         first += executor.reports(0.5)
-    tell(outcome=str(first[-1].record.outcome))
+    tell(outcome=str(first[-1].record.outcome), resumed_at=first[-1].record.resumed_at)
 began = time.monotonic()
 executor.close()
 tell(closed=time.monotonic() - began, left=sorted(path.name for path in folder.glob(".ray*")),
-     session=str(executor._cluster.session_folder))
+     session=str(executor._cluster.folder))
 print("the answer")
 sys.stdout.flush()
 os._exit(0)
 """
-CASES = ["gcs_server", "raylet", "driver", "join"]
+CASES = ["gcs_server", "raylet", "driver", "stopped", "join"]
 
 
 @dataclass
@@ -171,6 +176,16 @@ class Driver:
         """What the driver told; its output is `self.stdout`."""
         self.stdout, self.stderr = self.process.communicate(timeout=90)
         return json.loads((self.folder / "told.json").read_text())
+
+    def worker(self) -> int:
+        """The process of its first trial, as soon as it told."""
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            told = self.folder / "told.json"
+            if told.exists() and "worker" in (found := json.loads(told.read_text())):
+                return found["worker"]
+            time.sleep(0.02)
+        raise AssertionError(self.process.poll())
 
     def gone(self, told: dict, *, seconds: float) -> bool:
         """Whether every process of its cluster is gone within so many seconds."""
@@ -184,11 +199,11 @@ class Driver:
 
 @pytest.fixture(scope="module", autouse=True)
 def drivers(executor: RayExecutor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Driver]]:
-    """All of them at once, and from the first test on: they mostly wait. `join` runs on the cluster of `executor`."""
+    """All at once, from the first test on: they mostly wait. `stopped` and `join` are on the cluster of `executor`."""
     started = {}
     for case in CASES:
         folder = tmp_path_factory.mktemp(case)
-        address = executor._cluster.address if case == "join" else ""
+        address = executor._cluster.address if case in ("stopped", "join") else ""
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, case, str(folder), address],
             stdout=subprocess.PIPE,
@@ -224,6 +239,39 @@ def test_nothing_outlives_a_killed_driver(drivers):
     assert drivers["driver"].gone(told, seconds=20)
 
 
+ORPHAN = """
+import time
+from muxfer.adapters.ray_plugins import Orphan
+orphan = Orphan()
+orphan.wait_for_driver(0.5)
+orphan.stop_waiting()
+time.sleep(1.5)
+print("between two trials", flush=True)
+orphan.wait_for_driver(0.5)
+time.sleep(60)
+"""
+
+
+def test_an_orphan_ends_itself_with_a_trial_and_waits_for_ever_without_one():
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 86, done.stderr
+    assert done.stdout == "between two trials\n"
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="the cluster's one CPU is taken")
+def test_a_trial_of_a_stopped_driver_ends_itself_on_a_joined_cluster_and_goes_on_when_it_wakes(drivers):
+    driver = drivers["stopped"]
+    worker = driver.worker()
+    end = time.monotonic() + 30
+    while alive(worker):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    driver.process.send_signal(signal.SIGCONT)
+    told = driver.finish()
+    assert told["outcome"] == "finished", driver.stderr
+    assert 0 < told["resumed_at"] < 40
+
+
 @pytest.mark.skipif(os.cpu_count() == 1, reason="the cluster's one CPU is taken")
 def test_a_running_cluster_is_joined_and_left_running(drivers, executor, tmp_path):
     told = drivers["join"].finish()
@@ -235,20 +283,58 @@ def test_a_running_cluster_is_joined_and_left_running(drivers, executor, tmp_pat
     assert records["still-there"].outcome is Outcome.FINISHED
 
 
-def test_the_session_of_a_killed_driver_is_removed_and_no_other(tmp_path):
-    for name, content in {
-        "session_ours_dead": f"{socket.gethostname()} {os.getpid()} 1",
-        "session_other_host": f"elsewhere {os.getpid()} 1",
-        "session_not_ours": None,
-        "session_now": None,
-    }.items():
-        (tmp_path / name).mkdir()
-        if content is not None:
-            (tmp_path / name / MARK).write_text(content)
-    mine = Cluster(address="127.0.0.1:1", joined=False, session_folder=tmp_path / "session_now")
-    mine.claim()
-    Cluster(address="127.0.0.1:1", joined=False, session_folder=tmp_path / "session_not_ours").claim()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["session_not_ours", "session_now", "session_other_host"]
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray's folders go meanwhile; a socket's path must not be long."""
+    folder = Path(f"/tmp/m{secrets.token_hex(2)}")
+    folder.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no_other(short):
+    mine = ray_sessions.make()
+    _, pid, started, machine = mine.name.split("-")
+    dead = short / f"muxfer-{pid}-1-{machine}"
+    others = [f"muxfer-{pid}-1-ffffff", "muxfer-notes", "ray", f"muxfer-{pid}-{started}-{machine}"]
+    for folder in (dead, *(short / name for name in others)):
+        folder.mkdir(exist_ok=True)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    left, bystander = (subprocess.Popen([*sleep, argument]) for argument in (f"{dead}/ray/x", f"{dead}/notes"))
+    try:
+        ray_sessions.sweep()
+        assert left.wait(10) == -signal.SIGKILL
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+        left.kill()
+        left.wait()
+    assert sorted(path.name for path in short.iterdir()) == sorted(others)
+    assert mine.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_whose_sockets_would_have_too_long_a_path_is_not_taken(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/" + 60 * "long")
+    assert ray_sessions.root() == Path("/tmp")
+
+
+def test_what_a_driver_leaves_that_is_killed_while_ray_starts_is_swept(short, tmp_path):
+    code = "import sys; from pathlib import Path; from muxfer.adapters.ray_tune import *; " + (
+        "RayExecutor(Compute(device='cpu', slots=1), folder=Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": SEARCH_PATH}
+    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    end = time.monotonic() + 60
+    while not list(short.glob("muxfer-*/r/session_*/sockets")):
+        assert driver.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    ray_sessions.sweep()
+    assert list(short.iterdir()) == []
 
 
 def test_an_address_where_nothing_answers_is_refused_at_once():
@@ -304,5 +390,5 @@ def test_close_ends_all_of_it_with_a_trial_in_flight(executor, tmp_path):
     end = time.monotonic() + 3
     while any(alive(pid) for pid in [*ours, *pids(reports)]):
         assert time.monotonic() < end
-    assert not cluster.session_folder.exists()
+    assert not cluster.folder.exists()
     executor.close()

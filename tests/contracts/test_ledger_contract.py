@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from muxfer.adapters.mlflow_client import Refused
 from muxfer.adapters.mlflow_ledger import MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
@@ -123,6 +124,20 @@ def test_the_same_operations_twice_change_nothing(drive):
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
 
 
+def test_points_and_tags_of_any_number_arrive_together(drive):
+    ledger, _ = drive()
+    ledger.begin(trial())
+    ledger.flush(PATIENCE)
+    [run] = runs_of(ledger)
+    for number, num_points in enumerate((0, 800, 801, 1000, 1001, 1801)):
+        metrics = [(f"curve{number}", 0.5, step, step) for step in range(num_points)]
+        tags = {f"label{number}.{each}": "x" for each in range(101)}
+        ledger._store.log(run.info.run_id, metrics=metrics, tags=tags)
+        assert len(curve(ledger, run, f"curve{number}")) == num_points
+    [after] = runs_of(ledger)
+    assert sum(name.startswith("label") for name in after.data.tags) == 6 * 101
+
+
 def test_a_run_that_a_late_create_made_twice_is_settled_by_a_fixed_rule(drive):
     ledger, lease = drive()
     ledger.begin(trial())
@@ -167,6 +182,20 @@ def test_a_late_record_of_an_older_epoch_does_not_count(drive):
     assert [(found.metric, found.epoch) for found in newer.records(STUDY)] == [(0.25, newer_lease.epoch)]
 
 
+STRANGE = b"""{"op":"points","key":"key0"}
+{"op":"unheard"}
+[1]
+null
+{}
+{"op":["points"],"key":"a","points":[]}
+{"op":"points","key":"key0","points":5}
+{"op":"points","key":"other","points":[5]}
+{"op":"rest","key":"key0","epoch":1,"end_ms":1,"paused":[]}
+{"op":"begin","key":"key0","epoch":"1","name":5,"start_ms":"x","tags":[],"params":5,"task":{}}
+"""
+"""Lines that no version of ours writes."""
+
+
 def test_what_a_killed_driver_left_in_its_spool_is_replayed_before_records_are_read(drive, tmp_path):
     ledger, lease = drive()
     ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
@@ -179,11 +208,57 @@ def test_what_a_killed_driver_left_in_its_spool_is_replayed_before_records_are_r
     lease.before_release = None
     lease.release()
     [spool] = (tmp_path / "muxfer").rglob("spool*.jsonl")
-    spool.write_bytes(spool.read_bytes() + b'{"op":"points","key":"ke')
+    spool.write_bytes(STRANGE + spool.read_bytes() + b'{"op":"points","key":"ke')
     newer, _ = drive()
     assert [found.epoch for found in newer.records(STUDY)] == [lease.epoch]
     assert curve(newer, runs_of(newer)[0]) == [(1, 0.55), (2, 1.1 / 3), (3, 0.275)]
     assert not spool.exists()
+
+
+def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its_record(drive, monkeypatch, caplog):
+    ledger, lease = drive()
+
+    def full(*_):
+        raise Refused("an artifact was not taken")
+
+    monkeypatch.setattr(ledger._store, "upload_text", full)
+    ledger.begin(trial())
+    ledger.settle(record(epoch=lease.epoch))
+    ledger.flush(PATIENCE)
+    [run] = runs_of(ledger)
+    assert run.data.params["model.width"] == "64"
+    assert run.data.tags[f"muxfer.claim.e{lease.epoch}"] == "1"
+    assert [found.epoch for found in ledger.records(STUDY)] == [lease.epoch]
+    assert "an artifact was not taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "read"),
+    [
+        ("tags", "muxfer.schema", "new", lambda reader: reader.studies()),
+        ("tags", "muxfer.study", None, lambda reader: reader.studies()),
+        ("params", "lease.e1", "5", lambda reader: reader.driver(STUDY)),
+        ("params", "lease.e1", '{"pid": []}', lambda reader: reader.driver(STUDY)),
+    ],
+)
+def test_what_others_wrote_there_is_bad_input(config, tmp_path, where, name, value, read):
+    import sqlite3
+
+    if not config.tracking_uri.startswith("sqlite"):
+        pytest.skip("the database is a server's")
+    ledger = MlflowLedger(config, folder=tmp_path)
+    lease = ledger.acquire(STUDY)
+    ledger.open(STUDY, {}, lease)
+    ledger.flush(PATIENCE)
+    lease.release()
+    ledger.close()
+    with sqlite3.connect(config.tracking_uri.removeprefix("sqlite:///")) as database:
+        change = f"update {where} set value = ? where key = ?", (value, name)
+        if value is None:
+            change = "delete from tags where key = ?", (name,)
+        assert database.execute(*change).rowcount
+    with pytest.raises(BadInput, match="none of muxfer's"):
+        read(MlflowLedger(config, folder=tmp_path))
 
 
 def test_a_run_that_a_person_deleted_does_not_hold_up_the_others(drive, caplog):

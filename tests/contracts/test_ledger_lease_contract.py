@@ -6,9 +6,11 @@ import shutil
 import signal
 import socket
 import socketserver
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -17,6 +19,7 @@ from muxfer.adapters.mlflow_ledger import MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.errors import LedgerUnreachable, StudyBusy
 from muxfer.lease import Holder
+from muxfer.ledger import Spool, Writer
 from tests.contracts.conftest import NUMBERS, PATIENCE, ROOT, STUDY, Server, curve, points, record, runs_of, trial
 
 
@@ -116,6 +119,36 @@ def test_of_several_processes_that_start_at_once_one_wins(request, holder, tmp_p
     assert answers == ["BUSY", "BUSY", "HELD"]
 
 
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_a_database_whose_maker_was_killed_is_made_by_the_next_one(holder, tmp_path):
+    """MLflow's migrations are no transaction: on a database that stopped half way they fail for ever."""
+    first, second = (holder(uri=f"sqlite:///{tmp_path}/killed.db") for _ in range(2))
+    assert [line(first), line(second)] == ["READY", "READY"]
+    go(first)
+    while sum(path.stat().st_size for path in tmp_path.glob("killed.db.new")) < 50_000:
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    assert not (tmp_path / "killed.db").exists()
+    go(second)
+    assert line(second) == "HELD"
+    second.kill()
+    second.wait()
+    assert {path.name.removeprefix("killed.db") for path in tmp_path.glob("killed.db*")} <= {"", "-wal", "-shm"}
+
+
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_a_database_that_an_earlier_version_left_half_made_is_made_anew(holder, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "half.db")) as connection:
+        connection.execute("create table experiments (experiment_id integer primary key)")
+        connection.execute("create table runs (run_uuid varchar(32) primary key)")
+        connection.execute("create table alembic_version (version_num varchar(32) not null)")
+    process = holder(uri=f"sqlite:///{tmp_path}/half.db")
+    assert line(process) == "READY"
+    go(process)
+    assert line(process) == "HELD"
+
+
 def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive):
     other = holder(ttl_seconds=1.0)
     assert line(other) == "READY"
@@ -125,6 +158,52 @@ def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive):
     assert drive(lease_seconds=1.0)[1].epoch == 2
     os.kill(other.pid, signal.SIGCONT)
     assert line(other) == "FENCED"
+
+
+def test_a_status_that_was_written_late_does_not_stand(drive):
+    """As by a driver that had looked, was stopped, and wrote when another one had long ended the trial."""
+    ledger, lease = drive()
+    ledger.begin(trial())
+    ledger.settle(record(epoch=lease.epoch))
+    ledger.flush(PATIENCE)
+    [run] = runs_of(ledger)
+    ledger._store.log(run.info.run_id, tags={"muxfer.claim.e0": "1", "muxfer.outcome": "running"})
+    ledger._store.set_status(run.info.run_id, "RUNNING")
+    ledger._runs._restate("key0", 0)
+    [run] = runs_of(ledger)
+    assert (run.info.status, run.data.tags["muxfer.outcome"]) == ("FINISHED", "finished")
+    assert [found.epoch for found in ledger.records(STUDY)] == [lease.epoch]
+
+
+def test_a_fenced_driver_leaves_no_spool(tmp_path):
+    """Who took it over has applied and removed the file, or has never seen it."""
+    for others in (True, False):
+        spool = Spool(tmp_path / "spool-1.jsonl")
+        for number in range(3):
+            spool.append({"op": "points", "number": number})
+        spool.sync()
+        if others:
+            other = Spool(tmp_path / "spool-1.jsonl")
+            other.acknowledge(other.read()[1])
+            spool.acknowledge(spool.appended // 3)
+        writer = Writer([spool], lambda operations: None, held=lambda: False, where="nowhere")
+        writer.write({"op": "points", "number": 3})
+        writer.stop(10, fenced=True)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_its_woken_driver_took_away_holds_nobody_up(tmp_path):
+    theirs, ours = (Spool(tmp_path / f"spool-{number}.jsonl") for number in (1, 2))
+    theirs.append({"op": "points", "number": 1})
+    theirs.sync()
+    (tmp_path / "spool-1.jsonl").unlink()
+    applied = []
+    writer = Writer([theirs, ours], applied.extend, held=lambda: True, where="nowhere")
+    writer.write({"op": "points", "number": 2})
+    writer.flush(PATIENCE)
+    writer.stop(10)
+    assert applied == [{"op": "points", "number": 2}]
+    assert list(tmp_path.iterdir()) == []
 
 
 class Proxy(socketserver.ThreadingTCPServer):

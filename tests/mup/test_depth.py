@@ -18,13 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from muxfer.analysis.transferability import best_setting, judge
-from muxfer.config import with_setting
 from muxfer.errors import BadInput
 from muxfer.families import family_of
 from muxfer.models import Uvit
 from muxfer.mup import Plan, check_same_base, fold_factors, make_plan, param_groups, parametrize, scale_of
 from muxfer.parse import parse_task
 from muxfer.plan import grid_trials, study_of
+from muxfer.task import with_setting
 from muxfer.transfer import target_run
 from muxfer.trial import Outcome, Record
 from muxfer.worker import build_model, mup_plan
@@ -597,6 +597,7 @@ def test_a_deeper_target_has_the_base_depth_of_its_proxies(make_config: Callable
         inside=True,
         unfinished=0,
         fingerprint="0",
+        num_pictures=1493,
     )
     plan = mup_plan(parse_task(target.trial.task))
     assert (plan.base_depth, plan.depth, plan.base_width) == (2, 6, config.model.base_width)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from muxfer.config import Digits, Evaluation, RectifiedFlow, Training
+from muxfer.task import Digits, Evaluation, RectifiedFlow, Training
 from muxfer.training.data import Dataset, load
 from muxfer.training.loop import Trainer
 

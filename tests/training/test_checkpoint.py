@@ -110,7 +110,30 @@ def test_pruning_keeps_the_last_two_whole_ones(trial):
     prune(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000040", "step-00000050", "step-00000060"]
     assert load_newest(trial, key="k").snapshot.step == 50
-    assert (trial / "attempt-a" / "step-00000010").exists()
+
+
+def test_an_earlier_attempts_checkpoints_go_once_two_newer_ones_are_there(trial):
+    """The one that the attempt resumed from was found to be good: it is the second until there is another."""
+    half = trial / "attempt-a" / ".step-00000030.1.tmp"
+    half.mkdir()
+    resumed_from = load_newest(trial, key="k").path
+    prune(trial / "attempt-c", resumed_from=resumed_from)
+    assert len(list(trial.glob("attempt-*/step-*"))) == 4
+    save(trial / "attempt-c", snapshot(40), key="k")
+    (trial / "attempt-d").mkdir()
+    prune(trial / "attempt-c", resumed_from=resumed_from)
+    assert sorted(path.name for path in trial.iterdir()) == ["attempt-b", "attempt-c", "attempt-d"]
+    assert list((trial / "attempt-b").iterdir()) == [resumed_from]
+    save(trial / "attempt-c", snapshot(50), key="k")
+    prune(trial / "attempt-c", resumed_from=resumed_from)
+    assert sorted(path.name for path in trial.iterdir()) == ["attempt-c", "attempt-d"]
+
+
+def test_an_attempt_with_nothing_whole_takes_nothing_from_those_before(trial):
+    save(trial / "attempt-c", snapshot(40), key="k")
+    (trial / "attempt-c" / "step-00000040" / "state.json").unlink()
+    prune(trial / "attempt-c")
+    assert load_newest(trial, key="k").snapshot.step == 30
 
 
 def test_saving_a_step_again_replaces_it(trial):

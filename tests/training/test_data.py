@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from muxfer.config import Digits, ImageFolder
 from muxfer.errors import BadInput
+from muxfer.task import Digits, ImageFolder
 from muxfer.training import data as data_module
 from muxfer.training.data import Stream, load
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from muxfer.config import Config, RectifiedFlow, Task
+from muxfer.config import Config
 from muxfer.errors import BadInput
 from muxfer.mup import fold_factors, param_groups
 from muxfer.plan import make_trial
+from muxfer.task import RectifiedFlow, Task
 from muxfer.training.data import Dataset, load
 from muxfer.training.features import BATCH, frozen_features
 from muxfer.training.loop import Trainer

@@ -1,0 +1,165 @@
+"""`python -m benchmarks.faults [ROW ...] [--full] [--minutes M]`: cause the faults of the table, and print how it went.
+
+Without --full each row is caused as often as the gate asks, from seed 0 on. With it the seeds go on where the last run
+stopped (dist/faults.json remembers), towards the last column, after those that failed. A failure is named by its seed:
+`python -m benchmarks.faults --case ROW SEED FAULTS` causes it again. A whole gate writes docs/data/faults.json and the
+table of docs/reliability.md.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import between, machine
+from benchmarks.faults.bench import BRIEF, CACHE, ROOT, Row
+from benchmarks.faults.rows import ROWS
+
+LANES = 2
+CASE_SECONDS = 1500.0
+STATE = ROOT / "dist" / "faults.json"
+DATA = ROOT / "docs" / "data" / "faults.json"
+PAGE = ROOT / "docs" / "reliability.md"
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """How often a row was caused, from which seed to go on, what it took, and each failure with its seed."""
+
+    caused: int = 0
+    next_seed: int = 0
+    seconds: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
+    parser.add_argument("rows", nargs="*", metavar="ROW")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--case", nargs=3, metavar=("ROW", "SEED", "FAULTS"))
+    given = parser.parse_args()
+    by_name = {row.name: row for row in ROWS}
+    if given.case is not None:
+        name, seed, faults = given.case
+        with tempfile.TemporaryDirectory(prefix="muxfer-fault-") as folder:
+            row = by_name[name]
+            case = row.brief if BRIEF in os.environ and row.brief is not None else row.case
+            print(case(int(seed), Path(folder), int(faults)))
+        return
+    if unknown := sorted(set(given.rows) - by_name.keys()):
+        parser.error(f"unknown row {unknown[0]!r}; known: {', '.join(by_name)}")
+    rows = [by_name[name] for name in given.rows] or list(ROWS)
+    tallies = run(rows, full=given.full, minutes=given.minutes)
+    print(table(rows, tallies, full=given.full))
+    for row in rows:
+        for failure in tallies[row.name].failures:
+            again = f"python -m benchmarks.faults --case {row.name} {failure['seed']} {failure['faults']}"
+            print(f"\n{row.name}, seed {failure['seed']}: {again}\n{failure['told']}")
+    if not given.rows and not given.full:
+        DATA.write_text(json.dumps({"machine": machine(), "rows": {n: vars(t) for n, t in tallies.items()}}, indent=1))
+        PAGE.write_text(between(PAGE.read_text(), "faults", table(rows, tallies, full=False)))
+    sys.exit(0 if all(passed(row, tallies[row.name], full=given.full) for row in rows) else 1)
+
+
+def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
+    """Every row up to its number, LANES cases at a time, from both ends, and one that mostly waits beside them.
+
+    No case starts after so many minutes; a row with three failures is given up.
+    """
+    known = json.loads(STATE.read_text()) if full and STATE.exists() else {}
+    tallies = {row.name: Tally(**known.get(row.name, {})) for row in rows}
+    lock = threading.Lock()
+    began = time.monotonic()
+    underway = dict.fromkeys(tallies, 0)
+    again = [(row, failure["seed"], failure["faults"]) for row in rows for failure in tallies[row.name].failures]
+    for row, _, faults in again:  # what failed in an earlier run may have been mended
+        tallies[row.name].failures, tallies[row.name].caused = [], tallies[row.name].caused - faults
+        underway[row.name] += faults
+
+    def take(order: Sequence[Row], *, waiting: bool) -> tuple[Row, int, int] | None:
+        with lock:
+            if time.monotonic() - began > 60 * minutes:
+                return None
+            if again:
+                return again.pop()
+            for row in sorted(order, key=lambda row: underway[row.name]):
+                if row.waits != waiting:
+                    continue
+                tally = tallies[row.name]
+                missing = (row.full if full else row.gate) - tally.caused - underway[row.name]
+                if missing > 0 and len(tally.failures) < 3:
+                    faults = min(row.batch, missing)
+                    seed, tally.next_seed = tally.next_seed, tally.next_seed + 1
+                    underway[row.name] += faults
+                    return row, seed, faults
+            return None
+
+    def lane(cache: str, order: Sequence[Row], waiting: bool) -> None:
+        while (job := take(order, waiting=waiting)) is not None:
+            row, seed, faults = job
+            start = time.monotonic()
+            caused, told = run_case(row, seed, faults, cache=cache)
+            seconds = time.monotonic() - start
+            with lock:
+                tally = tallies[row.name]
+                underway[row.name] -= faults
+                tally.caused += caused
+                tally.seconds += seconds
+                if told is not None:
+                    tally.failures.append({"seed": seed, "faults": faults, "told": told})
+                if full:
+                    STATE.parent.mkdir(exist_ok=True)
+                    STATE.write_text(json.dumps({**known, **{name: vars(t) for name, t in tallies.items()}}))
+                ended = "ok" if told is None else "FAILED"
+                print(f"{row.name} seed {seed}: {ended}, {caused} in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="muxfer-faults-") as cache, ThreadPoolExecutor() as pool:
+        ways = [(rows, True), *itertools.islice(itertools.cycle([(rows, False), (rows[::-1], False)]), LANES)]
+        for ended in [pool.submit(lane, cache, order, waiting) for order, waiting in ways]:
+            ended.result()
+    return tallies
+
+
+def run_case(row: Row, seed: int, faults: int, *, cache: str, brief: bool = False) -> tuple[int, str | None]:
+    """One case in a process of its own: how often the fault was caused, and what went wrong, if anything did."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--case", row.name, str(seed), str(faults)]
+    environment = {**os.environ, CACHE: cache, "PYTHONPATH": str(ROOT), **({BRIEF: "1"} if brief else {})}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CASE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return faults, f"the case did not end within {CASE_SECONDS:g} s"
+    if done.returncode == 0:
+        return int(done.stdout.split()[-1]), None
+    return faults, done.stderr.strip()[-3000:] or f"the case ended with {done.returncode}"
+
+
+def passed(row: Row, tally: Tally, *, full: bool) -> bool:
+    return not tally.failures and (full or tally.caused >= row.gate)
+
+
+def table(rows: Sequence[Row], tallies: Mapping[str, Tally], *, full: bool) -> str:
+    """One row a fault: caused, asked for, failures by seed, minutes, and the test that causes it once."""
+    lines = ["| row and test | fault | right | caused | gate | full | failed | minutes |"]
+    lines += ["|---|---|---|--:|--:|--:|---|--:|"]
+    for row in rows:
+        tally = tallies[row.name]
+        failed = ", ".join(f"seed {failure['seed']}" for failure in tally.failures) or "none"
+        told = "" if passed(row, tally, full=full) or tally.failures else " (not all caused)"
+        cells = [f"`{row.name}`", row.fault, row.right, f"{tally.caused:,}", f"{row.gate:,}", f"{row.full:,}"]
+        lines.append(f"| {' | '.join(cells)} | {failed}{told} | {tally.seconds / 60:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Hostile names in every place that takes one: refused, or what comes of them lies inside and is the only one."""
+
+import contextlib
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.configs import _typed
+from muxfer.errors import BadInput
+
+LETTERS = "ab01-_./\\'\"`$;&|<>*?~%{}[]()=,:# \t\n\r\0\x1b\u202e\u200b\u00e9\u0430\uff0f\u2215\u2024\U0001f4a3\ud800"
+NAMES = (
+    *(
+        "../evil",
+        "../../evil",
+        "..",
+        ".",
+        "/evil",
+        "//evil",
+        "~/evil",
+        "~nobody-here/evil",
+        "a/../../evil",
+        "-rf",
+        "--help",
+    ),
+    *(
+        "lr-width\0",
+        "lr\0width",
+        "lr-width\n",
+        "a\r\nb",
+        "\x1b[2Ja",
+        "'; drop table runs; --",
+        '"a"',
+        "`id`",
+        "$(id)",
+        "%s%n",
+    ),
+    *(
+        "lr-w\u0456dth",
+        "\uff4cr-width",
+        "lr\u2010width",
+        "lr-width\u200b",
+        "\u202ehtdiw-rl",
+        "..\uff0fevil",
+        "\u2025/evil",
+    ),
+    *("a" * 300, "\u00e9" * 150, "a" * 10_000, "x/" * 2000 + "evil", "", " ", ".hidden", "con", "a:b", "file:///evil"),
+    *("os:system", "builtins:eval", "subprocess:Popen", "torch:load", "muxfer.worker:TrialRun", "os", "__main__"),
+)
+
+
+def names(seed: int, folder: Path, faults: int) -> int:
+    """A hostile name in every place that takes one: refused, or what came of it lies inside and is the only one."""
+    rng = random.Random(seed)
+    home = folder / "a" / "b" / "c"
+    home.mkdir(parents=True)
+    os.chdir(home)
+    os.environ |= {"MLFLOW_TRACKING_URI": "", "HOME": str(folder / "a")}
+    ledger = _Experiments(home)
+    places: list[Callable[[str], None]] = [
+        *(_sweep, _group, _plugin, _table, _scales, _export_folder, _figure, _target, _words, _uri),
+        *(_output_dir, _data_path, ledger.study, ledger.experiment, ledger.tags, _by_command),
+    ]
+    first = rng.randrange(len(places))
+    for number in range(faults):
+        place = places[(first + number) % len(places)]
+        name = rng.choice(NAMES)
+        if rng.random() < 0.4:
+            name = "".join(rng.choices(LETTERS, k=rng.choice([1, 3, 8, 40, 3000])))
+        try:
+            place(name)
+        except BadInput:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{place.__name__} {name[:200]!r}: {type(error).__name__}: {error}") from error
+        outside = [path for path in folder.rglob("*") if home not in (path, *path.parents) and path not in home.parents]
+        outside += [path for path in (Path("/evil"), Path("/evil.json")) if path.exists()]
+        assert not outside, f"{place.__name__} {name[:200]!r} made {outside}"
+    ledger.close()
+    return faults
+
+
+def _sweep(name: str) -> None:
+    from muxfer.adapters.hydra_compose import compose, compose_model
+
+    for read in (compose, compose_model):
+        with contextlib.suppress(BadInput):
+            read(name)
+            raise AssertionError(f"{name[:60]!r} passed for a sweep")
+
+
+def _group(name: str) -> None:
+    from muxfer.adapters.hydra_compose import compose
+
+    for group in ("model", "+size", "scale", "training@model"):
+        with contextlib.suppress(BadInput):
+            compose("lr-width", [f"{group}={name}"])
+            assert not name.strip(), f"{group}={name[:60]!r} passed"
+
+
+def _plugin(name: str) -> None:
+    from muxfer.plugins import allow
+
+    known = set(sys.modules)
+    allow([name], folder=os.getcwd())
+    assert name in known, f"{name!r} was imported"  # of what Python has already, whoever types the command may name it
+
+
+def _table(name: str) -> None:
+    from muxfer.adapters.pandas_table import read_columns
+
+    read_columns(name, ["a"])
+    raise AssertionError("a table was read")
+
+
+def _scales(name: str) -> None:
+    from muxfer.describe import _write
+    from muxfer.request import user_path
+
+    _inside_only(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
+
+
+def _export_folder(name: str) -> None:
+    from muxfer.export import _new_folder
+    from muxfer.request import user_path
+
+    def act() -> None:
+        with _new_folder(user_path(name, "--folder")) as temporary:
+            (temporary / "config.json").write_text("{}")
+
+    _inside_only(name, act, name)
+
+
+def _figure(name: str) -> None:
+    from muxfer.fit import _figure_stem
+
+    _figure_stem(name, "runs.csv")
+
+
+def _inside_only(name: str, act: Callable[[], object], path: str) -> None:
+    """What was typed may lead anywhere; here only where it leads inside is it done, and else that it would be done."""
+    from muxfer.request import user_path
+
+    where = user_path(path, "here").resolve()
+    if Path.cwd() in where.parents:
+        act()
+
+
+def _target(name: str) -> None:
+    from muxfer.families import family_of
+    from muxfer.models import Declared
+
+    sizes = {"family": "declared", "width": 4, "base_width": 4, "depth": 1, "head_dim": 4, "patch": 1, "image_size": 8}
+    family_of(Declared(**sizes, channels=1, target=name, sizes={"w": "width"}, inputs={"x": "image"}))  # type: ignore[arg-type]
+    raise AssertionError("a class of no registered module was taken")
+
+
+def _words(name: str) -> None:
+    from muxfer.adapters.hydra_compose import compose
+    from muxfer.request import words_of
+
+    sweep, *overrides = words_of(name, "--against")
+    compose(sweep, overrides)
+    raise AssertionError(f"{name[:60]!r} passed for a sweep")
+
+
+def _uri(name: str) -> None:
+    from muxfer.adapters.tracking_uri import masked, sqlite_path
+
+    for uri in (name, f"sqlite:///{name}", f"http://u:hunter22@{name}", f"postgresql://u:hunter22@h/{name}"):
+        with contextlib.suppress(BadInput):
+            sqlite_path(uri)
+        assert "hunter22" not in masked(uri), uri
+
+
+def _output_dir(name: str) -> None:
+    from muxfer.parse import parse
+    from muxfer.request import check_writable, output_folder
+
+    plain = {**_plain(), "output_dir": name}
+    where = output_folder(parse(plain))
+    _inside_only(name, lambda: check_writable(where), name)
+
+
+def _data_path(name: str) -> None:
+    from muxfer.parse import parse
+    from muxfer.request import user_path
+    from muxfer.task import ImageFolder
+    from muxfer.training.data import load
+
+    config = parse({**_plain(), "data": {"name": "image_folder", "path": name, "image_size": 8, "channels": 1}})
+    assert isinstance(config.data, ImageFolder)
+    if Path.cwd() not in user_path(name, "data.path").resolve().parents:
+        return  # a folder of this machine, which may be large: it is only read
+    load(config.data)
+    raise AssertionError("pictures were found")
+
+
+def _by_command(name: str) -> None:
+    if "\0" in name:
+        return _sweep(name)
+    number = sum(map(ord, name)) % 6
+    words = [
+        ["sweep", "--dry-run", "--", name],
+        ["verdict", "--table", f"./{name}", "--axis", "a", "--hp", "b", "--metric", "c"],
+        ["clean", "--yes", "--", name],
+        ["report", "lr-width", "--plugin", f"x{name}"],
+        ["export", "--", name or "x"],
+        ["fit", "--against", f"lr-width {name}", "isoflop"],
+    ][number]
+    code, out, err, _ = _typed(
+        Path.cwd(), [word.encode(errors="surrogatepass").decode(errors="replace") for word in words]
+    )
+    assert code == 2, f"{words}: exit {code}: {err[-500:]}"
+    assert (out, "Traceback" in err, err.count("\n")) == ("", False, 1), f"{words}: {out[:200]}{err[-500:]}"
+    return None
+
+
+def _plain() -> dict[str, Any]:
+    from muxfer.adapters.hydra_compose import compose
+
+    if not _PLAIN:
+        _PLAIN.update(compose("lr-width"))
+    return dict(_PLAIN)
+
+
+_PLAIN: dict[str, Any] = {}
+
+
+class _Experiments:
+    """One real ledger, in which studies, experiments and texts of any name are written and read back."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._seen: dict[str, str] = {}
+        self._number = 0
+        logging.getLogger("muxfer").setLevel(logging.ERROR)
+
+    def study(self, name: str) -> None:
+        self._write(study=name)
+        assert Path(f"{name}-0").name == f"{name}-0", f"study {name[:60]!r} was accepted"
+
+    def experiment(self, name: str) -> None:
+        self._write(experiment=name)
+        folders = {path.resolve() for path in (self._home / "mlruns").iterdir()}
+        assert all(path.parent == (self._home / "mlruns").resolve() for path in folders), folders
+
+    def tags(self, name: str) -> None:
+        self._write(text=name)
+
+    def _write(self, *, study: str = "lr-width", experiment: str = "muxfer", text: str = "x") -> None:
+        from muxfer.adapters.mlflow_ledger import MlflowLedger
+        from muxfer.config import LedgerConfig
+        from muxfer.trial import Outcome, Record, Study, Trial
+
+        self._number += 1
+        config = LedgerConfig(tracking_uri=f"sqlite:///{self._home}/mlflow.db", experiment=experiment)
+        config.check()
+        which = Study(name=study, key=f"{self._number:016x}", identity={"text": text.encode(errors="replace").decode()})
+        ledger = MlflowLedger(config, folder=self._home / "muxfer")
+        setting = {"width": 16}
+        trial = Trial(key="0" * 16, setting=setting, replicate=0, task={"model": {"a": text}}, lineage={"a": text})
+        lease = ledger.acquire(which)
+        try:
+            ledger.open(which, {"a": text}, lease)
+            if text.isprintable():  # what else a configuration holds is refused before it comes here
+                ledger.begin(trial)
+            else:
+                ledger.begin(replace(trial, task={"model": {}}, lineage={}))
+            failed = Record(
+                key=trial.key,
+                setting=setting,
+                replicate=0,
+                outcome=Outcome.FAILED,
+                metric=None,
+                step=0,
+                error=text[:99],
+            )
+            ledger.settle(replace(failed, epoch=lease.epoch))
+            ledger.flush(60)
+            assert [record.error for record in ledger.records(which)] == [text[:99]]
+            assert [found.key for found in ledger.studies() if found.key == which.key] == [which.key]
+        finally:
+            lease.release()
+            ledger.close()
+
+    def close(self) -> None:
+        names = [path.name for path in (self._home / "mlruns").iterdir()] if (self._home / "mlruns").exists() else []
+        assert len({name.casefold() for name in names}) == len(names), names

@@ -1,0 +1,251 @@
+"""Secrets planted in a real sweep: in the configuration, the environment, the tracking URI, the keys of S3.
+
+Every file, every cell of the database, every output and every process's argument list is then searched for each of
+them, as it is, and as a URI, JSON or a shell would write it. The sweep has a model of the user's own, which takes one
+of them as an argument and raises an error that holds it: what others write is kept from records too.
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from benchmarks.faults.bench import ROOT, Sweep, new_folder
+from muxfer.adapters import ray_sessions
+
+NAMES = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD"),
+    *(
+        "PLANTED_DESCRIPTION",
+        "PLANTED_ARGUMENT",
+        "PLANTED_ADDRESS",
+        "PLANTED_URI",
+        "PLANTED_CONF",
+        "MLFLOW_TRACKING_TOKEN",
+    ),
+)
+OVERRULED, SERVERS = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}, {"PLANTED_CONF"}
+"""Those of the environment would overrule what stands in a server's URI; this one stands in no other's."""
+MODULE = """
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self, *, hidden, pixels, classes, token):
+        super().__init__()
+        self.token = token
+        self.inward = nn.Linear(pixels, hidden)
+        self.moment = nn.Linear(1, hidden)
+        self.label = nn.Embedding(classes + 1, hidden)
+        self.middle = nn.Linear(hidden, hidden)
+        self.outward = nn.Linear(hidden, pixels)
+
+    def forward(self, pixels, time, label):
+        if pixels.device.type != "meta" and self.middle.in_features == 64:
+            raise RuntimeError(f"https://hub.example/weights?token={self.token} refused {self.token}")
+        h = self.inward(pixels.flatten(1)) + self.moment(time[:, None] / 1000) + self.label(label)
+        return self.outward(torch.relu(h + self.middle(torch.relu(h)))).reshape(pixels.shape)
+"""
+MODEL = """
+family: declared
+target: planted_model:Mine
+width: 32
+base_width: 32
+depth: 1
+head_dim: 16
+patch: 1
+image_size: ${data.image_size}
+channels: ${data.channels}
+sizes: {hidden: width, pixels: channels * image_size * image_size, classes: num_classes}
+arguments: {token: "${oc.env:PLANTED_ARGUMENT}"}
+inputs: {pixels: image, time: timestep, label: labels}
+readout: outward.weight
+"""
+LEDGER = """
+tracking_uri: {uri}
+experiment: muxfer
+patience_seconds: 60.0
+lease_seconds: 30.0
+"""
+OVERRIDES = (
+    *("model=planted", "ledger=planted", "search.width=[32,64]", "search.base_lr=[2**-7]", "training.warmup_steps=2"),
+    *("training.steps='${oc.decode:${oc.env:PLANTED_STEPS}}'", "training.checkpoint_every=10", "compute.slots=2"),
+    *("description='of ${oc.env:PLANTED_DESCRIPTION}'", "evaluation.timesteps=1"),
+)
+
+
+def told_nowhere(seed: int, folder: Path, faults: int) -> int:
+    """Sweeps with a secret in every place that they have; every second has a server, the first where `seed` is even."""
+    rng = random.Random(seed)
+    done = 0
+    for number in itertools.count(seed):
+        server = number % 2 == 0
+        names = [name for name in NAMES if name not in (OVERRULED if server else SERVERS)][: faults - done]
+        values = {name: _value(rng) for name in NAMES}
+        _one(new_folder(folder, number), values, {name: values[name] for name in names}, server=server)
+        done += len(names)
+        if done == faults:
+            return done
+    raise AssertionError
+
+
+def _value(rng: random.Random) -> str:
+    """As a password may be: letters, digits, and what a URI, JSON and a shell each write in their own way."""
+    return "".join(rng.choices("abcdefghjkmnpqrstuvwxyz", k=6)) + f"+{rng.randrange(10**6)}/Zk%=9"
+
+
+def _one(home: Path, values: Mapping[str, str], looked_for: Mapping[str, str], *, server: bool) -> None:
+    """Sweep (of two trials one fails), report, configure, get refused; then search."""
+    (home / "planted_model.py").write_text(MODULE)
+    (home / "conf" / "model").mkdir(parents=True)
+    (home / "conf" / "ledger").mkdir()
+    (home / "conf" / "model" / "planted.yaml").write_text(MODEL)
+    with _server(home) if server else _database(home) as (uri, database):
+        user = f"{quote(values['PLANTED_CONF'], safe='')}:${{oc.env:PLANTED_URI}}@"
+        given = uri.replace("://", f"://{user}") if server else uri
+        (home / "conf" / "ledger" / "planted.yaml").write_text(LEDGER.format(uri=json.dumps(given)))
+        environment = {**values, "PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
+        if server:
+            environment = {name: value for name, value in environment.items() if name not in OVERRULED}
+        sweep = Sweep(home, OVERRIDES, environment=environment, database=database)
+        outputs = []
+        with _watched(looked_for) as seen:
+            for command, arguments, codes in (
+                ("sweep", ["--plugin", "planted_model"], (3,)),
+                ("report", ["--plugin", "planted_model"], (0,)),
+                ("verdict", ["--plugin", "planted_model"], (6,)),
+                ("sweep", ["--plugin", "planted_model", "compute.address=${oc.env:PLANTED_ADDRESS}"], (2,)),
+            ):
+                ended = sweep.run(*arguments, command=command)
+                assert ended.code in codes, f"{command}: exit {ended.code}, expected {codes}: {ended.err[-1500:]}"
+                outputs.append(f"{command}: {ended.out}\n{ended.err}")
+            config = [sys.executable, "-m", "muxfer", "config", "lr-width", *OVERRIDES]
+            env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+            shown = subprocess.run(config, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=True)
+            outputs.append(f"config: {shown.stdout}{shown.stderr}")
+            assert "${oc.env:PLANTED_ARGUMENT}" in shown.stdout, shown.stdout
+            _user_interface(home, env, values["PLANTED_URI"])
+        assert not seen, seen
+        own = home / "conf" / "ledger" / "planted.yaml"
+        own.write_text("")  # it holds one of them literally: the user's own file, which nobody else wrote
+        for text in outputs:
+            _search(text.encode(), text.partition(":")[0], looked_for)
+        for file in home.rglob("*"):
+            if file.is_file():
+                _search(file.read_bytes(), str(file.relative_to(home)), looked_for)
+        _search_cells(database, looked_for)
+        _recorded_by_name(database)
+
+
+def _recorded_by_name(database: Path) -> None:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        tags = "".join(value for (value,) in connection.execute("select value from tags where key like 'muxfer.%'"))
+        params = dict(connection.execute("select key, value from params"))
+    for text in (
+        "${oc.env:PLANTED_ARGUMENT}",
+        "of ${oc.env:PLANTED_DESCRIPTION}",
+        "${oc.decode:${oc.env:PLANTED_STEPS}}",
+    ):
+        assert text in tags, f"{text} is not what was recorded"
+    assert "${oc.env:PLANTED_ARGUMENT}" in params["model.arguments"], params
+
+
+def _search_cells(database: Path, looked_for: Mapping[str, str]) -> None:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
+            for row in connection.execute(f'select * from "{table}"'):
+                _search(repr(row).encode(), f"table {table}", looked_for)
+
+
+def _search(content: bytes, where: str, looked_for: Mapping[str, str]) -> None:
+    for name, value in looked_for.items():
+        for form in {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], value[2:]}:
+            place = content.find(form.encode())
+            around = content[max(0, place - 60) : place + 20]
+            assert place < 0, f"{name} stands in {where}: ...{around!r}..., which begins {content[:100]!r}"
+
+
+@contextmanager
+def _watched(looked_for: Mapping[str, str]) -> Iterator[list[str]]:
+    """Meanwhile every process's arguments, and Ray's logs, are searched again and again.
+
+    Not Tune's own state, which holds the tasks it runs: it lies where only this user may enter, and goes with Ray.
+    """
+    seen: list[str] = []
+    over = threading.Event()
+    began = time.time()
+
+    def look() -> None:
+        while not over.wait(0.2):
+            files = [*Path("/proc").glob("[0-9]*/cmdline")]
+            with suppress(OSError):
+                for session in ray_sessions.root().glob("muxfer-*/r/session_2*"):
+                    if session.stat().st_mtime >= began - 5:
+                        if session.parents[1].stat().st_mode & 0o077:
+                            seen.append(f"others may enter {session.parents[1]}")
+                        files += [file for file in (session / "logs").rglob("*") if file.is_file()]
+            for file in files:
+                with suppress(OSError):
+                    content = file.read_bytes()
+                    try:
+                        _search(content, str(file), looked_for)
+                    except AssertionError as error:
+                        seen.append(str(error))
+            if seen:
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join(30)
+
+
+def _user_interface(home: Path, env: Mapping[str, str], secret: str) -> None:
+    """`muxfer ui` on a database with a password: for as long as it lives, its arguments are being watched."""
+    uri = f"postgresql://someone:{secret}@127.0.0.1:9/none"
+    with subprocess.Popen(
+        [sys.executable, "-m", "muxfer", "ui", "--port", "0"],
+        cwd=home,
+        env={**env, "MLFLOW_TRACKING_URI": uri},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(6)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _database(home: Path) -> Iterator[tuple[str, Path]]:
+    yield "sqlite:///mlflow.db", home / "mlflow.db"
+
+
+@contextmanager
+def _server(home: Path) -> Iterator[tuple[str, Path]]:
+    """A real server on loopback; it has no users, and takes whatever name and password it is given."""
+    from tests.contracts.conftest import Server
+
+    folder = home / "server"
+    folder.mkdir()
+    server = Server(folder)
+    server.start()
+    try:
+        yield server.uri, folder / "server.db"
+    finally:
+        server.kill()

@@ -1,0 +1,170 @@
+"""What may stand in ${...}: another key, or a variable of the environment; and what became of each of these.
+
+OmegaConf unfolds a reference wherever it stands, so thirty lines that each name the next one twice would never end:
+their number is counted before. Its other resolvers are of no use to a study, and refused. A value that the environment
+gives is told apart from all others, so that it can be recorded by its variable's name.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from muxfer.errors import BadInput
+
+MAX_VALUES = 10_000
+REFERENCE = re.compile(r"\$\{\s*([\w.@/\[\]-]+)\s*\}")
+OPENED = re.compile(r"\$\{")
+ALLOWED = re.compile(r"\$\{\s*(oc\.env\s*:|oc\.decode\s*:\s*\$\{\s*oc\.env\s*:|[\w.@/\[\]-]+\s*\})")
+NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+DEFAULT = re.compile(r"""[^{}$,'"]*""")
+FIRST, LAST = "\ue000", "\ue001"
+MARK = re.compile(f"{FIRST}(\\d+){LAST}")
+RECORDED = ("search", "check", "target", "published")
+"""Groups whose values stand in the records and verdicts themselves: they can't come from a variable."""
+
+
+def resolve(config: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A checked configuration as plain data, and by dotted path the text of each value that the environment gives."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, Mapping)
+    variables: dict[str, str] = {}
+    if any("oc.env" in text for _, text in _texts(raw, ())):
+        marks: list[str] = []
+        with _marking(marks):
+            marked = OmegaConf.to_container(config, resolve=True)
+        _compare(plain, marked, marks, "", variables)
+    return {str(key): value for key, value in plain.items()}, variables
+
+
+def check(raw: Any) -> None:
+    """Refuse, before anything is resolved, what stands for itself, for far too much, or for what no study needs."""
+    for path, text in _texts(raw, ()):
+        for found in OPENED.finditer(text):
+            if not ALLOWED.match(text, found.start()):
+                raise BadInput(
+                    f"{'.'.join(map(str, path))} is {text[:60]!r}: expected ${{key}}, ${{oc.env:NAME}} or"
+                    " ${oc.decode:${oc.env:NAME}}"
+                )
+    sizes: dict[tuple[Any, ...], int] = {}
+
+    def size(path: tuple[Any, ...], value: Any) -> int:
+        """How many values this one unfolds into; long texts count for several."""
+        if path in sizes:
+            if sizes[path] < 0:
+                raise BadInput(f"{'.'.join(map(str, path))} stands for itself: write its value out")
+            return sizes[path]
+        sizes[path] = -1
+        count = 1
+        if isinstance(value, Mapping):
+            count += sum(size((*path, key), item) for key, item in value.items())
+        elif isinstance(value, list):
+            count += sum(size((*path, i), item) for i, item in enumerate(value))
+        elif isinstance(value, str):
+            count += len(value) // 64
+            for name in REFERENCE.findall(value):
+                target = _target(name, path)
+                found = _at(raw, target)
+                if found is not None:
+                    count += size(target, found)
+        if count > MAX_VALUES:
+            raise BadInput(
+                f"{'.'.join(map(str, path))} unfolds into more than {MAX_VALUES} values: write fewer ${{...}}"
+            )
+        sizes[path] = count
+        return count
+
+    size((), raw)
+
+
+def _target(name: str, path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The path that a reference names: from the top, or with leading dots from where it stands."""
+    rest = name.lstrip(".")
+    up = len(name) - len(rest)
+    base = tuple(map(str, path[: max(0, len(path) - up)])) if up else ()
+    return (*base, *(part for part in re.split(r"[.\[\]]+", rest) if part))
+
+
+def _at(raw: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
+            raw = raw[int(part)]
+        else:
+            return None
+    return raw
+
+
+def _texts(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _texts(item, (*path, i))
+    elif isinstance(value, str):
+        yield path, value
+
+
+@contextmanager
+def _marking(marks: list[str]) -> Iterator[None]:
+    """While this lasts, the environment gives marks, each of which stands for its text in `marks`."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def mark(text: str) -> str:
+        marks.append(text)
+        return f"{FIRST}{len(marks) - 1}{LAST}"
+
+    def env(*given: Any) -> str:
+        name, *default = given
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise BadInput(f"${{oc.env:{str(name)[:40]}}}: expected the name of an environment variable")
+        if not default:
+            return mark(f"${{oc.env:{name}}}")
+        told = "null" if default[0] is None else str(default[0])
+        if not DEFAULT.fullmatch(told) or len(default) > 1 or MARK.search(told):
+            raise BadInput(f"${{oc.env:{name},...}}: expected a default without quotes, commas, braces or $")
+        return mark(f"${{oc.env:{name},{told}}}")
+
+    def decode(expr: Any, _parent_: Any, _node_: Any) -> Any:
+        if isinstance(expr, str) and MARK.search(expr):
+            return mark(f"${{oc.decode:{_named(expr, marks)}}}")
+        return oc.decode(expr, _parent_=_parent_, _node_=_node_)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    OmegaConf.register_new_resolver("oc.decode", decode, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        OmegaConf.register_new_resolver("oc.decode", oc.decode, replace=True)
+
+
+def _named(text: str, marks: list[str]) -> str:
+    return MARK.sub(lambda found: marks[int(found[1])], text)
+
+
+def _compare(value: Any, marked: Any, marks: list[str], path: str, variables: dict[str, str]) -> None:
+    """Collect the texts of what is marked; refuse what the environment decides in any other way."""
+    if isinstance(marked, str) and MARK.search(marked):
+        if path.split(".")[0] in RECORDED:
+            raise BadInput(
+                f"{path} reads an environment variable: what is searched or checked is recorded, write it out"
+            )
+        text = _named(marked, marks)
+        if isinstance(value, Mapping | list) or (text.startswith("${oc.decode:") and not marked.endswith(LAST)):
+            raise BadInput(f"{path} is {text[:60]}: expected a single value from the environment")
+        variables[path] = text
+    elif isinstance(value, Mapping) and isinstance(marked, Mapping) and value.keys() == marked.keys():
+        for key, item in value.items():
+            _compare(item, marked[key], marks, f"{path}.{key}" if path else str(key), variables)
+    elif isinstance(value, list) and isinstance(marked, list) and len(value) == len(marked):
+        for i, (item, other) in enumerate(zip(value, marked, strict=True)):
+            _compare(item, other, marks, f"{path}.{i}" if path else str(i), variables)
+    elif type(value) is not type(marked) or (value != marked and value == value):
+        raise BadInput(f"{path} depends on the environment in a way that can't be recorded: give ${{oc.env:NAME}}")

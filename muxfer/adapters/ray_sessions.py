@@ -1,0 +1,128 @@
+"""Where a private cluster lives: a folder of its own, whose very name says which process it belongs to.
+
+Ray keeps sockets, logs and state below one folder, by default one that all users of a host share, where nothing tells
+whose a session is. Ours is made before Ray starts, and its name holds the driver's pid, when that began, and the
+machine: once that process is gone it can be swept, after a kill -9 at any moment, and a session of others never is.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from muxfer.errors import NoResources
+
+LONGEST_PATH = 107 if sys.platform == "linux" else 103
+"""What the path of a socket may take, in bytes."""
+
+
+def root() -> Path:
+    """Where the folders lie: RAY_TMPDIR or TMPDIR, but /tmp where a socket's path would be too long there."""
+    asked = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    socket_path = asked / _name() / f"r/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    return asked if len(os.fsencode(socket_path)) <= LONGEST_PATH else Path("/tmp")
+
+
+def make() -> Path:
+    """This process's folder, which only this user may enter."""
+    folder = root() / _name()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise NoResources(
+            f"Ray's folder {folder} can't be made ({error.strerror}): give another place, TMPDIR=FOLDER"
+        ) from None
+    if not _ours(folder):
+        raise NoResources(f"Ray's folder {folder} belongs to somebody else: give another place, TMPDIR=FOLDER")
+    return folder
+
+
+def sweep() -> None:
+    """Remove what was left by processes of this user, on this machine, that are gone."""
+    for folder in root().glob("muxfer-*"):
+        whose = re.fullmatch(r"muxfer-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]{6})", folder.name)
+        if whose is None or whose[3] != _machine() or whose[2] == "0":  # 0: nobody could tell
+            continue
+        if start_time(int(whose[1], 16)) != int(whose[2], 16):
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours, and end the processes of Ray that work in it."""
+    for _ in range(20):  # one on its way out, or Tune's thread, may still write there
+        if not _ours(folder):
+            return
+        for pid in _workers(folder):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.0 if not folder.exists() else 0.05)
+
+
+def status(pid: int) -> tuple[str, int, int] | None:
+    """(state letter, parent's pid, start time) of a process; None if there is none, or no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    after_name = text[text.rindex(")") + 2 :].split()
+    return after_name[0], int(after_name[1]), int(after_name[19])
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None if it is gone, or only waits to be buried."""
+    found = status(pid)
+    return None if found is None or found[0] in "ZX" else found[2]
+
+
+def _workers(folder: Path) -> Iterator[int]:
+    """The processes of Ray that were started for a folder, or have a file open in it; nothing where there is no /proc.
+
+    Ray gives its workers another title, which names no folder: but their output goes there.
+    """
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(place.name) == os.getpid() or place.stat().st_uid != os.getuid():
+                continue
+            line = (place / "cmdline").read_bytes().decode(errors="replace")
+            inside = f"{folder}/"
+            if (inside in line and "/ray/" in line) or (
+                line.startswith("ray::") and any(os.readlink(open_).startswith(inside) for open_ in _open_files(place))
+            ):
+                yield int(place.name)
+
+
+def _open_files(place: Path) -> Iterator[Path]:
+    for file in (place / "fd").iterdir():
+        if file.is_symlink():
+            yield file
+
+
+def _ours(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def _name() -> str:
+    return f"muxfer-{os.getpid():x}-{start_time(os.getpid()) or 0:x}-{_machine()}"
+
+
+def _machine() -> str:
+    """Stands for this host and container: a pid means something here alone."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:6]

@@ -1,0 +1,261 @@
+"""The curve of a metric over a setting, near its minimum, with what the points can and cannot say about it.
+
+A parabola is fitted to one axis value's cells within two of the lowest one (one, where more seeds than the parabola can
+explain say that it does not fit), so that a steep side far away shapes nothing. Seeds are blocks: batches and noise are
+the same for every setting of a replicate, so what a replicate adds to all its points alike is taken out first. Noise
+is relative to the row's best and pooled over the rows by whoever asks (`pooled_noise`): one row alone has too few
+points to tell. Vertex and interval are Fieller's: the set of positions whose slope could be 0.
+
+Legend: x position (log2 of the setting, or the setting), y metric over the row's level, N points used, V the inverse
+of the Gram matrix of the demeaned x and x².
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+REACH = 2
+"""How many settled neighbours on each side of the lowest cell shape its parabola."""
+BASIN = 0.15
+"""All but the nearest neighbours only while they are at most this share above the lowest cell."""
+DRIFT_POINTS = 121
+"""Slopes, and shifts of each, at which a drift's profile is looked at before it is refined."""
+MISFIT = 0.01
+"""Level of the F-test by which points that do not lie on a parabola show it, where replicates tell their noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """The settled cells of one axis value, ascending: positions [n], metrics [n, S], NaN where a replicate has none.
+
+    Cells that diverged have no metrics: their positions are `diverged`. `level` is the reference of relative numbers.
+    """
+
+    positions: np.ndarray
+    metrics: np.ndarray
+    diverged: tuple[float, ...]
+    level: float
+
+    @property
+    def means(self) -> np.ndarray:
+        """[n], over the replicates that have one."""
+        return np.nanmean(self.metrics, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Variance of one trial's relative metric about the curves, and the degrees of freedom that tell it."""
+
+    variance: float
+    df: int
+
+    @property
+    def quantile(self) -> float:
+        """Student's t of a two-sided 95 % interval."""
+        return _t_quantile(self.df)
+
+
+@cache
+def _t_quantile(df: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 0.975))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """y = mean + slope (x - centre) + curvature (x - centre)² - its own mean, through the points `used` (indices)."""
+
+    points: Points
+    used: np.ndarray
+    centre: float
+    mean: float
+    basis_mean: np.ndarray
+    """Means of (x, x²) over the points."""
+    coefficients: np.ndarray
+    """slope, curvature; relative to the level."""
+    covariance: np.ndarray
+    """V [2, 2], to be multiplied by the noise's variance."""
+    num_points: int
+    sse: float
+    df: int
+    misfit: float
+    misfit_df: int
+    """The part of `sse` that is the cells' means off the parabola."""
+
+    def vertex(self) -> float:
+        slope, curvature = self.coefficients
+        return self.centre - slope / (2 * curvature)
+
+    def flatness(self, x: np.ndarray, noise: Noise) -> np.ndarray:
+        """Squared slope of the curve at positions [...], in units of its variance: 0 at the vertex."""
+        d = 2 * (x - self.centre)
+        slope = self.coefficients[0] + d * self.coefficients[1]
+        v = self.covariance
+        return slope**2 / (noise.variance * (v[0, 0] + 2 * d * v[0, 1] + d * d * v[1, 1]) + 1e-300)
+
+    def vertex_interval(self, noise: Noise) -> tuple[float, float] | None:
+        """Where the curve's slope could be 0 (Fieller 1954); None where the points do not curve surely enough."""
+        slope, curvature = self.coefficients
+        q = noise.quantile**2 * noise.variance * self.covariance
+        a = 4 * (curvature**2 - q[1, 1])
+        b = 4 * (slope * curvature - q[0, 1])
+        c = slope**2 - q[0, 0]
+        if curvature <= 0 or a <= 0:
+            return None
+        root = math.sqrt(max(b * b - 4 * a * c, 0.0))  # a > 0: the vertex itself is inside, whatever rounding says
+        return self.centre + (-b - root) / (2 * a), self.centre + (-b + root) / (2 * a)
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """Relative metric at positions [k]."""
+        return self.mean + self._basis(x) @ self.coefficients
+
+    def variance_at(self, x: np.ndarray) -> np.ndarray:
+        basis = self._basis(x)
+        return 1 / self.num_points + np.einsum("ki,ij,kj->k", basis, self.covariance, basis)
+
+    def contrast(self, x: float, other: float) -> tuple[float, float]:
+        """y(x) - y(other) and its variance in units of the noise's."""
+        basis = self._basis(np.array([x]))[0] - self._basis(np.array([other]))[0]
+        return float(basis @ self.coefficients), float(basis @ self.covariance @ basis)
+
+    def _basis(self, x: np.ndarray) -> np.ndarray:
+        d = np.asarray(x, dtype=float) - self.centre
+        return np.stack([d, d * d], axis=1) - self.basis_mean
+
+
+def fit_curves(rows: Mapping[float, Points], *, paired: bool = True) -> tuple[dict[float, Curve], Noise | None]:
+    """A curve for each row that has three points to fit, and the noise about all of them.
+
+    None: no degree of freedom is left to tell noise from shape. `paired`: columns of the metrics are replicates whose
+    randomness is shared; else they are in no order.
+    """
+    curves = {axis: curve for axis, points in rows.items() if (curve := fit(points, REACH, paired=paired))}
+    if _do_not_fit(list(curves.values())):
+        curves = {axis: curve for axis, points in rows.items() if (curve := fit(points, 1, paired=paired))}
+    return curves, pooled_noise(list(curves.values()))
+
+
+def drift_interval(curves: Mapping[float, Curve], noise: Noise) -> tuple[float, float, float] | None:
+    """The slope of the vertices over the keys, and its 95 % interval; None where the curves leave it open.
+
+    A profile interval, Fieller's for several curves at once: the slopes for which some line of positions is as flat on
+    its curves as Student's t allows, beside the line that is flattest.
+    """
+    x = np.array(list(curves))
+    x = x - x.mean()
+    vertices = np.array([curve.vertex() for curve in curves.values()])
+    value = float(x @ vertices / (x @ x))
+    reach = max(float(np.ptp(curve.points.positions[curve.used])) for curve in curves.values())
+    slopes = value + np.linspace(-1, 1, DRIFT_POINTS) * reach / min(float(np.ptp(x)) / 2, 1.0)
+
+    def flatness(shifts: np.ndarray) -> np.ndarray:
+        """Of the line with each slope at each of its shifts [slopes, shifts]."""
+        at = slopes[:, None, None] * x + shifts[..., None]
+        return np.sum([curve.flatness(at[..., i], noise) for i, curve in enumerate(curves.values())], axis=0)
+
+    shifts = np.tile(vertices.mean() + np.linspace(-1, 1, DRIFT_POINTS) * reach, (len(slopes), 1))
+    best = np.take_along_axis(shifts, flatness(shifts).argmin(axis=1)[:, None], axis=1)
+    finer = best + np.linspace(-1, 1, 21) * (shifts[0, 1] - shifts[0, 0])
+    least = flatness(finer).min(axis=1)
+    excess = least - least.min() - noise.quantile**2
+    inside = np.flatnonzero(excess <= 0)
+    if inside[0] == 0 or inside[-1] == len(slopes) - 1:
+        return None
+    return value, _crossing(slopes, excess, int(inside[0]) - 1), _crossing(slopes, excess, int(inside[-1]))
+
+
+def _crossing(x: np.ndarray, y: np.ndarray, i: int) -> float:
+    """Where the line from point i to the next is 0."""
+    return float(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
+
+
+def pooled_noise(curves: Sequence[Curve]) -> Noise | None:
+    df = sum(curve.df for curve in curves)
+    return Noise(variance=sum(curve.sse for curve in curves) / df, df=df) if df > 0 else None
+
+
+def _do_not_fit(curves: Sequence[Curve]) -> bool:
+    """Whether the cells' means lie off their parabolas by more than replicates explain."""
+    from scipy.special import fdtrc
+
+    misfit_df = sum(curve.misfit_df for curve in curves)
+    pure_df = sum(curve.df - curve.misfit_df for curve in curves)
+    if misfit_df == 0 or pure_df == 0:
+        return False
+    misfit = sum(curve.misfit for curve in curves) / misfit_df
+    pure = max(sum(curve.sse - curve.misfit for curve in curves) / pure_df, 1e-300)
+    return bool(fdtrc(misfit_df, pure_df, misfit / pure) < MISFIT)
+
+
+def fit(points: Points, reach: int, *, paired: bool = True) -> Curve | None:
+    """Least squares with one offset a replicate; None with fewer than three cells."""
+    used = _near_minimum(points, reach)
+    if len(used) < 3:
+        return None
+    x = points.positions[used]
+    y = points.metrics[used] / points.level
+    known = np.isfinite(y)
+    centre = float(points.positions[used[np.argmin(points.means[used])]])
+    d = (x - centre)[:, None]
+    basis = np.stack([np.broadcast_to(d, y.shape), np.broadcast_to(d * d, y.shape)])
+    if not paired:  # one block: the offset is shared
+        y, known, basis = y.reshape(-1, 1), known.reshape(-1, 1), basis.reshape(2, -1, 1)
+    counts = known.sum(axis=0)
+    blocks = counts > 0
+    y, known, basis, counts = y[:, blocks], known[:, blocks], basis[:, :, blocks], counts[blocks]
+    y_inner = _demeaned(np.where(known, y, 0.0), known, counts)
+    inner = np.stack([_demeaned(np.where(known, part, 0.0), known, counts) for part in basis])
+    gram = np.einsum("ins,jns->ij", inner, inner)
+    if np.linalg.matrix_rank(gram) < 2:
+        return None
+    covariance = np.linalg.inv(gram)
+    coefficients = covariance @ np.einsum("ins,ns->i", inner, y_inner)
+    residual = np.where(known, y_inner - np.einsum("i,ins->ns", coefficients, inner), 0.0)
+    num_points = int(counts.sum())
+    if paired:
+        per_cell, cells = known.sum(axis=1), residual.sum(axis=1)
+    else:
+        shape = points.metrics[used].shape
+        per_cell, cells = known.reshape(shape).sum(axis=1), residual.reshape(shape).sum(axis=1)
+    replicated = bool((per_cell > 1).any())
+    return Curve(
+        points=points,
+        used=used,
+        centre=centre,
+        mean=float(y[known].mean()),
+        basis_mean=np.array([part[known].mean() for part in basis]),
+        coefficients=coefficients,
+        covariance=covariance,
+        num_points=num_points,
+        sse=float((residual**2).sum()),
+        df=num_points - len(counts) - 2,
+        misfit=float((cells**2 / per_cell).sum()) if replicated else 0.0,
+        misfit_df=len(used) - 3 if replicated else 0,
+    )
+
+
+def _demeaned(values: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Each block's mean taken out of its known entries; 0 elsewhere."""
+    return np.where(known, values - values.sum(axis=0) / counts, 0.0)
+
+
+def _near_minimum(points: Points, reach: int) -> np.ndarray:
+    """Indices of the lowest cell and of its neighbours that shape the parabola; what diverged ends a side."""
+    means = points.means
+    best = int(np.argmin(means))
+    ceiling = means[best] + BASIN * abs(points.level)
+    used = [best]
+    for side in (-1, 1):
+        for distance in range(1, reach + 1):
+            i = best + side * distance
+            if not 0 <= i < len(means) or (distance > 1 and means[i] > ceiling):
+                break
+            low, high = sorted((points.positions[best], points.positions[i]))
+            if any(low < place < high for place in points.diverged):
+                break
+            used.append(i)
+    return np.array(sorted(used))

@@ -1,0 +1,57 @@
+"""What a recorded study is to the commands that read it: which one was meant, its trials, its records, its verdict."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from muxfer.config import Config
+from muxfer.errors import BadInput
+from muxfer.ledger import Ledger
+from muxfer.parse import parse
+from muxfer.proposal import proposing
+from muxfer.request import Request
+from muxfer.search import is_finalist, searched
+from muxfer.transfer import the_study
+from muxfer.trial import Record, Study, Trial, Verdict
+
+if TYPE_CHECKING:
+    from muxfer.analysis.transferability import Best
+
+
+def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:
+    """The recorded study that was meant, the configuration that it was last driven with, and its trials."""
+    study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
+    if study.identity["data_fingerprint"] != asked.fingerprint:
+        raise BadInput(
+            f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
+        )
+    config = parse(ledger.config(study))
+    propose = proposing(config, fingerprint=asked.fingerprint, numerics=study.identity["numerics"])
+    return study, config, propose(ledger.records(study))
+
+
+def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Record]:
+    """The settled records of these trials: what a verdict, a page and a transfer read."""
+    wanted = {trial.key for trial in trials}
+    return [record for record in ledger.records(study) if record.key in wanted]
+
+
+def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> Verdict:
+    """The verdict on these records; a study with trials still to run is never said to transfer."""
+    from muxfer.analysis import transferability
+
+    if config.search.sampler == "isoflop":
+        why = "the best size for a budget is what `muxfer fit` says"
+        return Verdict(verdict="abstains", why=why, axis=config.search.axis, hp=config.search.hp)
+    judged = transferability.judge(searched(config.search, records), axis=config.search.axis, hp=config.search.hp)
+    if unfinished and judged.verdict == "transfers":
+        return replace(judged, verdict="abstains", why=f"{unfinished} trials are still to run; so far {judged.why}")
+    return judged
+
+
+def best_of(records: Sequence[Record], config: Config) -> "Best | None":
+    """The best of the finalists, where there are any: what they were trained for."""
+    from muxfer.analysis.transferability import best_setting
+
+    last = [record for record in records if is_finalist(config.search, record)]
+    return best_setting(last or records, axis=config.search.axis, hp=config.search.hp)

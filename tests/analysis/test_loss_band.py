@@ -1,0 +1,190 @@
+"""The band that the proxies' curves predict: which steps are compared, how wide it is, and when it was left."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from muxfer.analysis.loss_band import (
+    MIN_REPORTS,
+    Curve,
+    LossBand,
+    Smoother,
+    Watch,
+    compared_steps,
+    first_breach,
+    loss_band,
+    smoothed,
+)
+from muxfer.task import Training
+from muxfer.training.optim import rate_multiplier
+
+
+def rates(steps, *, warmup=0, schedule="constant"):
+    training = Training(steps=steps, batch_size=1, warmup_steps=warmup, schedule=schedule)
+    return [rate_multiplier(training, step) for step in range(steps)]
+
+
+def law(step, width):
+    """A loss that falls with steps and with width, as diffusion losses do."""
+    return (0.2 + 0.8 * (1 + step / 20) ** -0.5) * (width / 16) ** -0.05
+
+
+def curve(width, *, steps=100, every=5, noise=0.0, seed=0, scale=1.0, **schedule):
+    draw = np.random.default_rng([seed, width])
+    points = [
+        (step, scale * law(step, width) * math.exp(noise * draw.standard_normal()))
+        for step in range(every, steps + 1, every)
+    ]
+    return Curve(size=width, points=points, rates=rates(steps, **schedule))
+
+
+def target_points(width, *, steps, **more):
+    return curve(width, steps=steps, **more).points
+
+
+STEPS = np.array([1, 30, 60, 100, 150, 300])
+
+
+def test_a_constant_schedule_compares_the_same_step_and_stays_at_the_proxies_end():
+    found = compared_steps(STEPS, rates(300), rates(100), 1.0)
+    assert found == pytest.approx([1, 30, 60, 100, 100, 100])
+
+
+def test_a_longer_warm_up_shifts_the_comparison_by_the_rate_it_held_back():
+    found = compared_steps(STEPS, rates(300, warmup=60), rates(100, warmup=20), 1.0)
+    held_back = (60 - 20) / 2
+    assert found[2:4] == pytest.approx(np.array([60, 100]) - held_back)
+    assert found[0] < 1
+
+
+def test_a_longer_cosine_schedule_is_compared_at_the_same_share():
+    found = compared_steps(STEPS, rates(300, schedule="cosine"), rates(100, schedule="cosine"), 1.0)
+    assert found == pytest.approx(STEPS / 3, abs=1)
+
+
+def test_a_shorter_cosine_schedule_is_compared_where_as_much_of_the_rate_was_spent():
+    own, proxy = rates(50, schedule="cosine"), rates(100, schedule="cosine")
+    (found,) = compared_steps(np.array([50]), own, proxy, 1.0)
+    assert np.interp(found, range(101), np.concatenate([[0], np.cumsum(proxy)])) == pytest.approx(sum(own))
+
+
+def test_a_lower_rate_is_compared_with_as_much_of_the_rate_spent():
+    assert compared_steps(STEPS[:3], rates(300), rates(100), 0.5) == pytest.approx(STEPS[:3] / 2)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("steps", [40, 100, 170, 500])
+@pytest.mark.parametrize("warmup", [0, 13, 40])
+def test_no_step_is_compared_with_one_that_spent_more_or_stood_at_a_lower_rate(schedule, steps, warmup):
+    own, proxy = rates(steps, warmup=warmup, schedule=schedule), rates(100, warmup=20, schedule=schedule)
+    places = np.arange(1, steps + 1)
+    found = compared_steps(places, own, proxy, 1.0)
+    spent = np.interp(found, range(101), np.concatenate([[0], np.cumsum(proxy)]))
+    assert (spent <= np.cumsum(own) + 1e-9).all()
+    assert (np.diff(found) >= -1e-9).all()
+    falling = found > 20
+    last_whole_step = np.ceil(found[falling]).astype(int) - 1
+    assert (np.array(proxy)[last_whole_step] >= np.array(own)[falling] - 1e-9).all()
+
+
+def test_the_trend_over_width_is_carried_on_and_never_above_the_largest_proxy():
+    falling = loss_band([curve(16), curve(32)], size=64, rates=rates(100))
+    largest = loss_band([curve(32)], size=64, rates=rates(100))
+    assert np.allclose(np.array(falling.predicted) / largest.predicted, 2**-0.05)
+    rising = [curve(16), curve(32, scale=1.2)]
+    assert loss_band(rising, size=64, rates=rates(100)).predicted == pytest.approx(
+        loss_band(rising[1:], size=64, rates=rates(100)).predicted
+    )
+
+
+def test_without_a_trend_the_largest_alone_is_taken():
+    band = loss_band([curve(16), curve(32)], size=math.inf, rates=rates(100), trend=False)
+    assert band == loss_band([curve(32)], size=32, rates=rates(100))
+
+
+def test_proxies_larger_than_the_target_have_no_say():
+    both = [curve(16), curve(64)]
+    assert loss_band(both, size=32, rates=rates(100)) == loss_band(both[:1], size=32, rates=rates(100))
+    assert loss_band(both[1:], size=32, rates=rates(100)) is None
+
+
+def test_a_curve_of_a_few_points_predicts_nothing():
+    short = curve(32, steps=45, every=5)
+    assert len(short.points) < 2 * MIN_REPORTS
+    assert loss_band([short], size=64, rates=rates(100)) is None
+
+
+def width_of(band):
+    return float(np.log(np.array(band.limit) / band.predicted).max())
+
+
+def test_scatter_and_seeds_that_disagree_widen_the_band():
+    quiet = loss_band([curve(32)], size=64, rates=rates(100))
+    noisy = loss_band([curve(32, noise=0.05)], size=64, rates=rates(100))
+    seeds = loss_band([curve(32), curve(32, scale=1.1)], size=64, rates=rates(100))
+    assert width_of(quiet) < 0.06
+    assert width_of(noisy) > width_of(quiet) + 0.03
+    assert width_of(seeds) > width_of(quiet) + 0.1
+
+
+def test_the_limit_keeps_its_last_value_beyond_the_proxies():
+    band = loss_band([curve(32)], size=64, rates=rates(1000))
+    assert band.at(105) == pytest.approx(band.at(1000))
+    assert band.at(50)[1] > band.at(1000)[1]
+
+
+def test_a_band_survives_json():
+    band = loss_band([curve(16), curve(32)], size=64, rates=rates(100))
+    assert LossBand.from_dict(json.loads(json.dumps(band.to_dict()))) == band
+
+
+def test_smoothing_has_no_bias_from_the_start_and_takes_gaps_as_they_are():
+    assert [loss for _, loss in smoothed([(5, 0.5), (10, 0.5), (40, 0.5)], 7.0)] == pytest.approx([0.5] * 3)
+    smoother = Smoother(10.0)
+    smoother.take(10, 1.0)
+    assert smoother.take(1000, 0.5) == pytest.approx(0.5)
+
+
+def flat_band(**changes):
+    same = {"steps": (1, 1000), "predicted": (0.9, 0.9), "limit": (1.0, 1.0), "smoothing_steps": 10.0}
+    return LossBand(**{**same, "patience_steps": 50, **changes})
+
+
+def test_a_spike_is_no_breach_and_staying_above_is():
+    band = flat_band()
+    spiky = [(step, 3.0 if step % 100 == 0 else 0.8) for step in range(5, 1000, 5)]
+    assert first_breach(band, spiky) is None
+    leaving = [(step, 0.8 if step < 300 else 1.2) for step in range(5, 1000, 5)]
+    breach = first_breach(band, leaving)
+    assert 300 <= breach.since < 320
+    assert breach.step == breach.since + 50
+    assert 1.0 < breach.loss <= 1.2
+    assert (breach.predicted, breach.limit) == (0.9, 1.0)
+
+
+def test_patience_counts_reports_too():
+    breach = first_breach(flat_band(), [(100, 1.2), (200, 1.2), (300, 1.2), (400, 1.2), (500, 1.2)])
+    assert breach.step == 100 * MIN_REPORTS
+
+
+def test_a_watch_that_is_fed_again_says_the_same():
+    points = [(step, 0.8 if step < 300 else 1.2) for step in range(5, 500, 5)]
+    watch = Watch(flat_band())
+    found = [watch.take(step, loss) for step, loss in points]
+    assert next(breach for breach in found if breach) == first_breach(flat_band(), points)
+
+
+@pytest.mark.parametrize(("noise", "above"), [(0.01, 1.15), (0.05, 2.0)])
+def test_of_120_targets_that_follow_the_law_none_leaves_the_band_and_those_far_above_do(noise, above):
+    alarms = detected = 0
+    for seed in range(120):
+        steps = (100, 200, 500)[seed % 3]
+        proxies = [curve(width, noise=noise, seed=seed) for width in (16, 32, 64)]
+        band = loss_band(proxies, size=128, rates=rates(steps))
+        healthy = target_points(128, steps=steps, noise=noise, seed=1000 + seed)
+        alarms += first_breach(band, healthy) is not None
+        detected += first_breach(band, [(step, above * loss) for step, loss in healthy]) is not None
+    assert alarms == 0
+    assert detected == 120

@@ -1,0 +1,16 @@
+"""What the doctor says of a real MLflow server that asks nobody who they are."""
+
+from muxfer import doctor
+from muxfer.request import looking
+
+
+def test_a_server_tells_its_version_and_one_that_is_open_to_all_fails(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = looking("lr-width", [f"ledger.tracking_uri={server.uri}"])
+    here = list(doctor.ledger(asked))
+    assert [one.state for one in here] == ["ok", "ok"], "on this machine alone: nobody else reaches it"
+    assert "server is MLflow 3." in here[1].told
+    monkeypatch.setattr(doctor, "_loopback", lambda host: False)  # as if it stood elsewhere
+    *_, last = doctor.ledger(asked)
+    assert (last.state, last.told) == ("fail", "anyone who reaches it may read and write")
+    assert "basic-auth" in last.mend

@@ -1,0 +1,109 @@
+"""What every earlier version of ours wrote is read today as it was meant, and what a later one wrote is refused."""
+
+import json
+
+import pytest
+
+from benchmarks.faults.bench import results
+from benchmarks.faults.versions import LEARNED, OVERRIDES, check_numerics, content, make_newer, names, restore, said_of
+from muxfer import commands
+from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.config import LedgerConfig
+from muxfer.errors import BadInput
+from muxfer.inline import InlineExecutor
+from muxfer.proposal import proposing
+from muxfer.request import request
+from muxfer.status import status
+from muxfer.worker import Job
+
+
+@pytest.fixture(params=names())
+def earlier(request, tmp_path, monkeypatch):
+    """(what the version said of its ledger, that ledger, the overrides that lead to it)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = restore(request.param, tmp_path)
+    config = LedgerConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    return said, MlflowLedger(config, folder=tmp_path / "muxfer"), OVERRIDES
+
+
+def test_there_is_a_ledger_of_every_version():
+    assert len(names()) >= 3
+
+
+def test_every_record_and_curve_reads_as_it_was_written(earlier):
+    said, ledger, _ = earlier
+    [study] = ledger.studies("lr-width")
+    assert study.key == said["sweep"]["study"]
+    records = {record.key: record for record in ledger.records(study)}
+    proxies = {key: [str(r.outcome), r.metric, r.step] for key, r in records.items() if r.kind == "proxy"}
+    assert proxies == results(said["sweep"])
+    [target] = [record for record in records.values() if record.kind == "target"]
+    assert (target.metric, target.run_id) == (said["transfer"]["metric"], said["transfer"]["run_id"])
+    curves = ledger.curves(study, "train_loss")
+    assert curves.keys() == records.keys()
+    assert all(curve[-1].step <= records[key].step for key, curve in curves.items())
+
+
+def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
+    said, _, overrides = earlier
+    answer = commands.sweep("lr-width", overrides, say=print)
+    assert answer.exit_code == 0
+    assert (answer.data["ran"], answer.data["skipped"]) == (0, len(said["sweep"]["trials"]))
+    assert results(answer.data) == results(said["sweep"])
+    assert answer.data["best"] == said["sweep"]["best"]
+    verdict = json.loads(json.dumps(commands.verdict("lr-width", overrides).data))
+    assert verdict == answer.data["verdict"]
+
+
+def test_a_study_of_earlier_numerics_is_judged_and_its_trials_are_not_gone_on_with(earlier, monkeypatch):
+    said, _, overrides = earlier
+    before = commands.verdict("lr-width", overrides).data
+    (stood,) = status("lr-width", [], say=print).data["studies"]
+    monkeypatch.setattr("muxfer.plan.NUMERICS_VERSION", 2)
+    monkeypatch.setattr("muxfer.commands.NUMERICS_VERSION", 2)
+    asked = request("lr-width", overrides)
+    assert asked.study.key != said["sweep"]["study"]
+    assert commands.verdict("lr-width", overrides).data == before
+    assert status("lr-width", [], say=print).data["studies"] == [stood]
+    with pytest.raises(BadInput, match="trained with numerics 1, this version has 2"):
+        commands.retry("lr-width", overrides, say=print)
+
+
+@pytest.mark.parametrize("command", ["verdict", "report", "sweep"])
+def test_what_a_newer_version_wrote_is_refused_and_left_alone(earlier, command, tmp_path):
+    _, _, overrides = earlier
+    make_newer(tmp_path / "mlflow.db")
+    before = content(tmp_path / "mlflow.db")
+    say = {"say": print} if command == "sweep" else {}
+    with pytest.raises(BadInput, match="written by a newer muxfer .* upgrade muxfer"):
+        getattr(commands, command)("lr-width", overrides, **say)
+    assert content(tmp_path / "mlflow.db") == before
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory):
+    """What the narrow trials of the recorded study end with today, by key."""
+    asked = request("lr-width", OVERRIDES)
+    trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
+    narrow = [trial for trial in trials if trial.setting["width"] == 16]
+    executor = InlineExecutor()
+    folder = tmp_path_factory.mktemp("today")
+    executor.submit([Job(trial=trial, folder=str(folder / trial.key), epoch=1) for trial in narrow])
+    found = {}
+    while len(found) < len(narrow):
+        for report in executor.reports(60):
+            if report.record is not None:
+                found[report.key] = [str(report.record.outcome), report.record.metric, report.record.step]
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_todays_numbers_are_those_that_were_recorded_under_the_same_key(name, today):
+    """Else a sweep would go on with other numerics under the old ones' keys: NUMERICS_VERSION must go up."""
+    recorded = results(said_of(name)["sweep"])
+    assert today.keys() <= recorded.keys()
+    check_numerics(recorded, today, name)
+    key = min(key for key, (_, metric, _) in today.items() if metric is not None and metric < LEARNED)
+    with pytest.raises(AssertionError, match=f"trial {key} of {name} .* under the same key"):
+        check_numerics(recorded, {**today, key: ["finished", 1.01 * today[key][1], today[key][2]]}, name)

@@ -1,0 +1,62 @@
+"""The doctor looks at the real thing: a cluster that it starts, a port where nobody listens, this machine's devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from muxfer.doctor import _loopback, ledger, machine, versions
+from muxfer.request import looking
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_open_cluster_and_a_ledger_that_is_away_fail_each_with_its_mend_and_leave_nothing(empty_folder):
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-m", "muxfer", "doctor", "ledger.tracking_uri=http://user:s3cret@127.0.0.1:9", "--json"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 6, ran.stderr
+    assert "s3cret" not in ran.stdout + ran.stderr
+    data = json.loads(ran.stdout)
+    failed = {one["part"]: one for one in data["findings"] if one["state"] == "fail"}
+    assert failed.keys() == {"ray", "ledger"}
+    assert "asks for no token and listens beyond this machine" in failed["ray"]["told"]
+    assert "RAY_AUTH_MODE=token" in failed["ray"]["mend"]
+    assert "connection refused" in failed["ledger"]["told"]
+    assert any(one["told"].startswith("started in") for one in data["findings"])
+    assert not list(empty_folder.rglob("*"))
+
+
+def test_the_versions_here_are_those_that_muxfer_asks_for():
+    (found,) = versions()
+    assert found.state == "ok"
+    assert f"torch {torch.__version__.partition('+')[0]}" in found.told
+
+
+def test_more_slots_than_memory_and_a_missing_gpu_are_told():
+    found = {one.part: one for one in machine(looking("lr-width", ["compute.slots=100000", "compute.device=cuda"]))}
+    assert found["devices"].state == ("ok" if torch.cuda.is_available() else "fail")
+    many = [one for one in machine(looking("lr-width", ["compute.slots=100000"])) if "100000 slots" in one.told]
+    assert [one.state for one in many] == ["warn"]
+    assert many[0].mend.startswith("fewer slots, compute.slots=")
+
+
+def test_a_ledger_that_is_not_there_yet_is_well_and_is_not_made(empty_folder):
+    (found,) = ledger(looking("lr-width"))
+    assert found.state == "ok"
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.1", False), ("", False)]
+)
+def test_what_is_beyond_this_machine(host, expected):
+    assert _loopback(host) is expected

@@ -1,0 +1,71 @@
+"""What came from the environment is recorded by name, made whole only for those who may, and masked everywhere else."""
+
+import pytest
+
+from muxfer.environment import hidden, masked, masked_plain, note, one_line, printable, resolved
+from muxfer.errors import BadInput
+
+
+def test_what_is_hidden_is_made_whole_again(monkeypatch):
+    monkeypatch.setenv("WORD", "long-word")
+    monkeypatch.setenv("COUNT", "120")
+    plain = {"model": {"arguments": {"a": "x-long-word", "b": [1, 120]}}, "training": {"steps": 120}}
+    variables = {
+        "model.arguments.a": "x-${oc.env:WORD}",
+        "model.arguments.b.1": "${oc.decode:${oc.env:COUNT}}",
+        "training.steps": "${oc.decode:${oc.env:COUNT}}",
+    }
+    kept = hidden(plain, variables)
+    assert kept["model"]["arguments"] == {"a": "x-${oc.env:WORD}", "b": [1, "${oc.decode:${oc.env:COUNT}}"]}
+    taken_up = {}
+    assert resolved(kept, taken_up) == plain
+    assert taken_up == variables
+
+
+def test_a_ledger_does_not_get_at_secrets_by_asking(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    asked = {"model": {"arguments": {"a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}}}
+    with pytest.raises(BadInput, match="name says secret"):
+        resolved(asked, {})
+    assert resolved(asked, {}, strict=False) == asked
+    own = {"model.arguments.a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}
+    assert resolved(asked, own)["model"]["arguments"]["a"] == "wJalrXUtnFEMI"
+
+
+def test_a_variable_that_is_not_set_is_refused_only_where_it_is_needed(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(BadInput, match=r"training.steps=.*not set"):
+        resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET}}"}}, {})
+    unread = {"ledger": {"tracking_uri": "${oc.env:NOT_SET}"}, "description": "${oc.env:NOT_SET}"}
+    assert resolved(unread, {}) == unread
+    assert resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET,7}}"}}, {}) == {"training": {"steps": 7}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "x{}y", '"{}"', "postgresql://u:{}@h/db", "https://s3/x?X-Amz-Signature={}&y=1", "key={}"],
+)
+def test_a_secret_is_masked_wherever_it_stands(monkeypatch, text):
+    monkeypatch.setenv("MY_DATABASE_PASSWORD", "p@ss/w+rd'\"x")
+    for form in ("p@ss/w+rd'\"x", "p%40ss%2Fw%2Brd%27%22x", "p@ss/w+rd'\\\"x"):
+        assert "rd" not in masked(text.format(form))
+        assert "rd" not in str(masked_plain({"error": [text.format(form)]}))
+
+
+def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "12345")
+    assert masked("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
+    assert masked_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
+
+
+def test_a_value_that_a_configuration_reads_is_shown_by_its_name_but_a_place_is_not(monkeypatch):
+    monkeypatch.setenv("QUIET_VALUE", "quiet-value")
+    monkeypatch.setenv("SOME_PLACE", "/some/place")
+    note({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
+    assert masked("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
+
+
+def test_an_error_is_one_printable_line():
+    assert one_line("a\nb\x1b[2J\u202ec" + "x" * 5000).startswith("a b\\x1b[2J\\u202ecxx")
+    assert len(one_line("x" * 5000)) == 1000
+    assert printable("a\nb\té\x00") == "a\nb\té\\x00"

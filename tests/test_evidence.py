@@ -1,0 +1,92 @@
+"""The pages' tables are what the committed trials give, and the committed trials are what the pages say was run."""
+
+import pytest
+
+from benchmarks import evidence, proxy_size, recorded
+from muxfer.analysis.transferability import judge
+from muxfer.trial import Outcome, Record
+
+
+@pytest.mark.parametrize(
+    ("page", "start", "body"),
+    [(evidence.PAGE, evidence.START, evidence.tables), (proxy_size.PAGE, proxy_size.START, proxy_size.table)],
+)
+def test_the_pages_tables_are_what_the_data_give(page, start, body):
+    text = page.read_text()
+    assert text.partition(start)[2].partition(evidence.END)[0] == f"\n{body()}\n"
+    assert evidence.written(page, start, body()) == text
+
+
+def test_the_study_of_proxies_is_whole():
+    records = recorded.read(proxy_size.CSV)
+    assert len(records) == 4 * 2 * 2 * 7 * 3
+    assert len({(tuple(sorted(r.setting.items())), r.replicate) for r in records}) == len(records)
+    assert {r.outcome for r in records} <= {Outcome.FINISHED, Outcome.DIVERGED}
+
+
+def test_the_transferred_rate_meets_the_goal_at_eight_times_the_width():
+    mup, _, _ = evidence.load()
+    regret = next(r for r in judge(mup.records, axis="width", hp="base_lr").regret if r.from_ == evidence.SMALLEST)
+    assert regret.to == 8 * evidence.SMALLEST
+    assert regret.high <= evidence.GOAL
+
+
+def test_what_the_page_on_proxies_concludes_is_in_its_data():
+    """Batch binds; an eighth of the width and a third of the steps do not."""
+    front = proxy_size.front()
+    by_batch = {batch: [c for c in front.candidates if c.task["batch_size"] == batch] for batch in (16, 64)}
+    assert len(by_batch[64]) == 7
+    assert all(c.upper is not None and c.upper <= 0.02 for c in by_batch[64])
+    within = [c for c in by_batch[16] if c.upper is not None and c.upper <= 0.02]
+    assert [(c.task["width"], c.task["steps"], c.sureness) for c in within] == [(32, 180, None)]
+    assert front.within(0.01).task == {"width": 16, "batch_size": 64, "steps": 60}
+
+
+def test_the_two_targets_that_are_compared_have_more_seeds_than_their_sweeps():
+    mup, sp, shorts = evidence.load()
+    ours, theirs = evidence.ways(mup, sp, shorts)[evidence.SMALLEST]
+    assert len(ours.losses) == len(min(theirs, key=lambda way: way.mean).losses) == 8
+    assert {record.replicate for record in mup.records} == set(range(evidence.NUM_SEEDS))
+
+
+def test_the_best_sp_target_cost_as_much_to_tune():
+    """Proxies of one size within 10 %, for a run that diverged stopped early; of short runs some spend most of it."""
+    for ours, (proxies, *short) in evidence.ways(*evidence.load()).values():
+        assert proxies.cost == pytest.approx(ours.cost, rel=0.10)
+        assert 0.85 * ours.cost < max(way.cost for way in short) <= ours.cost
+
+
+def test_a_paired_difference_is_the_mean_of_the_seeds_ratios_with_students_interval():
+    """0.10, 0.20 and 0.30 above: mean 0.20, deviation 0.1, t of two degrees of freedom 4.303."""
+    found = evidence.paired({0: 1.1, 1: 2.4, 2: 3.9, 5: 7.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert found.mean == pytest.approx(0.2)
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
+
+
+def test_records_come_back_from_their_file(tmp_path):
+    kept = {"num_parameters": 87684, "train_seconds": 1.5}
+    records = [
+        Record(
+            key="a",
+            setting={"base_lr": 0.1, "width": 32.0},
+            replicate=0,
+            outcome=Outcome.FINISHED,
+            metric=1 / 3,
+            step=180,
+            **kept,
+        ),
+        Record(
+            key="b",
+            setting={"base_lr": 0.2, "width": 32.0},
+            replicate=0,
+            outcome=Outcome.DIVERGED,
+            metric=None,
+            step=7,
+            **kept,
+        ),
+    ]
+    recorded.write(records, tmp_path / "trials.csv")
+    back = recorded.read(tmp_path / "trials.csv")
+    assert [{**record.to_dict(), "key": ""} for record in back] == [
+        {**record.to_dict(), "key": ""} for record in records
+    ]

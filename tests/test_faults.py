@@ -1,0 +1,48 @@
+"""Each row of the fault bench once. `make faults` causes them as often as its gate asks; see docs/reliability.md.
+
+They go two at a time, as the bench does it, and those that wait for a server beside them. Rows that have the same
+brief case in common share its one run.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from benchmarks.__main__ import between
+from benchmarks.faults import __main__ as bench
+from benchmarks.faults.rows import ROWS
+
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def told(request, tmp_path_factory):
+    """By case what it said, of the rows that were asked for; what is begun goes on while others are looked at."""
+    cache = str(tmp_path_factory.mktemp("faults"))
+    tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {test.callspec.params["row"] for test in tests}
+    from_both_ends = [row for pair in zip(ROWS, reversed(ROWS), strict=True) for row in pair if row in asked]
+    waiting = {row.brief or row.case for row in ROWS if row.waits}
+    with ThreadPoolExecutor(bench.LANES) as lanes, ThreadPoolExecutor(1) as beside:
+        begun = {}
+        for row in from_both_ends:  # the first wait for the same reference
+            case = row.brief or row.case
+            if case not in begun:
+                pool = beside if case in waiting else lanes
+                begun[case] = pool.submit(bench.run_case, row, SEED, row.test, cache=cache, brief=True)
+        yield begun
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_promise_holds_after(row, told):
+    caused, wrong = told[row.brief or row.case].result()
+    assert wrong is None, wrong
+    assert caused == row.test
+
+
+@pytest.mark.skipif(not bench.DATA.exists(), reason="the gate as a whole has not been run yet")
+def test_the_page_shows_what_the_gate_printed():
+    tallies = {name: bench.Tally(**tally) for name, tally in json.loads(bench.DATA.read_text())["rows"].items()}
+    assert between(bench.PAGE.read_text(), "faults", bench.table(ROWS, tallies, full=False)) == bench.PAGE.read_text()
+    assert all(bench.passed(row, tallies[row.name], full=False) for row in ROWS)

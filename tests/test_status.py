@@ -1,0 +1,113 @@
+"""What `muxfer status` says of a sweep at work, cut off, failed and done, and that `retry` runs the failed alone."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.typed import start
+
+SMALL = [
+    "search.width=[16]",
+    "search.base_lr=[2**-7,2**-6]",
+    "model.base_width=16",
+    "model.depth=1",
+    "model.patch=4",
+    "training.batch_size=8",
+    "training.warmup_steps=2",
+    "training.checkpoint_every=20",
+    "evaluation.timesteps=2",
+    "compute.slots=1",
+]
+SHORT = [*SMALL, "training.steps=20"]
+LONG = [*SMALL, "training.steps=1000000"]
+
+
+def run(folder, *arguments, code=0):
+    process = start(folder, *arguments, "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return json.loads(out)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_sweep_at_work_shows_its_driver_and_its_steps_and_one_that_was_cut_off_says_so(tmp_path):
+    sweep = start(tmp_path, "sweep", "lr-width", *LONG)
+    try:
+        wait_for(lambda: list(tmp_path.glob("muxfer/*/trials/*/attempt-*/step-*")), sweep)
+        (at_work,) = run(tmp_path, "status", "lr-width")["studies"]
+        assert at_work["state"] == "running"
+        assert at_work["driver"]["pid"] == sweep.pid
+        assert at_work["states"] == {"running": 1, "to run": 1}
+        (trial,) = at_work["underway"]
+        assert (trial["state"], trial["steps"]) == ("running", 1_000_000)
+        clean = start(tmp_path, "clean", "lr-width", "--yes")
+        assert "is being driven: driver pid" in clean.communicate(timeout=60)[1]
+        assert clean.returncode == 75
+        watching = start(tmp_path, "status", "lr-width", "--watch")
+        assert "running" in watching.stderr.readline()
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.communicate()
+    out, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert "interrupted" in out
+    assert "type the same command to go on" in out
+    (cut_off,) = run(tmp_path, "status", "lr-width", "optimizer.parametrization=mup", "training.steps=1000000")[
+        "studies"
+    ]
+    assert cut_off["states"] == {"interrupted": 1, "to run": 1}
+    assert cut_off["underway"][0]["step"] > 0
+    (listed,) = run(tmp_path, "status")["studies"]
+    assert (listed["label"], listed["state"]) == (cut_off["label"], "interrupted")
+
+
+def test_a_trial_that_failed_is_named_with_its_error_and_retried_alone(tmp_path):
+    listed = run(tmp_path, "sweep", "lr-width", *SHORT, "--dry-run")
+    key = listed["trials"][0]["key"]
+    in_the_way = tmp_path / "muxfer" / f"lr-width-{listed['study'][:8]}" / "trials" / key
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where the trial's folder should be")
+    swept = run(tmp_path, "sweep", "lr-width", *SHORT, code=3)
+    assert [trial["outcome"] for trial in swept["trials"]] == ["failed", "finished"]
+    assert ["File exists" in trial.get("error", "") for trial in swept["trials"]] == [True, False]
+    (before,) = run(tmp_path, "status", "lr-width")["studies"]
+    assert (before["state"], before["states"]) == ("at rest", {"finished": 1, "failed": 1})
+    assert before["failed"][0]["key"] == key
+    assert "File exists" in before["failed"][0]["error"]
+    in_the_way.unlink()
+    again = run(tmp_path, "retry", "lr-width", "--failed")
+    assert (again["retried"], again["failed"]) == (1, 0)
+    assert again["trials"] == [{"key": key, "outcome": "finished"}]
+    assert run(tmp_path, "retry", "lr-width", "--failed")["retried"] == 0
+    (after,) = run(tmp_path, "status", "lr-width")["studies"]
+    assert after["states"] == {"finished": 2}
+    assert after["lowest"]["metric"] == min(
+        trial["metric"] for trial in run(tmp_path, "sweep", "lr-width", *SHORT)["trials"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["status"], "no ledger at sqlite:///mlflow.db"),
+        (["status", "lr-widht"], "unknown sweep 'lr-widht'"),
+        (["retry", "lr-width", "--failed"], "no ledger at sqlite:///mlflow.db"),
+        (["retry", "lr-width"], "--failed"),
+    ],
+)
+def test_where_nothing_is_recorded_it_says_so_and_makes_nothing(tmp_path, arguments, told):
+    process = start(tmp_path, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert told in err
+    assert not list(tmp_path.iterdir())
