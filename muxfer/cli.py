@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 import click
 
 from muxfer import __version__
+from muxfer.adapters import ray_sessions
 from muxfer.environment import masked, one_line, printable
 from muxfer.errors import MuxferError
 
@@ -57,13 +58,17 @@ def _answer_on_stdout() -> Iterator[IO[str]]:
 def _run(module: str, function: str, *given: Any, as_json: bool = False, **more: Any) -> NoReturn:
     """Run muxfer.MODULE.FUNCTION, print its Answer, and leave with its exit code. Signals stand before imports."""
 
+    told: list[Interrupted] = []
+
     def stop(signum: int, frame: FrameType | None) -> None:
         _ignore_signals()
         interrupted = Interrupted(signum)
+        told.append(interrupted)
         # A library may swallow what is raised here, or wait for ever: then what a kill -9 leaves must do.
         late = threading.Timer(STOP_SECONDS, _give_up, [interrupted])
         late.daemon = True
         late.start()
+        ray_sessions.end()
         raise interrupted
 
     for number in INTERRUPTED:
@@ -79,19 +84,26 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
             _ignore_signals()  # what is answered is done
             with contextlib.suppress(BrokenPipeError):
                 print(printable(masked(text)), file=stdout, flush=True)
-        except (MuxferError, Interrupted) as error:
+        except (Exception, Interrupted) as error:
+            code = _explain(told[0] if told else error)  # what broke on the way out is of no interest
+    _leave(code)
+
+
+def _explain(error: BaseException) -> int:
+    """Say why a command ended; its exit code."""
+    match error:
+        case MuxferError() | Interrupted():
             say(f"muxfer: {one_line(str(error))}")
-            code = error.exit_code
-        except click.Abort:
+            return error.exit_code
+        case click.Abort():
             say("muxfer: not confirmed; nothing was done")
-            code = 2
-        except Exception:
+            return 2
+        case _:
             import traceback
 
             say(f"muxfer {__version__} met a bug of its own; please report it with this traceback")
-            say(traceback.format_exc())
-            code = 1
-    _leave(code)
+            say("".join(traceback.format_exception(error)))
+            return 1
 
 
 def _ignore_signals() -> None:
@@ -108,6 +120,7 @@ def _leave(code: int) -> NoReturn:
     """End now: a thread of a library must not keep a finished command alive, nor change its exit code."""
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.flush()
+    ray_sessions.end()
     os._exit(code)
 
 

@@ -3,8 +3,8 @@
 Ray's gcs and raylet are children of this process. With either dead every call into Ray hangs for a minute and more, so
 nothing here asks Ray how it is: it looks at the process ids (at the port of a cluster that we joined).
 
-The thread that calls `start` must live as long as the cluster: Ray asks the kernel to kill its processes when the
-*thread* that started them ends (PR_SET_PDEATHSIG). That is also what ends them after a kill -9 of ours.
+The thread that calls `Cluster.start` must live as long as the cluster: Ray asks the kernel to kill its processes when
+the *thread* that started them ends (PR_SET_PDEATHSIG). That is also what ends them after a kill -9 of ours.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints on stdout even at verbose=0
     "RAY_enable_metrics_collection": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it answers SIGTERM first, and aborts where its trace takes 3 s
+    "RAY_prestart_worker_first_driver": "0",  # a driver waits seconds for the prestarted, at the raylet's mercy
     "TUNE_DISABLE_AUTO_INIT": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -41,16 +42,50 @@ ENVIRONMENT = {
 """Set where the user has not: read by Ray at import, so before it."""
 
 
-@dataclass(kw_only=True)
 class Cluster:
-    """A running cluster. `processes` are those that we started, by name; none, and no `folder`, when we joined."""
+    """A cluster of this process's own on this machine, or the running one at `address`; to be started once.
 
-    address: str
-    joined: bool
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    folder: Path | None = None
-    _probed: float = 0.0
-    _silent: int = 0
+    One thread starts it; any other may watch it and end it meanwhile. `processes` are those that were started, by name,
+    each from its birth on; none, and no `folder`, where a cluster is joined. NoResources when its folder can't be made.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.folder = ray_sessions.make() if address is None else None
+        self._joined = False
+        self._probed = 0.0
+        self._silent = 0
+
+    def start(self) -> None:
+        """Start it, or join it. NoResources when nothing answers there, TrialsFailed when it dies meanwhile."""
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        if self.address is not None:
+            _expect_answer(self.address)
+        ray_sessions.sweep()
+        import ray
+
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what went wrong reaches the user in records and errors
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+        if self.folder is not None:
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"_temp_dir": f"{self.folder}/r"}
+        try:
+            with self._bearing():
+                context = ray.init(address=self.address or "local", **options)
+        except Exception as error:  # a node that is slow to start under load raises a bare one
+            died = self.dead()
+            if self.folder is not None:
+                ray_sessions.remove(self.folder)
+            if died is not None:
+                raise TrialsFailed(f"{died}; run the same command again") from error
+            line = " ".join(str(error).split())[:300]
+            raise NoResources(f"compute.address {self.address or 'local'}: Ray did not start ({line})") from error
+        self._joined = self.address is not None
+        self.address = context.address_info["gcs_address"]
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # Ray makes it readable for everybody on this host
+                (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
     def dead(self) -> str | None:
         """What died, or None. Cheap enough for every turn of a loop; never blocks for more than a second."""
@@ -59,10 +94,10 @@ class Cluster:
             if process is not None and process.poll() is not None:
                 return f"Ray's {name} (pid {process.pid}) died"
         now = time.monotonic()
-        if not self.joined or now - self._probed < PROBE_SECONDS:
+        if not self._joined or now - self._probed < PROBE_SECONDS:
             return None
         self._probed = now
-        self._silent = 0 if answers(self.address, timeout_seconds=1.0) else self._silent + 1
+        self._silent = 0 if answers(str(self.address), timeout_seconds=1.0) else self._silent + 1
         return f"Ray at {self.address} does not answer any more" if self._silent >= 3 else None
 
     def listening(self) -> list[str]:
@@ -77,89 +112,68 @@ class Cluster:
                         found.add(f"{one.laddr.ip}:{one.laddr.port}")
         return sorted(found)
 
+    def shut_down(self) -> None:
+        """Leave Ray, in the thread that started it, and remove what it leaves.
+
+        No garbage may hold one of Ray's references then: Ray lets go of its worker in C++ first and in Python
+        afterwards, and a finalizer that comes between calls `exit(1)`.
+        """
+        import ray
+
+        gc.collect()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            ray.shutdown()
+        finally:
+            if collecting:
+                gc.enable()
+        self._sweep()
+
     def kill(self) -> None:
         """End every process that we started, by its id, in a fraction of a second; the driver is of no use afterwards.
 
         Touches nothing of a cluster that we joined: it ends a driver's trials when the driver is gone.
         """
-        for process in self.processes.values():
+        born = list(self.processes.values())
+        for process in born:
             if process.poll() is None:
                 process.kill()
-        for process in self.processes.values():
+        for process in born:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
-        self.sweep()
+        self._sweep()
 
-    def sweep(self) -> None:
-        """Remove the cluster's folder (sockets, logs, Tune's state), and what still works there."""
+    def _sweep(self) -> None:
+        """Remove the cluster's folder (sockets, logs, Tune's state), and end what still works there."""
         if self.folder is not None:
             ray_sessions.remove(self.folder)
 
+    @contextlib.contextmanager
+    def _bearing(self) -> Iterator[None]:
+        """Meanwhile each process that Ray starts is noted here at once, marked, and put in a process group of its own.
 
-def start(address: str | None) -> Cluster:
-    """Start a private cluster on this machine, or join the one at `address`. NoResources when nothing answers there."""
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    if address is not None:
-        _expect_answer(address)
-    ray_sessions.sweep()
-    import ray
+        In ours it would get the signals that are meant for us, and where the raylet ends while this process registers
+        with it, Ray ends this process too, with 1. Ray has no public way to any of it: this is the class that it
+        starts its processes with.
+        """
+        from ray._private import services
 
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what went wrong reaches the user in records and errors
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    folder = None
-    if address is None:
-        folder = ray_sessions.make()
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": f"{folder}/r"}
-    try:
-        context = ray.init(address=address or "local", **options)
-    except Exception as error:  # a node that is slow to start under load raises a bare one
-        died = died_at_start()
-        if folder is not None:
-            ray_sessions.remove(folder)
-        if died is not None:
-            raise TrialsFailed(f"{died}; run the same command again") from error
-        line = " ".join(str(error).split())[:300]
-        raise NoResources(f"compute.address {address or 'local'}: Ray did not start ({line})") from error
-    if address is not None:
-        return Cluster(address=context.address_info["gcs_address"], joined=True)
-    with contextlib.suppress(OSError):  # Ray makes it readable for everybody on this host
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
-    # Ray has no public name for the processes that it started; all_processes has been there since 1.0.
-    node = ray._private.worker._global_node
-    return Cluster(
-        address=context.address_info["gcs_address"],
-        joined=False,
-        processes={name: infos[0].process for name, infos in node.all_processes.items()},
-        folder=folder,
-    )
+        cluster, plain = self, services.ConsolePopen
 
+        class Process(plain):  # type: ignore[misc, valid-type]
+            def __init__(self, command: Sequence[str], **options: Any) -> None:
+                if ray_sessions.over():
+                    raise TrialsFailed("told to stop while Ray started")
+                environment = {**options.pop("env"), ray_sessions.MARK: str(cluster.folder)}
+                super().__init__(command, env=environment, process_group=0, **options)
+                cluster.processes[Path(command[0]).name] = self
 
-def shut_down() -> None:
-    """Leave Ray. No garbage may hold one of its references then: whoever collects one meanwhile ends the process.
-
-    Ray lets go of its worker in C++ first and in Python afterwards; a finalizer that comes between calls `exit(1)`.
-    """
-    import ray
-
-    gc.collect()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        ray.shutdown()
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def died_at_start() -> str | None:
-    """Which process of Ray died while Ray starts, or None: `ray.init` itself waits for the dead, a minute and more."""
-    for place in Path("/proc").glob("[0-9]*"):
-        found = ray_sessions.status(int(place.name))
-        if found is not None and found[:2] == ("Z", os.getpid()):
-            with contextlib.suppress(OSError):
-                if (name := (place / "comm").read_text().strip()) in NEEDED:
-                    return f"Ray's {name} (pid {place.name}) died"
-    return None
+        services.ConsolePopen = Process
+        try:
+            yield
+        finally:
+            services.ConsolePopen = plain
 
 
 def answers(address: str, *, timeout_seconds: float) -> bool:

@@ -23,6 +23,10 @@ from muxfer.errors import NoResources
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 """What the path of a socket may take, in bytes."""
+MARK = "MUXFER_RAY"
+"""The variable in which each process of a private cluster has its folder."""
+ROUNDS, ROUND_SECONDS = 40, 0.03
+_over = False
 
 
 def root() -> Path:
@@ -56,16 +60,34 @@ def sweep() -> None:
             remove(folder)
 
 
+def end() -> None:
+    """No process of Ray may be born any more, and those that were are ended: this process is about to leave."""
+    global _over
+    _over = True
+    folder = root() / _name()
+    if _ours(folder):
+        remove(folder)
+
+
+def over() -> bool:
+    """Whether this process is about to leave."""
+    return _over
+
+
 def remove(folder: Path) -> None:
-    """Remove a folder of ours, and end the processes of Ray that work in it."""
-    for _ in range(20):  # one on its way out, or Tune's thread, may still write there
-        if not _ours(folder):
-            return
-        for pid in _workers(folder):
+    """End the processes of Ray that were started for a folder of ours, and remove it; until there are none any more."""
+    quiet = 0
+    for _ in range(ROUNDS):  # one may have had a child since it was seen, or Tune's thread still write
+        found = list(_processes(folder))
+        for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.0 if not folder.exists() else 0.05)
+        if _ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        quiet = 0 if found or _ours(folder) else quiet + 1
+        if quiet == 2:  # while a process is becoming another program it has no environment
+            return
+        time.sleep(ROUND_SECONDS)
 
 
 def status(pid: int) -> tuple[str, int, int] | None:
@@ -84,27 +106,16 @@ def start_time(pid: int) -> int | None:
     return None if found is None or found[0] in "ZX" else found[2]
 
 
-def _workers(folder: Path) -> Iterator[int]:
-    """The processes of Ray that were started for a folder, or have a file open in it; nothing where there is no /proc.
+def _processes(folder: Path) -> Iterator[int]:
+    """The living processes of this user that were started for a folder; nothing where there is no /proc.
 
-    Ray gives its workers another title, which names no folder: but their output goes there.
+    Their title tells nothing, for Ray gives them another; but they inherit their environment from the first ones.
     """
+    mark = os.fsencode(f"{MARK}={folder}")
     for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(place.name) == os.getpid() or place.stat().st_uid != os.getuid():
-                continue
-            line = (place / "cmdline").read_bytes().decode(errors="replace")
-            inside = f"{folder}/"
-            if (inside in line and "/ray/" in line) or (
-                line.startswith("ray::") and any(os.readlink(open_).startswith(inside) for open_ in _open_files(place))
-            ):
+        with contextlib.suppress(OSError):  # of others, or gone
+            if mark in (place / "environ").read_bytes().split(b"\0") and start_time(int(place.name)) is not None:
                 yield int(place.name)
-
-
-def _open_files(place: Path) -> Iterator[Path]:
-    for file in (place / "fd").iterdir():
-        if file.is_symlink():
-            yield file
 
 
 def _ours(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxfer.adapters import ray_processes, ray_sessions
+from muxfer.adapters.ray_processes import Cluster
 from muxfer.config import Compute
 from muxfer.errors import NoResources, TrialsFailed
 from muxfer.inline import TRIAL_RUN, failed
@@ -65,7 +65,7 @@ class RayExecutor:
         self._compute = compute
         self._worker = worker
         self._report_every_seconds = report_every_seconds
-        self._cluster: ray_processes.Cluster | None = None
+        self._cluster = Cluster(compute.address)
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._unsettled: dict[str, Job] = {}
@@ -80,8 +80,8 @@ class RayExecutor:
         self._thread = threading.Thread(target=self._drive, name="ray-tune", daemon=True)
         self._thread.start()
         try:
-            while not wait([self._ready], timeout=0.5).done:
-                self._dead = ray_processes.died_at_start()
+            while not wait([self._ready], timeout=0.2).done:
+                self._dead = self._cluster.dead()
                 if self._dead is not None:
                     raise TrialsFailed(f"{self._dead}; run the same command again")
             self._ready.result()
@@ -91,7 +91,7 @@ class RayExecutor:
 
     def listening(self) -> list[str]:
         """Where others than this machine could reach the cluster."""
-        return [] if self._cluster is None else self._cluster.listening()
+        return self._cluster.listening()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         assert self._jobs is not None
@@ -106,7 +106,7 @@ class RayExecutor:
                 came_in += self._settle(*self._inbox.get(timeout=timeout_seconds))
             while True:
                 came_in += self._settle(*self._inbox.get_nowait())
-        self._dead = self._dead or (self._cluster.dead() if self._cluster is not None else None)
+        self._dead = self._dead or self._cluster.dead()
         if self._dead is not None and not came_in:  # what came in before is handed out first
             raise TrialsFailed(f"{self._dead}; trials in flight keep their checkpoints: run the same command again")
         return came_in
@@ -120,7 +120,7 @@ class RayExecutor:
         self._stop.set()
         if self._jobs is not None:
             self._jobs.close()
-        if self._dead is None and (self._cluster is None or self._cluster.dead() is None):
+        if self._dead is None and self._cluster.dead() is None:
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self.kill()
@@ -129,17 +129,14 @@ class RayExecutor:
     def kill(self) -> None:
         """End every process of Ray that we started, at once and for certain. Only os._exit may follow."""
         self._stop.set()
-        if self._cluster is not None:
-            self._cluster.kill()
-        elif self._compute.address is None:  # Ray is starting, or died at it
-            ray_sessions.remove(ray_sessions.make())
+        self._cluster.kill()
         if self._storage is not None:
             shutil.rmtree(self._storage, ignore_errors=True)
 
     def _settle(self, kind: str, heard: Any) -> list[Report]:
         """The report to hand on, if any, from what came out of Tune's thread."""
         if kind == "ended":
-            dead = self._cluster.dead() if self._cluster is not None else None
+            dead = self._cluster.dead()
             raise TrialsFailed(
                 f"{dead or f'Ray Tune ended before the trials did ({heard})'}; run the same command again"
             )
@@ -160,7 +157,7 @@ class RayExecutor:
     def _drive(self) -> None:
         """Ray's whole life, in one thread: its processes die with the thread that started them."""
         try:
-            self._cluster = ray_processes.start(self._compute.address)
+            self._cluster.start()
             import ray
 
             from muxfer.adapters import ray_plugins
@@ -177,21 +174,20 @@ class RayExecutor:
                 jobs.close()
             self._ready.set_result(None)
             resources = {"GPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
-            storage = self._make_storage(self._cluster)
+            storage = self._make_storage()
             ray_plugins.run_tune(jobs, self._inbox, resources=resources, storage=storage, stop=self._stop)
         except BaseException as error:
             if not self._ready.done():
                 self._ready.set_exception(error)
             self._inbox.put(("ended", f"{type(error).__name__}: {error}"))
         finally:
-            if self._cluster is not None and self._cluster.dead() is None:
-                ray_processes.shut_down()
-                self._cluster.sweep()
+            if self._cluster.dead() is None:
+                self._cluster.shut_down()
 
-    def _make_storage(self, cluster: ray_processes.Cluster) -> Path:
+    def _make_storage(self) -> Path:
         """Where Tune keeps its state, which nobody reads: gone with the session, or at `close`."""
-        if cluster.folder is not None:
-            return cluster.folder / "tune"
+        if self._cluster.folder is not None:
+            return self._cluster.folder / "tune"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._storage = storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=self._folder))
         self._open.callback(shutil.rmtree, storage, ignore_errors=True)

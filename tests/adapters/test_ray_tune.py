@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from muxfer.adapters import ray_sessions
-from muxfer.adapters.ray_processes import start
+from muxfer.adapters.ray_processes import Cluster
 from muxfer.adapters.ray_tune import RayExecutor, resolve, stdout_aside
 from muxfer.config import Compute
 from muxfer.errors import BadInput, NoResources
@@ -301,7 +301,9 @@ def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no
     for folder in (dead, *(short / name for name in others)):
         folder.mkdir(exist_ok=True)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    left, bystander = (subprocess.Popen([*sleep, argument]) for argument in (f"{dead}/ray/x", f"{dead}/notes"))
+    left, bystander = (
+        subprocess.Popen([*sleep, f"{dead}/notes"], env={ray_sessions.MARK: str(folder)}) for folder in (dead, mine)
+    )
     try:
         ray_sessions.sweep()
         assert left.wait(10) == -signal.SIGKILL
@@ -340,10 +342,10 @@ def test_what_a_driver_leaves_that_is_killed_while_ray_starts_is_swept(short, tm
 def test_an_address_where_nothing_answers_is_refused_at_once():
     before = time.monotonic()
     with pytest.raises(NoResources, match=r"compute.address 127.0.0.1:1: nothing answers there"):
-        start("127.0.0.1:1")
+        Cluster("127.0.0.1:1").start()
     for address in ("ray://head:10001", "head", ":6379", "head:port"):
         with pytest.raises(BadInput, match="expected host:port"):
-            start(address)
+            Cluster(address).start()
     assert time.monotonic() - before < 5
 
 
