@@ -22,7 +22,7 @@ import click
 
 from muxfer import __version__
 from muxfer.adapters import ray_sessions
-from muxfer.environment import masked, one_line, printable
+from muxfer.environment import masked, masked_plain, one_line, printable
 from muxfer.errors import MuxferError
 
 _BEGAN = time.monotonic()
@@ -79,11 +79,12 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
                 importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
             wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-            text = json.dumps({**answer.data, **wall_seconds}, indent=2, allow_nan=False) if as_json else answer.text
+            data = masked_plain({**answer.data, **wall_seconds})
+            text = json.dumps(data, indent=2, allow_nan=False) if as_json else masked(answer.text)
             code = answer.exit_code
             _ignore_signals()  # what is answered is done
             with contextlib.suppress(BrokenPipeError):
-                print(printable(masked(text)), file=stdout, flush=True)
+                print(printable(text), file=stdout, flush=True)
         except (Exception, Interrupted) as error:
             code = _explain(told[0] if told else error)  # what broke on the way out is of no interest
     _leave(code)

@@ -31,7 +31,7 @@ from muxfer.models import Declared
 from muxfer.parse import parse, parse_task
 from muxfer.progress import Progress, show_setting
 from muxfer.proposal import proposing
-from muxfer.recorded import best_of, judge, recorded, records_of
+from muxfer.recorded import best_of, expect_taken, judge, recorded, records_of
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request, tracking_uri
 from muxfer.retention import planned
 from muxfer.search import is_finalist, searched
@@ -88,6 +88,7 @@ def sweep(
                     retention=retention,
                 )
                 ledger.flush(asked.config.ledger.patience_seconds)
+                expect_taken(ledger, asked.study, ran.records)
                 trials = propose(ledger.records(asked.study))
                 records = records_of(ledger, asked.study, trials)
                 judged = judge(records, asked.config, unfinished=ran.unfinished)
@@ -337,6 +338,8 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
                 progress=Progress(),
                 retention=retention,
             )
+            ledger.flush(asked.config.ledger.patience_seconds)
+            expect_taken(ledger, study, ran.records)
     failed = [record for record in ran.records if record.outcome is Outcome.FAILED]
     data |= {"failed": len(failed), "trials": [{"key": r.key, "outcome": str(r.outcome)} for r in ran.records]}
     text = f"{len(ran.records) - len(failed)} of {len(again)} failed trials are settled now"
@@ -396,24 +399,33 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
         homes = [home for home in homes if home == asked.home]
     if not homes:
         return Answer(data={"removed": []}, text=f"nothing to remove in {asked.folder}")
-    for home in homes:
-        if spools := list(home.glob("spool-*.jsonl")):
-            raise BadInput(
-                f"{spools[0]} holds what the ledger has not taken yet, or a sweep is at work:"
-                f" let muxfer sweep {name or ''} finish first"
-            )
     with open_ledger(asked) as ledger:
-        for study in ledger.studies(name):
+        studies = [study for study in ledger.studies(name) if asked.folder / study.label in homes]
+        for study in studies:
             holder = ledger.driver(study)
-            if asked.folder / study.label in homes and holder is not None and holder.alive() is not False:
+            if holder is not None and holder.alive() is not False:
                 raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
+    _expect_delivered(homes)
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
     told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
     if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):
         return Answer(data={"removed": []}, text="nothing was removed")
-    for home in homes:
-        shutil.rmtree(home)
+    with contextlib.ExitStack() as held:
+        ledger = held.enter_context(open_ledger(asked))
+        for study in studies:  # a person takes time to answer, and meanwhile one may have been started
+            held.callback(ledger.acquire(study).release)
+        _expect_delivered(homes)
+        for home in homes:
+            shutil.rmtree(home)
     return Answer(data={"removed": [str(home) for home in homes]}, text=f"removed {len(homes)} folders")
+
+
+def _expect_delivered(homes: Sequence[Path]) -> None:
+    for home in homes:
+        if spools := list(home.glob("spool-*.jsonl")):
+            raise BadInput(
+                f"{spools[0]} holds what the ledger has not taken yet: let muxfer sweep {home.name[:-9]} finish first"
+            )
 
 
 def ui_environment() -> dict[str, str]:

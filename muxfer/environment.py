@@ -29,12 +29,16 @@ QUERY = re.compile(
 MIN_SECRET, MIN_VALUE = 4, 6
 """Shorter ones are words: to mask them would be to mask everything."""
 
+OUR_WORDS = {
+    *("finished", "diverged", "pruned", "failed", "running"),
+    *("proxy", "target", "study", "transfers", "drifts", "abstains"),
+}
+"""What we say all the time is nobody's secret: hidden it would change answers and keep nothing."""
+
 PLACES = ("output_dir", "data.path", "ledger.experiment")
 """Keys that name a place: what they come to stands in every answer, or nobody would find it."""
 UNREAD = ("ledger.", "compute.", "output_dir", "description")
 """Keys of a recorded configuration that nobody reads: where their variable is not set, the name stays."""
-PATHS = ("path", "checkpoint")
-"""What a record holds of the disk: masked it would lead nowhere."""
 
 _noted: set[str] = set()
 
@@ -95,9 +99,9 @@ def masked(text: str) -> str:
 
 
 def masked_plain(value: Any) -> Any:
-    """As `masked`, for plain data on its way to a record."""
+    """As `masked`, for the texts in plain data on their way to a record or an answer; names stay."""
     if isinstance(value, Mapping):
-        return {key: item if key in PATHS else masked_plain(item) for key, item in value.items()}
+        return {key: masked_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [masked_plain(item) for item in value]
     return masked(value) if isinstance(value, str) else value
@@ -118,7 +122,7 @@ def _secrets() -> dict[str, str]:
     """Each value to be hidden, in each form that it may be printed in, and what stands for it; the longest first."""
     found: dict[str, str] = {}
     for name, value in os.environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET and not _is_number(value):
+        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET and not (_is_number(value) or value in OUR_WORDS):
             found[value] = "***"
     for name in _noted:
         value = os.environ.get(name, "")

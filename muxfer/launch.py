@@ -23,7 +23,7 @@ from muxfer.figures.band import band_figure
 from muxfer.guard import Watched, target_band
 from muxfer.mup import check_same_base
 from muxfer.progress import Progress, show_setting
-from muxfer.recorded import best_of, judge, recorded
+from muxfer.recorded import best_of, expect_taken, judge, recorded
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request
 from muxfer.search import searched
 from muxfer.sizing import sized_target
@@ -140,6 +140,7 @@ def transfer(
                 drawn, left = draw()
                 raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if left else str(error)) from None
             ledger.flush(asked.config.ledger.patience_seconds)
+            expect_taken(ledger, study, ran.records)
             record = next(record for record in ledger.records(study) if record.key == trial.key)
             if record.metric is None:
                 draw()

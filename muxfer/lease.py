@@ -149,12 +149,19 @@ class HeldLease:
         self._ttl_seconds = ttl_seconds
         self._lost = False
         self._away = False
+        self._looked = time.monotonic()
         self._done = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="muxfer-lease", daemon=True)
         self._beating.start()
 
     def held(self) -> bool:
         return not (self._lost or self._done.is_set())
+
+    def surely_held(self) -> bool:
+        """As `held`; where our heart has not looked for a time-to-live, for we were stopped, the store is asked."""
+        if not self._away and time.monotonic() - self._looked > self._ttl_seconds:
+            self.overtaken()
+        return self.held()
 
     @property
     def lost(self) -> bool:
@@ -165,7 +172,7 @@ class HeldLease:
         """Whether another driver took it over, asked of the store now: who was stopped may not have looked yet."""
         if not self._lost:
             with contextlib.suppress(LedgerUnreachable):
-                self._lost = self._store.read().epoch > self.epoch
+                self._lost = self._look()
         return self._lost
 
     def release(self) -> None:
@@ -182,11 +189,17 @@ class HeldLease:
                 with contextlib.suppress(LedgerUnreachable):
                     self._store.let_go(self.epoch, self.holder)
 
+    def _look(self) -> bool:
+        began = time.monotonic()
+        newer = self._store.read().epoch > self.epoch
+        self._looked = began
+        return newer
+
     def _beat(self) -> None:
         count = 0
         while not self._done.is_set():
             try:
-                if self._store.read().epoch > self.epoch:
+                if self._look():
                     self._lost = True
                     return
                 self._store.beat(self.epoch, count)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from muxfer.config import Config
-from muxfer.errors import BadInput
+from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger import Ledger
 from muxfer.parse import parse
 from muxfer.proposal import proposing
@@ -34,6 +34,16 @@ def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Re
     """The settled records of these trials: what a verdict, a page and a transfer read."""
     wanted = {trial.key for trial in trials}
     return [record for record in ledger.records(study) if record.key in wanted]
+
+
+def expect_taken(ledger: Ledger, study: Study, ran: Sequence[Record]) -> None:
+    """What a command trained must stand in the ledger once that took everything; LedgerUnreachable else."""
+    missing = {record.key for record in ran} - {record.key for record in ledger.records(study)}
+    if missing:
+        raise LedgerUnreachable(
+            f"the ledger does not hold the records of {len(missing)} trials that ended (the first: {min(missing)}):"
+            " their runs were deleted or changed meanwhile; run the same command again"
+        )
 
 
 def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> Verdict:

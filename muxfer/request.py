@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from muxfer.adapters import ray_sessions
 from muxfer.adapters.hydra_compose import composed
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked, sqlite_path
 from muxfer.config import Config
@@ -181,8 +181,7 @@ def _sweep_litter(home: Path) -> None:
         writer = re.search(r"\.(\d+)\.tmp$", left.name)
         if writer is None or not Path("/proc", writer[1]).exists():  # `report` writes without a lease
             left.unlink(missing_ok=True)
-    for left in home.glob(".ray-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    ray_sessions.sweep_storage(home)
 
 
 @contextmanager

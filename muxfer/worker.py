@@ -358,7 +358,7 @@ def _halted(breach: Breach, checkpoint: Path | None) -> str:
 
 
 def new_attempt(folder: Path, *, epoch: int) -> Path:
-    """A folder of this attempt's own below the trial's, the last by name: two that run at once never share one.
+    """A folder of this attempt's own below the trial's, the last by number: two that run at once never share one.
 
     BadInput where the disk refuses.
     """

@@ -69,3 +69,10 @@ def test_an_error_is_one_printable_line():
     assert one_line("a\nb\x1b[2J\u202ec" + "x" * 5000).startswith("a b\\x1b[2J\\u202ecxx")
     assert len(one_line("x" * 5000)) == 1000
     assert printable("a\nb\té\x00") == "a\nb\té\\x00"
+
+
+def test_a_word_that_we_say_all_the_time_is_no_secret_and_a_name_is_never_masked(monkeypatch):
+    for name, value in {"A_TOKEN": "finished", "B_TOKEN": "metric", "C_TOKEN": "swordfish"}.items():
+        monkeypatch.setenv(name, value)
+    answer = {"metric": 0.5, "outcome": "finished", "error": "no swordfish"}
+    assert masked_plain(answer) == {"metric": 0.5, "outcome": "finished", "error": "no ***"}

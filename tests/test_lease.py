@@ -189,6 +189,18 @@ def test_a_holder_that_asks_is_told_before_its_next_heartbeat():
     assert shelf.released == set()
 
 
+def test_a_holder_that_was_stopped_asks_before_it_writes():
+    shelf = Shelf()
+    lease = acquire(shelf, "s", ttl_seconds=600)
+    shelf.beaten.wait()
+    shelf.claim(2, elsewhere("other"))
+    assert lease.surely_held(), "within a time-to-live nobody can have taken over: it does not ask"
+    lease._looked -= 601
+    assert not lease.surely_held()
+    lease.release()
+    assert shelf.released == set()
+
+
 def test_a_holder_that_may_not_read_its_lease_any_more_ends():
     shelf = Shelf()
     lease = acquire(shelf, "s", ttl_seconds=0.03)

@@ -4,6 +4,7 @@ Small models keep it short; nothing else is smaller than life. What must hold af
 trial, no work done again beyond a checkpoint interval, and the very numbers of an uninterrupted sweep.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from muxfer import commands, request
+from muxfer.errors import StudyBusy
 from tests.typed import start
 
 SMALL = [
@@ -238,6 +241,16 @@ def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tell
     ]
     first = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert "s3cret" not in Path(first["report"]).read_text()
+    asked = request.request("lr-width", [*tiny, f"output_dir={tmp_path}/a/muxfer"])
+    with request.open_ledger(asked) as ledger, contextlib.ExitStack() as driven:
+
+        def started_meanwhile(question):
+            driven.callback(ledger.acquire(asked.study).release)
+            return True
+
+        with pytest.raises(StudyBusy, match="is being driven"):
+            commands.clean("lr-width", asked.overrides, confirmed=started_meanwhile)
+    assert Path(first["folder"]).is_dir(), "the files of a sweep that was started while clean asked"
     code, _, err = finish(start(tmp_path, "clean", "lr-width", *tiny, "--yes"))
     assert code == 0, err
     assert not list(tmp_path.glob("a/muxfer/*"))

@@ -1,7 +1,8 @@
 """The lease of a study on MLflow: a compare-and-set by params, in an experiment of its own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from muxfer.adapters.mlflow_client import TrackingStore
@@ -16,9 +17,15 @@ class LeaseRuns:
 
     Drivers that start a study at once may each make a run. Whoever acquires claims the epoch on every run it sees, in
     the order of their ids: the first of them that came into being is seen by all, so exactly one wins that one.
+
+    `borne` tells the highest epoch that the study's trials bear. It is asked where no claim is left (`mlflow gc` takes
+    what was deleted for good): epochs that began anew would make every record one of a late driver's.
     """
 
-    def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
+    def __init__(
+        self, store: TrackingStore, experiment_id: str, study: Study, *, borne: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._borne = borne
         self._store = store
         self._experiment_id = experiment_id
         self._study = study
@@ -31,7 +38,8 @@ class LeaseRuns:
             self._store.create_run(self._experiment_id, name=self._study.label, start_ms=now_ms(), tags=tags)
             runs = self._search()
         self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
-        return claims_of(runs)
+        claims = claims_of(runs)
+        return claims if claims.epoch else replace(claims, epoch=self._borne())
 
     def claim(self, epoch: int, holder: Holder) -> bool:
         for number, run_id in enumerate(self._run_ids):
@@ -39,7 +47,7 @@ class LeaseRuns:
                 for won in self._run_ids[:number]:
                     self._store.log(won, tags={f"lease.released.e{epoch}.{holder.token}": "lost the race"})
                 return False
-        return True
+        return bool(self._run_ids)  # none: the run was deleted since we made it, and nobody would see us
 
     def beat(self, epoch: int, count: int) -> None:
         self._store.log(self._run_ids[0], tags={f"lease.beat.e{epoch}": str(count)})

@@ -25,10 +25,20 @@ from typing import Any, TypeVar
 
 from muxfer.adapters.mlflow_client import Refused, TrackingStore
 from muxfer.adapters.mlflow_lease import LeaseRuns, claims_of
-from muxfer.adapters.mlflow_runs import StudyRuns, check_schema, chosen_of, highest_claim, joined, now_ms, pretty
+from muxfer.adapters.mlflow_runs import (
+    StudyRuns,
+    check_schema,
+    chosen_of,
+    highest_claim,
+    joined,
+    newest_record,
+    now_ms,
+    pretty,
+)
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import LedgerConfig
 from muxfer.environment import hidden, masked_plain, resolved
+from muxfer.environment import masked as hide
 from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
 from muxfer.lease import HeldLease, Holder, acquire
 from muxfer.ledger import BACKOFF_SECONDS, Lease, Spool, Standing, Writer
@@ -37,7 +47,8 @@ from muxfer.trial import Point, Record, Study, Trial, content_hash
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
-ERROR_CHARACTERS = 1000
+ERROR_CHARACTERS = 3000
+"""What an error's text may take in a record, written out as JSON; the record as a whole is one tag."""
 RELEASE_SECONDS = 5.0
 
 
@@ -86,7 +97,7 @@ class MlflowLedger:
             raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
         experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
         assert experiment is not None
-        leases = LeaseRuns(self._store, experiment[0], study)
+        leases = LeaseRuns(self._store, experiment[0], study, borne=partial(self._highest_epoch, study))
         return acquire(leases, study.label, ttl_seconds=self._config.lease_seconds)
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
@@ -108,7 +119,7 @@ class MlflowLedger:
         self._writer = Writer(
             [Spool(path) for path in [*earlier, ours]],
             self._runs.apply,
-            held=lease.held,
+            held=lease.surely_held if isinstance(lease, HeldLease) else lease.held,
             where=f"the ledger {self._store.where}",
         )
         self._lease = lease
@@ -117,7 +128,7 @@ class MlflowLedger:
         if self._writer.pending_bytes:
             self._writer.flush(self._config.patience_seconds)
         if is_new:
-            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(config)})
+            self._write({"op": "text", "key": None, "name": "config.json", "text": hide(pretty(config))})
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
         chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
@@ -169,11 +180,11 @@ class MlflowLedger:
             {
                 "op": "begin",
                 "key": _plain(trial.key),
-                "name": _run_name(trial),
+                "name": hide(_run_name(trial)),
                 "start_ms": now_ms(),
-                "tags": {"muxfer.kind": trial.kind} | _lineage(trial),
-                "params": _params(trial),
-                "task": dict(trial.task),
+                "tags": {"muxfer.kind": trial.kind} | masked_plain(_lineage(trial)),
+                "params": masked_plain(_params(trial)),
+                "task": masked_plain(trial.task),
             }
         )
 
@@ -188,7 +199,7 @@ class MlflowLedger:
             self._write({"op": "file", "key": record.key, "path": str(path.absolute())})
         plain = record.to_dict() | {"run_id": None}
         if record.error is not None:
-            plain["error"] = record.error[:ERROR_CHARACTERS]
+            plain["error"] = _cut(hide(record.error))
         self._write({"op": "settle", "key": record.key, "end_ms": now_ms(), "record": plain}, epoch=record.epoch)
 
     def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
@@ -207,11 +218,11 @@ class MlflowLedger:
             self._writer = None
 
     def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
+        """To the spool, as it is: what others wrote was masked on its way in; our own words (TOKEN=begin) never are."""
         assert self._writer is not None, "open the study first"
         self._written = True
         self._unchanged = None
-        safe = operation if operation["op"] == "points" else masked_plain(operation)
-        self._writer.write({**safe, "epoch": epoch or self._epoch})
+        self._writer.write({**operation, "epoch": epoch or self._epoch})
 
     def _rest(self) -> None:
         """Before the lease goes: half-done trials no longer run, and the study rests. Best effort, and brief."""
@@ -222,6 +233,10 @@ class MlflowLedger:
             self._writer.flush(RELEASE_SECONDS)
         except MuxferError:
             _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
+
+    def _highest_epoch(self, study: Study) -> int:
+        runs = [run for same in self._trial_runs(study).values() for run in same]
+        return max((max(highest_claim(run), newest_record(run)) for run in runs), default=0)
 
     def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
         runs: dict[str, list[Any]] = {}
@@ -271,8 +286,7 @@ def _json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
 def _record(run: Any) -> Record | None:
     """The record of the highest epoch, unless a driver of a still higher one began the trial again."""
     tags = run.data.tags
-    epochs = [int(name[15:]) for name in tags if re.fullmatch(r"muxfer\.record\.e\d+", name)]
-    newest = max(epochs, default=-1)
+    newest = newest_record(run)
     if newest < 0 or newest < highest_claim(run):
         return None
     try:
@@ -281,6 +295,13 @@ def _record(run: Any) -> Record | None:
         raise BadInput(
             f"tag muxfer.record.e{newest} of run {run.info.run_id} is none of muxfer's: mend or delete it"
         ) from None
+
+
+def _cut(text: str) -> str:
+    text = text[:ERROR_CHARACTERS]
+    while len(json.dumps(text)) > ERROR_CHARACTERS:
+        text = text[: len(text) * 7 // 8]
+    return text
 
 
 def _lineage(trial: Trial) -> dict[str, str]:

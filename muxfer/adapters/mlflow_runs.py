@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class StudyRuns:
         self._parent_runs = False
         self._known: dict[str, tuple[str, int, int]] = {}
         """By trial key: run id, start in ms, highest claim."""
+        self._stated: dict[str, int] = {}
+        """By trial key: the epoch for which a status was written since it was last looked whether that was late."""
 
     def parent(self, config: Mapping[str, Any] | None) -> tuple[bool, bool]:
         """Find or create the parent run. Is `config` new to it, and should be attached? Does it stand as running?"""
@@ -74,13 +76,20 @@ class StudyRuns:
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Apply operations in order; points of one trial wait for each other until its next other operation."""
-        points: dict[str, list[list[Any]]] = {}
+        self._look_again({str(each["key"]) for each in operations if each.get("op") == "settle" and "key" in each})
+        try:
+            self._apply(operations)
+        finally:
+            self._restate()
+
+    def _apply(self, operations: Sequence[Operation]) -> None:
+        points: dict[str, list[tuple[Any, ...]]] = {}
         for operation in operations:
             key, kind = operation.get("key"), operation.get("op")
             if not NEEDED.get(str(kind), {"op"}) <= operation.keys() - {"op"}:
                 _logger.warning("what no version of ours says was left out: %s", str(operation)[:80])
             elif kind == "points":
-                self._try(points.setdefault(str(key), []).extend, operation["points"])
+                self._try(_gather, points.setdefault(str(key), []), operation)
             elif key is None:
                 self._try(self._apply_to_parent, operation)
             else:
@@ -141,13 +150,12 @@ class StudyRuns:
                 self._store.log(run.info.run_id, params=operation["params"] if is_first else {}, tags=claim)
                 if run.info.status != "RUNNING":
                     self._store.set_status(run.info.run_id, "RUNNING")
-                self._restate(key, epoch)
+                self._stated[key] = epoch
         self._known[key] = (run.info.run_id, run.info.start_time, max(highest, epoch))
         if is_first:  # last, and on its own: where artifacts lie there may be no room while the records have some
             self._try(self._store.upload_text, run.info.run_id, "task.json", pretty(operation["task"]))
 
     def _apply_settle(self, key: str, operation: Operation) -> None:
-        self._known.pop(key, None)  # look again: for a newer claim, and for duplicates
         run_id, start_ms, claim = self._run(key)
         record = operation["record"]
         epoch = operation["epoch"]
@@ -169,17 +177,30 @@ class StudyRuns:
             },
         )
         self._store.set_status(run_id, STATUS[Outcome(record["outcome"])], operation["end_ms"])
-        self._restate(key, epoch)
+        self._stated[key] = epoch
 
-    def _restate(self, key: str, epoch: int) -> None:
-        """Look after a write whether it was late: where a newer driver has the trial by now, say again what it said.
+    def _look_again(self, keys: Collection[str]) -> dict[str, Any]:
+        """The runs of these trials as they are now, in one request; what we know of them is put right."""
+        known = {self._known[key][0]: key for key in keys if key in self._known}
+        found = {known[run.info.run_id]: run for run in self._store.runs(self._experiment_id, [*known])}
+        for key in known.values():
+            del self._known[key]
+        for key, run in found.items():
+            self._known[key] = (run.info.run_id, run.info.start_time, highest_claim(run))
+        return found
+
+    def _restate(self) -> None:
+        """Look after writes whether they were late: where a newer driver has a trial by now, say again what it said.
 
         A status and a tag bear no epoch: what a driver wrote that had been stopped before the write would stand.
         """
-        run = self._the_one(self._found(key))
-        newest = max(highest_claim(run), newest_record(run))
-        if newest <= epoch:
-            return
+        for key, run in self._look_again(self._stated).items():
+            newest = max(highest_claim(run), newest_record(run))
+            if newest > self._stated[key]:
+                self._try(self._say_again, run, newest)
+        self._stated.clear()
+
+    def _say_again(self, run: Any, newest: int) -> None:
         record = json.loads(run.data.tags.get(f"muxfer.record.e{newest}", '{"outcome": null, "step": 0}'))
         tags = {"muxfer.outcome": record["outcome"] or "running", "muxfer.step": str(record["step"])}
         self._store.log(run.info.run_id, tags=tags)
@@ -189,10 +210,14 @@ class StudyRuns:
     def _apply_file(self, key: str, operation: Operation) -> None:
         self._upload(self._run(key)[0], operation)
 
-    def _log_points(self, key: str, points: Sequence[Sequence[Any]]) -> None:
+    def _log_points(self, key: str, points: Sequence[tuple[Any, ...]]) -> None:
         if points:
-            run_id, start_ms, _ = self._run(key)
-            metrics: list[Metric] = [(name, value, start_ms + step, step) for name, step, value in points]
+            run_id, start_ms, claim = self._run(key)
+            metrics: list[Metric] = [
+                (name, value, start_ms + step, step)
+                for epoch, name, step, value in points
+                if epoch >= claim  # a newer driver has begun this trial: it says all of its points itself
+            ]
             self._store.log(run_id, metrics=metrics)
 
     def _upload(self, run_id: str, operation: Operation) -> None:
@@ -232,6 +257,11 @@ class StudyRuns:
                 self._store.log(run.info.run_id, tags={"muxfer.duplicate": chosen.info.run_id})
                 self._store.delete(run.info.run_id)
         return chosen
+
+
+def _gather(waiting: list[tuple[Any, ...]], operation: Operation) -> None:
+    epoch = operation.get("epoch", math.inf)
+    waiting.extend((epoch, *point) for point in operation["points"])
 
 
 def highest_claim(run: Any) -> int:

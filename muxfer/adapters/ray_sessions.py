@@ -53,11 +53,24 @@ def make() -> Path:
 def sweep() -> None:
     """Remove what was left by processes of this user, on this machine, that are gone."""
     for folder in root().glob("muxfer-*"):
-        whose = re.fullmatch(r"muxfer-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]{6})", folder.name)
-        if whose is None or whose[3] != _machine() or whose[2] == "0":  # 0: nobody could tell
-            continue
-        if start_time(int(whose[1], 16)) != int(whose[2], 16):
+        if _lives(folder.name) is False:
             remove(folder)
+
+
+def make_storage(home: Path) -> Path:
+    """A folder in a study's own for Tune's state on a joined cluster, named for this process like the others."""
+    home.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".ray-{_name()}-", dir=home))
+
+
+def sweep_storage(home: Path) -> None:
+    """Remove all such folders but those of living processes here: one makes its own before it has the lease.
+
+    For who holds the lease: a driver on another machine has ended, or is fenced.
+    """
+    for storage in home.glob(".ray-*"):
+        if not _lives(storage.name.removeprefix(".ray-").rpartition("-")[0]):
+            shutil.rmtree(storage, ignore_errors=True)
 
 
 def end() -> None:
@@ -128,6 +141,16 @@ def _ours(folder: Path) -> bool:
 
 def _name() -> str:
     return f"muxfer-{os.getpid():x}-{start_time(os.getpid()) or 0:x}-{_machine()}"
+
+
+def _lives(name: str) -> bool | None:
+    """Whether the process lives that has this name, see `_name`; None where nobody here can tell."""
+    if name == _name():
+        return True
+    whose = re.fullmatch(r"muxfer-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]{6})", name)
+    if whose is None or whose[3] != _machine() or whose[2] == "0":
+        return None
+    return start_time(int(whose[1], 16)) == int(whose[2], 16)
 
 
 def _machine() -> str:

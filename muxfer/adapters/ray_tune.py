@@ -9,7 +9,6 @@ import os
 import queue
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -17,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from muxfer.adapters import ray_sessions
 from muxfer.adapters.ray_processes import Cluster
 from muxfer.config import Compute
 from muxfer.errors import NoResources, TrialsFailed
@@ -188,8 +188,7 @@ class RayExecutor:
         """Where Tune keeps its state, which nobody reads: gone with the session, or at `close`."""
         if self._cluster.folder is not None:
             return self._cluster.folder / "tune"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._storage = storage = Path(tempfile.mkdtemp(prefix=".ray-", dir=self._folder))
+        self._storage = storage = ray_sessions.make_storage(self._folder)
         self._open.callback(shutil.rmtree, storage, ignore_errors=True)
         return storage
 

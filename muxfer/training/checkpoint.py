@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, a full disk and flipped bits.
 
-    trial folder / attempt-NAME / step-00000050 / model.safetensors, ema.safetensors, optimizer.safetensors,
-                                                  state.json, manifest.json (SHA-256 and size of each other file)
+    trial folder / attempt-EPOCH-NN / step-00000050 / model.safetensors, ema.safetensors, optimizer.safetensors,
+                                                      state.json, manifest.json (SHA-256 and size of each other file)
 
 A checkpoint is written under a temporary name, made durable, then renamed: a folder with the final name is whole
 unless the disk failed it, and that the manifest shows. Nothing is ever unpickled.
@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
 
     The unusable ones above it are skipped with a warning to the log. None: nothing usable.
     """
-    for path in sorted(Path(trial_folder).glob("attempt-*/step-*"), key=lambda path: (path.name, path), reverse=True):
+    for path in _newest_first(Path(trial_folder).glob("attempt-*/step-*")):
         try:
             return Checkpoint(path=path, snapshot=_read(path, key))
         except _Invalid as error:
@@ -98,7 +99,7 @@ def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | 
     """
     folder = Path(attempt_folder)
     kept = 0
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in _newest_first(folder.glob("step-*")):
         if kept < keep:
             kept += _has_all_files(path)
         else:
@@ -107,7 +108,7 @@ def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | 
         shutil.rmtree(path, ignore_errors=True)
     if not kept:
         return
-    for attempt in (path for path in folder.parent.glob("attempt-*") if path.name < folder.name):
+    for attempt in (path for path in folder.parent.glob("attempt-*") if _numbers(path) < _numbers(folder)):
         _empty(attempt, but=resumed_from if kept < keep else None)
 
 
@@ -119,7 +120,7 @@ def settle(trial_folder: str | Path, *, epoch: int) -> int:
     folder = Path(trial_folder)
     if _taken_over(folder, epoch):
         return held_bytes(folder)
-    found = sorted(folder.glob("attempt-*/step-*"), key=lambda path: (path.name, path), reverse=True)
+    found = _newest_first(folder.glob("attempt-*/step-*"))
     newest = next((path for path in found if _has_all_files(path)), None)
     for attempt in folder.glob("attempt-*"):
         _empty(attempt, but=newest)
@@ -150,9 +151,17 @@ def held_bytes(trial_folder: str | Path) -> int:
     return total
 
 
+def _numbers(folder: Path) -> tuple[int, ...]:
+    """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
+
+
+def _newest_first(checkpoints: Iterable[Path]) -> list[Path]:
+    return sorted(checkpoints, key=lambda path: (_numbers(path), _numbers(path.parent)), reverse=True)
+
+
 def _taken_over(folder: Path, epoch: int) -> bool:
-    epochs = (path.name.split("-")[1] for path in folder.glob("attempt-*-*"))
-    return any(int(text) > epoch for text in epochs if text.isdecimal())
+    return any(_numbers(path) >= (epoch + 1,) for path in folder.glob("attempt-*"))
 
 
 def _remove(path: Path) -> None:

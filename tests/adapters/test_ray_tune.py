@@ -317,6 +317,18 @@ def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no
     assert mine.stat().st_mode & 0o777 == 0o700
 
 
+def test_tunes_storage_stays_while_its_process_lives_and_goes_with_it(tmp_path):
+    mine = ray_sessions.make_storage(tmp_path / "home")
+    name = mine.name.rpartition("-")[0]
+    dead = name.replace(name.split("-")[3], "1")
+    pid, started, machine = os.getppid(), ray_sessions.start_time(os.getppid()), name.split("-")[4]
+    living = f".ray-muxfer-{pid:x}-{started:x}-{machine}-abc"
+    for other in (f"{dead}-abc", f"{name[:-6]}ffffff-abc", ".ray-abc", living):
+        (mine.parent / other / "trials").mkdir(parents=True)
+    ray_sessions.sweep_storage(mine.parent)
+    assert sorted(mine.parent.iterdir()) == sorted([mine, mine.parent / living])
+
+
 def test_a_folder_whose_sockets_would_have_too_long_a_path_is_not_taken(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/" + 60 * "long")
     assert ray_sessions.root() == Path("/tmp")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from muxfer.adapters.mlflow_client import Refused
-from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.adapters.mlflow_ledger import ERROR_CHARACTERS, MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.recorded import expect_taken
 from muxfer.trial import Outcome
 from tests.contracts.conftest import PATIENCE, STUDY, artifacts, client_of, curve, points, record, runs_of, trial
 
@@ -78,6 +79,35 @@ def test_a_target_carries_its_lineage_and_its_files(drive, tmp_path):
     assert [found.kind for found in ledger.records(STUDY)] == ["target"]
 
 
+SECRET = "wJalrXUtnFEMI"
+WORDS = ("begin", "settle", "text", "proxy", "target", "failed", "finished", "cafe", "key0", "muxfer", "config.json")
+
+
+def test_a_secret_is_masked_where_others_wrote_it_and_no_word_of_ours_is_however_secret_it_is(drive, monkeypatch):
+    for number, word in enumerate((SECRET, *WORDS)):
+        monkeypatch.setenv(f"TOKEN_{number}", word)
+    ledger, lease = drive()
+    apply, written = ledger._writer._apply, []
+    ledger._writer._apply = lambda some: apply(written.extend(some) or some)
+    key = "cafe0123cafe4567"
+    task = {"model": {"arguments": {"path": f"s3://{SECRET}", "key": SECRET}}, "optimizer": {"name": SECRET}}
+    lineage = {"source": SECRET, "plan": [SECRET]}
+    ledger.begin(trial(key=key, task=task, lineage=lineage, setting={"width": 64}))
+    failed = record(key=key, epoch=lease.epoch, outcome=Outcome.FAILED, metric=None, checkpoint="/target/step-1")
+    ledger.settle(dataclasses.replace(failed, error="x" * (ERROR_CHARACTERS - 5) + SECRET))
+    ledger.flush(PATIENCE)
+    [found] = ledger.records(STUDY)
+    assert (found.key, found.outcome, found.kind) == (key, Outcome.FAILED, "proxy")
+    assert found.checkpoint == "/target/step-1"
+    assert SECRET[:5] not in str(found.error)
+    [run] = ledger._read({"muxfer.key": key})
+    [parent] = ledger._read({"muxfer.kind": "study"})
+    assert artifacts(ledger, parent) == {"config.json"}
+    assert artifacts(ledger, run) == {"task.json"}
+    assert SECRET not in f"{run.data.to_dictionary()} {run.info.run_name} {written}"
+    assert run.data.tags["muxfer.lineage.plan"] == '["***"]'
+
+
 def test_each_outcome_has_its_status(drive):
     ledger, lease = drive()
     wanted = {
@@ -89,7 +119,7 @@ def test_each_outcome_has_its_status(drive):
     for number, outcome in enumerate(wanted):
         ledger.begin(trial(number))
         metric = 0.5 if outcome is Outcome.FINISHED else None
-        error = "é" * 50_000 if outcome is Outcome.FAILED else None
+        error = "\N{GRINNING FACE}" * 50_000 if outcome is Outcome.FAILED else None
         ledger.settle(record(number, epoch=lease.epoch, outcome=outcome, metric=metric, error=error))
     ledger.begin(trial(9))
     ledger.flush(PATIENCE)
@@ -149,6 +179,8 @@ def test_a_run_that_a_late_create_made_twice_is_settled_by_a_fixed_rule(drive):
         ledger._store.create_run(ours.info.experiment_id, name="late", start_ms=start_ms, tags=tags)
     ledger.settle(record(epoch=lease.epoch))
     ledger.flush(PATIENCE)
+    assert [found.run_id for found in ledger.records(STUDY)] == [ours.info.run_id]
+    ledger.flush(PATIENCE)
     [left] = runs_of(ledger)
     assert left.info.run_id == ours.info.run_id
     ledger._store.create_run(ours.info.experiment_id, name="later still", start_ms=1, tags=tags)
@@ -180,6 +212,28 @@ def test_a_late_record_of_an_older_epoch_does_not_count(drive):
     newer.flush(PATIENCE)
     apply([operation])
     assert [(found.metric, found.epoch) for found in newer.records(STUDY)] == [(0.25, newer_lease.epoch)]
+
+
+def test_late_points_of_an_older_epoch_do_not_count(drive):
+    """Neither out of a spool, nor from a driver that was stopped and does not know yet that it was taken over."""
+    ledger, lease = drive()
+    ledger.begin(trial())
+    ledger.report("key0", points(1))
+    ledger.flush(PATIENCE)
+    apply = ledger._runs.apply
+    lease.release()
+    ledger.close()
+    newer, newer_lease = drive()
+    newer.begin(trial())
+    newer.report("key0", points(1))
+    newer.flush(PATIENCE)
+    late = {"op": "points", "key": "key0", "points": [["train_loss", 1, 9.0], ["train_loss", 2, 9.0]]}
+    newer._runs.apply([{**late, "epoch": lease.epoch}])
+    ledger._runs._known.clear()
+    apply([{**late, "epoch": lease.epoch}])
+    assert newer.curves(STUDY, "train_loss") == {"key0": points(1)}
+    newer._runs.apply([{**late, "points": [["train_loss", 2, 0.5]], "epoch": newer_lease.epoch}])
+    assert [point.step for point in newer.curves(STUDY, "train_loss")["key0"]] == [1, 2]
 
 
 STRANGE = b"""{"op":"points","key":"key0"}
@@ -273,6 +327,22 @@ def test_a_run_that_a_person_deleted_does_not_hold_up_the_others(drive, caplog):
     ledger.flush(PATIENCE)
     assert [found.key for found in ledger.records(STUDY)] == ["key1"]
     assert "refused a write" in caplog.text
+
+
+def test_what_was_trained_and_is_not_there_is_told(drive):
+    ledger, lease = drive()
+    for number in (0, 1):
+        ledger.begin(trial(number))
+    ledger.flush(PATIENCE)
+    [run] = runs_of(ledger, 1)
+    client_of(ledger).delete_run(run.info.run_id)
+    ran = [record(number, epoch=lease.epoch) for number in (0, 1)]
+    for one in ran:
+        ledger.settle(one)
+    ledger.flush(PATIENCE)
+    expect_taken(ledger, STUDY, ran[:1])
+    with pytest.raises(LedgerUnreachable, match=r"does not hold the records of 1 trials .*\(the first: key1\)"):
+        expect_taken(ledger, STUDY, ran)
 
 
 def test_nothing_to_do_writes_nothing(drive, tmp_path):

@@ -38,6 +38,41 @@ def test_the_lease_is_one_even_where_a_race_made_two_runs(drive, config):
     assert [holder.token for holder in new.read().holders] == ["us"]
 
 
+def test_an_epoch_that_no_run_bears_is_nobodys(drive, config, monkeypatch):
+    ledger, lease = drive()
+    lease.release()
+    store = ledger._store
+    experiment = store.experiment(f"{config.experiment}.leases", create=False)[0]
+    leases, create = LeaseRuns(store, experiment, STUDY), store.create_run
+    for run in leases._search():
+        store.delete(run.info.run_id)
+    monkeypatch.setattr(store, "create_run", lambda *what, **more: store.delete(create(*what, **more).info.run_id))
+    epoch = leases.read().epoch
+    assert not leases.claim(epoch + 1, Holder.this_process())
+    monkeypatch.undo()
+    leases.read()
+    assert leases.claim(epoch + 1, Holder.this_process())
+
+
+def test_where_no_lease_is_left_epochs_go_on_from_those_that_the_trials_bear(drive, config):
+    """As after `mlflow gc`: epochs that began anew would make the records of a new driver those of a late one."""
+    for _ in range(3):
+        ledger, lease = drive()
+        ledger.begin(trial())
+        ledger.flush(PATIENCE)
+        lease.release()
+    assert lease.epoch == 3
+    experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
+    for run in ledger._store.search(experiment, {"muxfer.study": STUDY.key}, deleted=True):
+        ledger._store.log(run.info.run_id, tags={"muxfer.study": "gone"})
+    ledger, lease = drive()
+    assert lease.epoch == 4
+    ledger.begin(trial())
+    ledger.settle(record(epoch=lease.epoch))
+    ledger.flush(PATIENCE)
+    assert [found.epoch for found in ledger.records(STUDY)] == [4]
+
+
 HOLD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -169,7 +204,8 @@ def test_a_status_that_was_written_late_does_not_stand(drive):
     [run] = runs_of(ledger)
     ledger._store.log(run.info.run_id, tags={"muxfer.claim.e0": "1", "muxfer.outcome": "running"})
     ledger._store.set_status(run.info.run_id, "RUNNING")
-    ledger._runs._restate("key0", 0)
+    ledger._runs._stated["key0"] = 0
+    ledger._runs.apply([])
     [run] = runs_of(ledger)
     assert (run.info.status, run.data.tags["muxfer.outcome"]) == ("FINISHED", "finished")
     assert [found.epoch for found in ledger.records(STUDY)] == [lease.epoch]

@@ -24,9 +24,9 @@ def snapshot(step: int) -> Snapshot:
 @pytest.fixture
 def trial(tmp_path):
     """A trial's folder with checkpoints of two attempts: steps 10 and 20, then 20 and 30."""
-    for attempt, steps in (("a", (10, 20)), ("b", (20, 30))):
+    for attempt, steps in ((1, (10, 20)), (2, (20, 30))):
         for step in steps:
-            save(tmp_path / f"attempt-{attempt}", snapshot(step), key="k")
+            save(tmp_path / f"attempt-{attempt:04d}-00", snapshot(step), key="k")
     return tmp_path
 
 
@@ -56,7 +56,7 @@ DAMAGES = {
 
 def test_the_newest_comes_back_whole(trial):
     found = load_newest(trial, key="k")
-    assert found.path == trial / "attempt-b" / "step-00000030"
+    assert found.path == trial / "attempt-0002-00" / "step-00000030"
     assert found.snapshot.step == 30
     for group, tensors in snapshot(30).tensors.items():
         assert torch.equal(found.snapshot.tensors[group][next(iter(tensors))], next(iter(tensors.values())))
@@ -66,7 +66,7 @@ def test_the_newest_comes_back_whole(trial):
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(trial, file, damage, caplog):
-    DAMAGES[damage](trial / "attempt-b" / "step-00000030" / file)
+    DAMAGES[damage](trial / "attempt-0002-00" / "step-00000030" / file)
     with caplog.at_level(logging.WARNING):
         found = load_newest(trial, key="k")
     assert found.snapshot.step == 20
@@ -74,14 +74,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(trial, file, damage, c
 
 
 def test_an_empty_folder_and_another_trials_checkpoint_are_skipped(trial, caplog):
-    save(trial / "attempt-c", snapshot(50), key="another")
-    (trial / "attempt-c" / "step-00000040").mkdir()
+    save(trial / "attempt-0003-00", snapshot(50), key="another")
+    (trial / "attempt-0003-00" / "step-00000040").mkdir()
     assert load_newest(trial, key="k").snapshot.step == 30
     assert "another" in caplog.text
 
 
 def test_a_manifest_that_reaches_outside_is_refused(trial):
-    newest = trial / "attempt-b" / "step-00000030"
+    newest = trial / "attempt-0002-00" / "step-00000030"
     (trial / "outside.json").write_text("{}")
     manifest = json.loads((newest / "manifest.json").read_text())
     manifest["files"]["../../outside.json"] = {"sha256": checkpoint._sha256(trial / "outside.json"), "bytes": 2}
@@ -94,16 +94,16 @@ def test_nothing_usable_is_none(tmp_path):
 
 
 def test_what_a_kill_left_is_neither_read_nor_kept(trial):
-    left = trial / "attempt-b" / ".step-00000040.1.tmp"
+    left = trial / "attempt-0002-00" / ".step-00000040.1.tmp"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     assert load_newest(trial, key="k").snapshot.step == 30
-    prune(trial / "attempt-b")
+    prune(trial / "attempt-0002-00")
     assert not left.exists()
 
 
 def test_pruning_keeps_the_last_two_whole_ones(trial):
-    folder = trial / "attempt-b"
+    folder = trial / "attempt-0002-00"
     for step in (40, 50, 60):
         save(folder, snapshot(step), key="k")
     (folder / "step-00000060" / "ema.safetensors").unlink()
@@ -114,30 +114,46 @@ def test_pruning_keeps_the_last_two_whole_ones(trial):
 
 def test_an_earlier_attempts_checkpoints_go_once_two_newer_ones_are_there(trial):
     """The one that the attempt resumed from was found to be good: it is the second until there is another."""
-    half = trial / "attempt-a" / ".step-00000030.1.tmp"
+    half = trial / "attempt-0001-00" / ".step-00000030.1.tmp"
     half.mkdir()
     resumed_from = load_newest(trial, key="k").path
-    prune(trial / "attempt-c", resumed_from=resumed_from)
+    prune(trial / "attempt-0003-00", resumed_from=resumed_from)
     assert len(list(trial.glob("attempt-*/step-*"))) == 4
-    save(trial / "attempt-c", snapshot(40), key="k")
-    (trial / "attempt-d").mkdir()
-    prune(trial / "attempt-c", resumed_from=resumed_from)
-    assert sorted(path.name for path in trial.iterdir()) == ["attempt-b", "attempt-c", "attempt-d"]
-    assert list((trial / "attempt-b").iterdir()) == [resumed_from]
-    save(trial / "attempt-c", snapshot(50), key="k")
-    prune(trial / "attempt-c", resumed_from=resumed_from)
-    assert sorted(path.name for path in trial.iterdir()) == ["attempt-c", "attempt-d"]
+    save(trial / "attempt-0003-00", snapshot(40), key="k")
+    (trial / "attempt-0004-00").mkdir()
+    prune(trial / "attempt-0003-00", resumed_from=resumed_from)
+    assert sorted(path.name for path in trial.iterdir()) == ["attempt-0002-00", "attempt-0003-00", "attempt-0004-00"]
+    assert list((trial / "attempt-0002-00").iterdir()) == [resumed_from]
+    save(trial / "attempt-0003-00", snapshot(50), key="k")
+    prune(trial / "attempt-0003-00", resumed_from=resumed_from)
+    assert sorted(path.name for path in trial.iterdir()) == ["attempt-0003-00", "attempt-0004-00"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("attempt-9999-00", "attempt-10000-00"), ("attempt-0001-99", "attempt-0001-100")]
+)
+def test_attempts_are_ordered_by_their_numbers_however_many_digits_these_have(tmp_path, old, new):
+    for attempt in (old, new):
+        save(tmp_path / attempt, snapshot(10), key="k")
+    assert load_newest(tmp_path, key="k").path.parent.name == new
+    prune(tmp_path / old, keep=1)
+    assert (tmp_path / new).exists(), "it began later"
+    prune(tmp_path / new, keep=1)
+    assert not (tmp_path / old).exists()
+    save(tmp_path / old, snapshot(10), key="k")
+    checkpoint.settle(tmp_path, epoch=10_000)
+    assert [path.name for path in tmp_path.iterdir()] == [new]
 
 
 def test_an_attempt_with_nothing_whole_takes_nothing_from_those_before(trial):
-    save(trial / "attempt-c", snapshot(40), key="k")
-    (trial / "attempt-c" / "step-00000040" / "state.json").unlink()
-    prune(trial / "attempt-c")
+    save(trial / "attempt-0003-00", snapshot(40), key="k")
+    (trial / "attempt-0003-00" / "step-00000040" / "state.json").unlink()
+    prune(trial / "attempt-0003-00")
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
 def test_saving_a_step_again_replaces_it(trial):
-    save(trial / "attempt-b", snapshot(30), key="k")
+    save(trial / "attempt-0002-00", snapshot(30), key="k")
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
@@ -148,9 +164,9 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(trial, monk
 
     monkeypatch.setattr(checkpoint, call, full)
     with pytest.raises(BadInput, match=r"No space left on device.*output_dir"):
-        save(trial / "attempt-b", snapshot(40), key="k")
+        save(trial / "attempt-0002-00", snapshot(40), key="k")
     monkeypatch.undo()
-    assert sorted(path.name for path in (trial / "attempt-b").iterdir()) == ["step-00000020", "step-00000030"]
+    assert sorted(path.name for path in (trial / "attempt-0002-00").iterdir()) == ["step-00000020", "step-00000030"]
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
@@ -160,13 +176,13 @@ def test_a_write_that_the_system_cuts_short_is_the_same_error(trial):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
         with pytest.raises(BadInput, match="can't be written"):
-            save(trial / "attempt-b", snapshot(40), key="k")
+            save(trial / "attempt-0002-00", snapshot(40), key="k")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(path.name for path in (trial / "attempt-b").iterdir()) == ["step-00000020", "step-00000030"]
+    assert sorted(path.name for path in (trial / "attempt-0002-00").iterdir()) == ["step-00000020", "step-00000030"]
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
 def test_no_state_that_is_not_json_is_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        save(tmp_path / "attempt-a", Snapshot(step=1, tensors={}, state={"loss": float("nan")}), key="k")
+        save(tmp_path / "attempt-0001-00", Snapshot(step=1, tensors={}, state={"loss": float("nan")}), key="k")

@@ -1,0 +1,73 @@
+"""A sweep on a cluster that somebody else started: it is joined, used to the end and left as it was."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.typed import ROOT, start
+
+TINY = [
+    "search.width=[16]",
+    "search.base_lr=[2**-6,2**-4]",
+    "model.base_width=16",
+    "model.depth=1",
+    "model.patch=4",
+    "training.steps=4",
+    "training.warmup_steps=1",
+    "training.batch_size=8",
+    "training.checkpoint_every=4",
+    "evaluation.timesteps=1",
+]
+
+HEAD = """
+import sys
+from muxfer.adapters.ray_processes import Cluster
+cluster = Cluster(None)
+cluster.start()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shut_down()
+"""
+
+
+@pytest.fixture
+def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster on loopback that asks for a token; it ends with its process, or with our pipe to it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_sweep_that_starts_ray_ahead_on_a_joined_cluster_keeps_tunes_state_to_its_end(head, tmp_path):
+    """Tune puts a folder that is gone back, but not the mark by which other nodes know that they share it."""
+    sweep = start(tmp_path, "sweep", "lr-width", f"compute.address={head}", "compute.slots=1", *TINY, "--json")
+    marked = None
+    while marked is None and sweep.poll() is None:
+        for state in tmp_path.glob("muxfer/*/.ray-*/trials/experiment_state-*"):
+            marked = (state.parent / ".validate_storage_marker").exists()
+        time.sleep(0.01)
+    out, err = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, err
+    assert marked
+    swept = json.loads(out)
+    assert [trial["outcome"] for trial in swept["trials"]] == ["finished", "finished"]
+    assert not list(Path(swept["folder"]).glob(".ray-*"))
