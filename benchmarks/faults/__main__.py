@@ -83,9 +83,7 @@ def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
     began = time.monotonic()
     underway = dict.fromkeys(tallies, 0)
     again = [(row, failure["seed"], failure["faults"]) for row in rows for failure in tallies[row.name].failures]
-    for row, _, faults in again:  # what failed in an earlier run may have been mended
-        tallies[row.name].failures, tallies[row.name].caused = [], tallies[row.name].caused - faults
-        underway[row.name] += faults
+    unproven = {(row.name, seed) for row, seed, _ in again}  # what failed in an earlier run may have been mended
 
     def take(order: Sequence[Row], *, waiting: bool) -> tuple[Row, int, int] | None:
         with lock:
@@ -98,7 +96,8 @@ def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
                     continue
                 tally = tallies[row.name]
                 missing = (row.full if full else row.gate) - tally.caused - underway[row.name]
-                if missing > 0 and len(tally.failures) < 3:
+                failed = sum((row.name, failure["seed"]) not in unproven for failure in tally.failures)
+                if missing > 0 and failed < 3:
                     faults = min(row.batch, missing)
                     seed, tally.next_seed = tally.next_seed, tally.next_seed + 1
                     underway[row.name] += faults
@@ -113,7 +112,12 @@ def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
             seconds = time.monotonic() - start
             with lock:
                 tally = tallies[row.name]
-                underway[row.name] -= faults
+                if (row.name, seed) in unproven:  # counted then, and known until now
+                    unproven.remove((row.name, seed))
+                    tally.failures = [failure for failure in tally.failures if failure["seed"] != seed]
+                    tally.caused -= faults
+                else:
+                    underway[row.name] -= faults
                 tally.caused += caused
                 tally.seconds += seconds
                 if told is not None:

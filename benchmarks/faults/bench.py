@@ -243,7 +243,7 @@ class Sweep:
     def nothing_left(self, allowed: Sequence[str] = ()) -> None:
         self.nobody_left()
         names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
-        bad = re.compile(r"(^|/)(\.[^/]*|[^/]*\.(tmp|lock|offset)|spool-[^/]*)$")
+        bad = re.compile(r"(^|/)(\.[^/]*|[^/]*\.(tmp|lock|offset)|[^/]*\.db\.new[^/]*|spool-[^/]*)$")
         litter = [name for name in names if bad.search(name) and Path(name).name not in allowed]
         assert not litter, f"files were left behind: {litter}"
         for session in Path(tempfile.gettempdir()).glob("muxfer-*-*-*"):

@@ -8,6 +8,7 @@ import copy
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from muxfer.errors import BadInput
 CPU_SECONDS = 5.0
 """Of its own: another case runs beside it, and the time on the wall is not ours."""
 WALL_SECONDS = 60.0
+REFUSED = 0.5
+"""Of a batch at least so many must be refused, or what follows is no test of refusals: 96 to 98 of 100 were."""
 NAME = "mine"
 
 OVERRIDES = (
@@ -112,6 +115,7 @@ FILES: tuple[str, ...] = (
     "[]\n",
     "",
 )
+"""None of them may be taken for a sweep as it stands."""
 
 
 def in_process(seed: int, folder: Path, faults: int) -> int:
@@ -123,12 +127,18 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
     os.chdir(folder)
     before = sorted(folder.rglob("*"))
     plain = _composed()
+    for text in FILES:
+        _write(folder / "sweeps" / f"{NAME}.yaml", text.encode())
+        assert _refused(lambda: _plan(NAME, [])), f"it was taken: {text[:300]!r}"
+    shutil.rmtree(folder / "sweeps")
+    refused = 0
     for number in range(faults):
         told, act = _mutation(rng, folder, plain)
         try:
             with _limited():
                 act()
         except BadInput as error:
+            refused += 1
             line = one_line(str(error))
             assert 0 < len(line) <= 1000, f"{number}: {told}: {line!r}"
             assert line.isprintable(), f"{number}: {told}: {line!r}"
@@ -137,24 +147,38 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
         for file in (folder / "sweeps", folder / "conf"):
             subprocess.run(["rm", "-rf", str(file)], check=True) if file.exists() else None
         assert sorted(folder.rglob("*")) == before, f"{number}: something was made: {told}"
+    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
     return faults
+
+
+def _refused(act: Callable[[], None]) -> bool:
+    try:
+        with _limited():
+            act()
+    except BadInput:
+        return True
+    return False
 
 
 def by_command(seed: int, folder: Path, faults: int) -> int:
     """The same through the real command: exit 2 with one line, or a valid answer; never a traceback."""
     rng = random.Random(seed)
+    refused = 0
     for number in range(faults):
         home = new_folder(folder, number)
+        special = False
         if rng.random() < 0.5:
             arguments = _overrides(rng)
         else:
-            arguments = _special(rng, home) if rng.random() < 0.4 else _yaml(rng, home)
+            special = rng.random() < 0.4
+            arguments = _special(rng, home) if special else _yaml(rng, home)
         name = NAME if (home / "sweeps" / f"{NAME}.yaml").is_symlink() or (home / "sweeps").is_dir() else "lr-width"
         command, more = rng.choice([("sweep", ["--dry-run"]), ("plan", []), ("config", []), ("sweep", ["--dry-run"])])
         arguments = [word for word in arguments if "\0" not in word]
         code, out, err, seconds = _typed(home, [command, name, *more, "--", *arguments])
         told = f"{number}: muxfer {command} {name} {str(arguments)[:300]} in {home}: {err[-1500:]}"
-        assert code in (0, 2), f"exit {code}: {told}"
+        assert code in ((2,) if special or _as_it_stands(home) else (0, 2)), f"exit {code}: {told}"
+        refused += code == 2
         assert "Traceback" not in err, told
         assert seconds < CPU_SECONDS, f"{seconds:.1f} s: {told}"
         if code == 2:
@@ -162,7 +186,14 @@ def by_command(seed: int, folder: Path, faults: int) -> int:
             assert err.startswith("muxfer: "), told
             assert err.count("\n") == 1, told
         assert not (home / "canary").exists(), told
+    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
     return faults
+
+
+def _as_it_stands(home: Path) -> bool:
+    """Whether the sweep's own file is one of FILES, whole and unchanged."""
+    file = home / "sweeps" / f"{NAME}.yaml"
+    return file.is_file() and file.read_bytes() in {text.encode() for text in FILES}
 
 
 def _typed(home: Path, words: Sequence[str]) -> tuple[int, str, str, float]:

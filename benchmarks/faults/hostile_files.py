@@ -12,8 +12,6 @@ import os
 import pickle
 import random
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,12 +318,10 @@ def _ledger_of_one(home: Path) -> None:
 
 def _ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
     """What Tune would restore from, in each folder of the study, before and while a real sweep runs there."""
+    from muxfer.request import request
+
     sweep = Sweep(home, TINY)
-    listed = subprocess.run(
-        [sys.executable, "-m", "muxfer", "sweep", "lr-width", *TINY, "--dry-run", "--json"],
-        cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    study = home / "muxfer" / f"lr-width-{json.loads(listed.stdout)['study'][:8]}"
+    study = request("lr-width", TINY).home
     for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (

@@ -18,6 +18,8 @@ STOP_SECONDS = 30.0
 KINDS = ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGUSR1, False))
 """Signals, and whether the whole process group gets it."""
 RAY = ("gcs_server", "raylet")
+SOME_CUT = 10
+"""Of so many kills of trials one at least must fall into the write of a checkpoint."""
 
 
 Hurt = Callable[[Sweep, random.Random], Ended | None]
@@ -110,22 +112,24 @@ def _stop(signum: signal.Signals, to_group: bool) -> Hurt:
 def trial_killed(seed: int, folder: Path, faults: int) -> int:
     """kill -9 of trials' processes, many in one sweep, half of them as they begin to write a checkpoint."""
     rng = random.Random(seed)
-    killed = 0
+    killed = cut = 0
     for number in itertools.count():
         sweep = Sweep(new_folder(folder, number))
-        count, ended = _kill_trials(sweep, rng, most=faults - killed)
-        killed += count
+        count, halves, ended = _kill_trials(sweep, rng, most=faults - killed)
+        killed, cut = killed + count, cut + halves
         sweep.promise(ended.answer)
         if killed == faults:
+            assert cut or faults < SOME_CUT, f"none of {killed} kills fell into the write of a checkpoint"
             return killed
     raise AssertionError
 
 
-def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[int, Ended]:
-    """One command; how many it lost, and how it ended: with 0."""
+def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[int, int, Ended]:
+    """One command; how many it lost, how many of them inside a write, and how it ended: with 0."""
     process = sweep.start("compute.max_failures=1000")
     newest: dict[tuple[str, str], int] = {}
     victims: set[int] = set()
+    cut = 0
     while len(victims) < most:
         writing = rng.random() < 0.5
         time.sleep(rng.uniform(0.0, 0.5))
@@ -138,6 +142,7 @@ def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[in
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             victims.add(pid)
+            cut += _cut_a_write(sweep, pid)
     while process.poll() is None:
         _note(sweep, newest)
         time.sleep(0.05)
@@ -147,11 +152,11 @@ def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[in
         before = max((newest[key, attempt] for attempt in attempts[:-1]), default=0)
         resumed_at = run.record["resumed_at"]
         assert resumed_at >= before, f"trial {key} began again at {resumed_at} with a checkpoint at {before}"
-    return len(victims), ended
+    return len(victims), cut, ended
 
 
 def _kill_trial(sweep: Sweep, rng: random.Random) -> Ended | None:
-    count, ended = _kill_trials(sweep, rng)
+    count, _, ended = _kill_trials(sweep, rng)
     return None if count else ended
 
 
@@ -176,6 +181,14 @@ def _trial_process(sweep: Sweep, process: "subprocess.Popen[str]", but: set[int]
         return bool(found)
 
     return found[0] if wait_for(find, process) else None
+
+
+def _cut_a_write(sweep: Sweep, pid: int) -> bool:
+    """Whether a process that was just killed has left a checkpoint half written."""
+    with suppress(OSError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            time.sleep(0.001)
+    return next(sweep.folder.glob(f"muxfer/*/trials/*/attempt-*/.step-*.{pid}.tmp"), None) is not None
 
 
 def _next_checkpoint(sweep: Sweep, process: "subprocess.Popen[str]") -> None:

@@ -107,9 +107,9 @@ ROWS = (
         name="answer-dropped",
         fault="an answer is lost after the commit; a create comes through after the next one",
         right="the request is sent again and changes nothing; of two runs of a trial the same one always stays",
-        gate=5,
+        gate=6,
         full=10,
-        batch=5,
+        batch=6,
         case=outages.answer_dropped,
     ),
     Row(

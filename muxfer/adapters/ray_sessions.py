@@ -24,7 +24,7 @@ from muxfer.errors import NoResources
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 """What the path of a socket may take, in bytes."""
 MARK = "MUXFER_RAY"
-"""The variable in which each process of a private cluster has its folder."""
+"""The variable in which each process of a private cluster is born with its folder."""
 ROUNDS, ROUND_SECONDS = 40, 0.03
 _over = False
 
@@ -122,13 +122,23 @@ def start_time(pid: int) -> int | None:
 def _processes(folder: Path) -> Iterator[int]:
     """The living processes of this user that were started for a folder; nothing where there is no /proc.
 
-    Their title tells nothing, for Ray gives them another; but they inherit their environment from the first ones.
+    All log into it. They inherit a mark in their environment too, but with the title that Ray gives them it may go.
     """
-    mark = os.fsencode(f"{MARK}={folder}")
+    mark, below = os.fsencode(f"{MARK}={folder}"), f"{folder.resolve()}/"
     for place in Path("/proc").glob("[0-9]*"):
+        pid = int(place.name)
         with contextlib.suppress(OSError):  # of others, or gone
-            if mark in (place / "environ").read_bytes().split(b"\0") and start_time(int(place.name)) is not None:
-                yield int(place.name)
+            marked = mark in (place / "environ").read_bytes().split(b"\0")
+            if (marked or _has_open(place, below)) and pid != os.getpid() and start_time(pid) is not None:
+                yield pid
+
+
+def _has_open(place: Path, below: str) -> bool:
+    for file in (place / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(file).startswith(below):
+                return True
+    return False
 
 
 def _ours(folder: Path) -> bool:

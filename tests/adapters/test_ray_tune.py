@@ -301,18 +301,20 @@ def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no
     for folder in (dead, *(short / name for name in others)):
         folder.mkdir(exist_ok=True)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    left, bystander = (
-        subprocess.Popen([*sleep, f"{dead}/notes"], env={ray_sessions.MARK: str(folder)}) for folder in (dead, mine)
-    )
+    with (dead / "log").open("w") as log:  # of one whose new title took the mark's place
+        started_for = [
+            subprocess.Popen([*sleep, f"{dead}/notes"], env={ray_sessions.MARK: str(folder)}, stdout=stdout)
+            for folder, stdout in ((dead, None), ("", log), (mine, None))
+        ]
     try:
         ray_sessions.sweep()
-        assert left.wait(10) == -signal.SIGKILL
+        marked, logging, bystander = started_for
+        assert (marked.wait(10), logging.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
         assert bystander.poll() is None
     finally:
-        bystander.kill()
-        bystander.wait()
-        left.kill()
-        left.wait()
+        for process in started_for:
+            process.kill()
+            process.wait()
     assert sorted(path.name for path in short.iterdir()) == sorted(others)
     assert mine.stat().st_mode & 0o777 == 0o700
 
