@@ -79,8 +79,9 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
                 importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
             wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-            data = masked_plain({**answer.data, **wall_seconds})
-            text = json.dumps(data, indent=2, allow_nan=False) if as_json else masked(answer.text)
+            text = masked(answer.text)
+            if as_json:
+                text = json.dumps(masked_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
             code = answer.exit_code
             _ignore_signals()  # what is answered is done
             with contextlib.suppress(BrokenPipeError):

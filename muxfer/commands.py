@@ -400,10 +400,9 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     if not homes:
         return Answer(data={"removed": []}, text=f"nothing to remove in {asked.folder}")
     with open_ledger(asked) as ledger:
-        studies = [study for study in ledger.studies(name) if asked.folder / study.label in homes]
-        for study in studies:
+        for study in ledger.studies(name):
             holder = ledger.driver(study)
-            if holder is not None and holder.alive() is not False:
+            if asked.folder / study.label in homes and holder is not None and holder.alive() is not False:
                 raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
     _expect_delivered(homes)
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
@@ -412,8 +411,9 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
         return Answer(data={"removed": []}, text="nothing was removed")
     with contextlib.ExitStack() as held:
         ledger = held.enter_context(open_ledger(asked))
-        for study in studies:  # a person takes time to answer, and meanwhile one may have been started
-            held.callback(ledger.acquire(study).release)
+        for study in ledger.studies(name):  # a person takes time to answer, and meanwhile one may have been started
+            if asked.folder / study.label in homes:
+                held.callback(ledger.acquire(study).release)
         _expect_delivered(homes)
         for home in homes:
             shutil.rmtree(home)

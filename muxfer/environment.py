@@ -91,7 +91,11 @@ def value_of(text: str) -> Any:
 
 def masked(text: str) -> str:
     """The text without any secret that this process knows of, and without user and password in a URI."""
-    for value, shown in _secrets().items():
+    return _masked(text, _secrets())
+
+
+def _masked(text: str, secrets: Mapping[str, str]) -> str:
+    for value, shown in secrets.items():
         text = text.replace(value, shown)
     if "@" in text:
         text = CREDENTIALS.sub(r"\1***@", text)
@@ -100,11 +104,15 @@ def masked(text: str) -> str:
 
 def masked_plain(value: Any) -> Any:
     """As `masked`, for the texts in plain data on their way to a record or an answer; names stay."""
+    return _masked_plain(value, _secrets())
+
+
+def _masked_plain(value: Any, secrets: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: masked_plain(item) for key, item in value.items()}
+        return {key: _masked_plain(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [masked_plain(item) for item in value]
-    return masked(value) if isinstance(value, str) else value
+        return [_masked_plain(item, secrets) for item in value]
+    return _masked(value, secrets) if isinstance(value, str) else value
 
 
 def printable(text: str) -> str:
@@ -122,11 +130,11 @@ def _secrets() -> dict[str, str]:
     """Each value to be hidden, in each form that it may be printed in, and what stands for it; the longest first."""
     found: dict[str, str] = {}
     for name, value in os.environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET and not (_is_number(value) or value in OUR_WORDS):
+        if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET and not _is_plain(value):
             found[value] = "***"
     for name in _noted:
         value = os.environ.get(name, "")
-        if len(value) >= MIN_VALUE and not _is_number(value):
+        if len(value) >= MIN_VALUE and not _is_plain(value):
             found.setdefault(value, f"${{oc.env:{name}}}")
     forms = {form: shown for value, shown in found.items() for form in _forms(value)}
     return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
@@ -136,8 +144,9 @@ def _forms(value: str) -> Collection[str]:
     return {value, quote(value, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1]}
 
 
-def _is_number(text: str) -> bool:
-    return _decoded(text) != text
+def _is_plain(text: str) -> bool:
+    """A number or a word of ours."""
+    return _decoded(text) != text or text in OUR_WORDS
 
 
 def _decoded(text: str) -> Any:

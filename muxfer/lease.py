@@ -158,9 +158,12 @@ class HeldLease:
         return not (self._lost or self._done.is_set())
 
     def surely_held(self) -> bool:
-        """As `held`; where our heart has not looked for a time-to-live, for we were stopped, the store is asked."""
-        if not self._away and time.monotonic() - self._looked > self._ttl_seconds:
-            self.overtaken()
+        """As `held`; where nobody has looked for a time-to-live the store is asked: we were stopped, or cut off.
+
+        Raises LedgerUnreachable without an answer. Not for who must not wait.
+        """
+        if time.monotonic() - self._looked > self._ttl_seconds:
+            self._look()
         return self.held()
 
     @property
@@ -172,7 +175,7 @@ class HeldLease:
         """Whether another driver took it over, asked of the store now: who was stopped may not have looked yet."""
         if not self._lost:
             with contextlib.suppress(LedgerUnreachable):
-                self._lost = self._look()
+                self._look()
         return self._lost
 
     def release(self) -> None:
@@ -189,18 +192,18 @@ class HeldLease:
                 with contextlib.suppress(LedgerUnreachable):
                     self._store.let_go(self.epoch, self.holder)
 
-    def _look(self) -> bool:
+    def _look(self) -> None:
         began = time.monotonic()
-        newer = self._store.read().epoch > self.epoch
+        if self._store.read().epoch > self.epoch:
+            self._lost = True
         self._looked = began
-        return newer
 
     def _beat(self) -> None:
         count = 0
         while not self._done.is_set():
             try:
-                if self._look():
-                    self._lost = True
+                self._look()
+                if self._lost:
                     return
                 self._store.beat(self.epoch, count)
                 count += 1

@@ -266,7 +266,8 @@ def _operation(line: bytes) -> Operation | None:
 class Writer:
     """The thread that applies spools to a ledger, oldest first, and comes back for as long as it takes.
 
-    `apply` may be given the same operations again. `held` is the lease's: a driver that was taken over writes no more.
+    `apply` may be given the same operations again. `held` is the lease's: a driver that was taken over writes no more;
+    `surely_held` is asked before each write, and may ask the store for it.
     """
 
     def __init__(
@@ -276,12 +277,14 @@ class Writer:
         *,
         held: Callable[[], bool],
         where: str,
+        surely_held: Callable[[], bool] | None = None,
     ) -> None:
         """The last of the spools is ours, and takes what is written from now on."""
         self.spool = spools[-1]
         self._spools = list(spools)
         self._apply = apply
         self._held = held
+        self._surely_held = surely_held or held
         self._where = where
         self._trouble: Exception | None = None
         self._changed = threading.Condition()
@@ -372,7 +375,7 @@ class Writer:
         spool = next((spool for spool in self._spools if spool.pending_bytes), None)
         if spool is None:
             return
-        if not self._held():
+        if not self._surely_held():
             raise StudyBusy("the lease is not ours")
         try:
             operations, offset = spool.read()

@@ -38,7 +38,8 @@ def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Re
 
 def expect_taken(ledger: Ledger, study: Study, ran: Sequence[Record]) -> None:
     """What a command trained must stand in the ledger once that took everything; LedgerUnreachable else."""
-    missing = {record.key for record in ran} - {record.key for record in ledger.records(study)}
+    held = {(record.key, record.epoch) for record in ledger.records(study)}
+    missing = [record.key for record in ran if (record.key, record.epoch) not in held]
     if missing:
         raise LedgerUnreachable(
             f"the ledger does not hold the records of {len(missing)} trials that ended (the first: {min(missing)}):"

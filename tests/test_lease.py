@@ -196,6 +196,10 @@ def test_a_holder_that_was_stopped_asks_before_it_writes():
     shelf.claim(2, elsewhere("other"))
     assert lease.surely_held(), "within a time-to-live nobody can have taken over: it does not ask"
     lease._looked -= 601
+    shelf.away = lease._away = True  # cut off alone: the others may have seen no beat of ours
+    with pytest.raises(LedgerUnreachable):
+        lease.surely_held()
+    shelf.away = False
     assert not lease.surely_held()
     lease.release()
     assert shelf.released == set()

@@ -70,7 +70,8 @@ def holder_stopped(seed: int, folder: Path, faults: int) -> int:
     for number in range(faults):
         home = new_folder(folder, number)
         way, kind = divmod(seed + number, len(LATE))
-        write, early, apart = LATE[kind], (way + kind + 1) // 2 % 2 == 1, (way + kind) % 2 == 0
+        write = LATE[kind]
+        early, apart = ((False, True), (True, False), (True, True), (False, False))[(way + kind) % 4]
         stopped = Several(home)
         at = rng.randint(1, 2 if BRIEF in os.environ else 4)
         first = stopped.start(BRIEF_LEASE, entry=(WRAPPED, "stop", f"{write}:{at}"))

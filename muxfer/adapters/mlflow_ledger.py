@@ -49,6 +49,7 @@ _logger = logging.getLogger(__name__)
 
 ERROR_CHARACTERS = 3000
 """What an error's text may take in a record, written out as JSON; the record as a whole is one tag."""
+RUN_NAME_CHARACTERS = 250
 RELEASE_SECONDS = 5.0
 
 
@@ -119,8 +120,9 @@ class MlflowLedger:
         self._writer = Writer(
             [Spool(path) for path in [*earlier, ours]],
             self._runs.apply,
-            held=lease.surely_held if isinstance(lease, HeldLease) else lease.held,
+            held=lease.held,
             where=f"the ledger {self._store.where}",
+            surely_held=lease.surely_held if isinstance(lease, HeldLease) else None,
         )
         self._lease = lease
         if isinstance(lease, HeldLease):
@@ -128,7 +130,7 @@ class MlflowLedger:
         if self._writer.pending_bytes:
             self._writer.flush(self._config.patience_seconds)
         if is_new:
-            self._write({"op": "text", "key": None, "name": "config.json", "text": hide(pretty(config))})
+            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(masked_plain(config))})
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
         chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
@@ -180,7 +182,7 @@ class MlflowLedger:
             {
                 "op": "begin",
                 "key": _plain(trial.key),
-                "name": hide(_run_name(trial)),
+                "name": hide(_run_name(trial))[:RUN_NAME_CHARACTERS],
                 "start_ms": now_ms(),
                 "tags": {"muxfer.kind": trial.kind} | masked_plain(_lineage(trial)),
                 "params": masked_plain(_params(trial)),
@@ -335,7 +337,7 @@ RELEVANT = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batc
 def _run_name(trial: Trial) -> str:
     setting = " ".join(f"{name}={_text(value, powers=True)}" for name, value in trial.setting.items())
     prefix = "" if trial.kind == "proxy" else f"{trial.kind} "
-    return f"{prefix}{setting} seed {trial.replicate}".strip()[:250]
+    return f"{prefix}{setting} seed {trial.replicate}".strip()
 
 
 def _text(value: Any, *, powers: bool = False) -> str:

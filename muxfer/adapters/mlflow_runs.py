@@ -52,7 +52,7 @@ class StudyRuns:
         self._known: dict[str, tuple[str, int, int]] = {}
         """By trial key: run id, start in ms, highest claim."""
         self._stated: dict[str, int] = {}
-        """By trial key: the epoch for which a status was written since it was last looked whether that was late."""
+        """By run id: the epoch for which a status was written since it was last looked whether that was late."""
 
     def parent(self, config: Mapping[str, Any] | None) -> tuple[bool, bool]:
         """Find or create the parent run. Is `config` new to it, and should be attached? Does it stand as running?"""
@@ -76,11 +76,12 @@ class StudyRuns:
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Apply operations in order; points of one trial wait for each other until its next other operation."""
-        self._look_again({str(each["key"]) for each in operations if each.get("op") == "settle" and "key" in each})
+        looked_for = {str(each.get("key")) for each in operations if each.get("op") in ("points", "settle")}
+        self._try(self._look_again, looked_for)
         try:
             self._apply(operations)
         finally:
-            self._restate()
+            self._try(self._restate)
 
     def _apply(self, operations: Sequence[Operation]) -> None:
         points: dict[str, list[tuple[Any, ...]]] = {}
@@ -124,6 +125,7 @@ class StudyRuns:
                 run_id, _, claim = self._run(key)
                 if claim <= operation["epoch"]:
                     self._store.set_status(run_id, "KILLED", operation["end_ms"])
+                    self._stated[run_id] = operation["epoch"]
             self._store.set_status(self._parent_id, "KILLED" if operation["paused"] else "FINISHED")
             self._parent_runs = False
         else:
@@ -150,7 +152,7 @@ class StudyRuns:
                 self._store.log(run.info.run_id, params=operation["params"] if is_first else {}, tags=claim)
                 if run.info.status != "RUNNING":
                     self._store.set_status(run.info.run_id, "RUNNING")
-                self._stated[key] = epoch
+                self._stated[run.info.run_id] = epoch
         self._known[key] = (run.info.run_id, run.info.start_time, max(highest, epoch))
         if is_first:  # last, and on its own: where artifacts lie there may be no room while the records have some
             self._try(self._store.upload_text, run.info.run_id, "task.json", pretty(operation["task"]))
@@ -177,26 +179,22 @@ class StudyRuns:
             },
         )
         self._store.set_status(run_id, STATUS[Outcome(record["outcome"])], operation["end_ms"])
-        self._stated[key] = epoch
+        self._stated[run_id] = epoch
 
-    def _look_again(self, keys: Collection[str]) -> dict[str, Any]:
-        """The runs of these trials as they are now, in one request; what we know of them is put right."""
-        known = {self._known[key][0]: key for key in keys if key in self._known}
-        found = {known[run.info.run_id]: run for run in self._store.runs(self._experiment_id, [*known])}
-        for key in known.values():
-            del self._known[key]
-        for key, run in found.items():
-            self._known[key] = (run.info.run_id, run.info.start_time, highest_claim(run))
-        return found
+    def _look_again(self, keys: Collection[str]) -> None:
+        """Put right what we know of these trials, in one request: a newer driver may have begun them."""
+        known = {self._known.pop(key)[0]: key for key in keys if key in self._known}
+        for run in self._store.runs(self._experiment_id, [*known]):
+            self._known[known[run.info.run_id]] = (run.info.run_id, run.info.start_time, highest_claim(run))
 
     def _restate(self) -> None:
         """Look after writes whether they were late: where a newer driver has a trial by now, say again what it said.
 
         A status and a tag bear no epoch: what a driver wrote that had been stopped before the write would stand.
         """
-        for key, run in self._look_again(self._stated).items():
+        for run in self._store.runs(self._experiment_id, [*self._stated]):
             newest = max(highest_claim(run), newest_record(run))
-            if newest > self._stated[key]:
+            if newest > self._stated[run.info.run_id]:
                 self._try(self._say_again, run, newest)
         self._stated.clear()
 

@@ -122,21 +122,24 @@ def start_time(pid: int) -> int | None:
 def _processes(folder: Path) -> Iterator[int]:
     """The living processes of this user that were started for a folder; nothing where there is no /proc.
 
-    All log into it. They inherit a mark in their environment too, but with the title that Ray gives them it may go.
+    All write their logs there. They inherit a mark in their environment too, but the title that Ray gives them may
+    overwrite it.
     """
     mark, below = os.fsencode(f"{MARK}={folder}"), f"{folder.resolve()}/"
     for place in Path("/proc").glob("[0-9]*"):
         pid = int(place.name)
         with contextlib.suppress(OSError):  # of others, or gone
-            marked = mark in (place / "environ").read_bytes().split(b"\0")
-            if (marked or _has_open(place, below)) and pid != os.getpid() and start_time(pid) is not None:
+            if pid == os.getpid() or place.stat().st_uid != os.getuid() or start_time(pid) is None:
+                continue
+            if mark in (place / "environ").read_bytes().split(b"\0") or _writes(place, below):
                 yield pid
 
 
-def _has_open(place: Path, below: str) -> bool:
+def _writes(place: Path, below: str) -> bool:
+    """Whether a process has a file open for writing in a folder; who only reads a log there is somebody else."""
     for file in (place / "fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
-            if os.readlink(file).startswith(below):
+            if file.lstat().st_mode & stat.S_IWUSR and os.readlink(file).startswith(below):
                 return True
     return False
 

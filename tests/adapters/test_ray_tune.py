@@ -306,11 +306,13 @@ def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no
             subprocess.Popen([*sleep, f"{dead}/notes"], env={ray_sessions.MARK: str(folder)}, stdout=stdout)
             for folder, stdout in ((dead, None), ("", log), (mine, None))
         ]
+    with (dead / "log").open() as log:
+        started_for.append(subprocess.Popen(sleep, stdin=log))
     try:
         ray_sessions.sweep()
-        marked, logging, bystander = started_for
+        marked, logging, *bystanders = started_for
         assert (marked.wait(10), logging.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
-        assert bystander.poll() is None
+        assert [bystander.poll() for bystander in bystanders] == [None, None]
     finally:
         for process in started_for:
             process.kill()

@@ -229,7 +229,6 @@ def test_late_points_of_an_older_epoch_do_not_count(drive):
     newer.flush(PATIENCE)
     late = {"op": "points", "key": "key0", "points": [["train_loss", 1, 9.0], ["train_loss", 2, 9.0]]}
     newer._runs.apply([{**late, "epoch": lease.epoch}])
-    ledger._runs._known.clear()
     apply([{**late, "epoch": lease.epoch}])
     assert newer.curves(STUDY, "train_loss") == {"key0": points(1)}
     newer._runs.apply([{**late, "points": [["train_loss", 2, 0.5]], "epoch": newer_lease.epoch}])
@@ -337,10 +336,13 @@ def test_what_was_trained_and_is_not_there_is_told(drive):
     [run] = runs_of(ledger, 1)
     client_of(ledger).delete_run(run.info.run_id)
     ran = [record(number, epoch=lease.epoch) for number in (0, 1)]
+    earlier = dataclasses.replace(ran[0], epoch=lease.epoch - 1)
     for one in ran:
         ledger.settle(one)
     ledger.flush(PATIENCE)
     expect_taken(ledger, STUDY, ran[:1])
+    with pytest.raises(LedgerUnreachable, match=r"the first: key0"):
+        expect_taken(ledger, STUDY, [earlier])
     with pytest.raises(LedgerUnreachable, match=r"does not hold the records of 1 trials .*\(the first: key1\)"):
         expect_taken(ledger, STUDY, ran)
 

@@ -204,8 +204,9 @@ def test_a_status_that_was_written_late_does_not_stand(drive):
     [run] = runs_of(ledger)
     ledger._store.log(run.info.run_id, tags={"muxfer.claim.e0": "1", "muxfer.outcome": "running"})
     ledger._store.set_status(run.info.run_id, "RUNNING")
-    ledger._runs._stated["key0"] = 0
-    ledger._runs.apply([])
+    ledger._runs._stated[run.info.run_id] = 0
+    nobodys = {"op": "settle", "key": "none", "epoch": 1, "end_ms": 1, "record": {}}
+    ledger._runs.apply([nobodys])  # what is refused beside it changes nothing
     [run] = runs_of(ledger)
     assert (run.info.status, run.data.tags["muxfer.outcome"]) == ("FINISHED", "finished")
     assert [found.epoch for found in ledger.records(STUDY)] == [lease.epoch]
