@@ -30,6 +30,7 @@ _BEGAN = time.monotonic()
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 STOP_SECONDS = 15.0
 """How long a command that was told to stop may take to end in order."""
+AGAIN_SECONDS = 0.05
 
 
 class Interrupted(BaseException):
@@ -61,20 +62,32 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
     told: list[Interrupted] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        if not told:
+            told.append(Interrupted(signum))
+            # A library may wait for ever: then what a kill -9 leaves must do.
+            late = threading.Timer(STOP_SECONDS, _give_up, [told[0]])
+            late.daemon = True
+            late.start()
+            ray_sessions.end()
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+            return
         _ignore_signals()
-        interrupted = Interrupted(signum)
-        told.append(interrupted)
-        # A library may swallow what is raised here, or wait for ever: then what a kill -9 leaves must do.
-        late = threading.Timer(STOP_SECONDS, _give_up, [interrupted])
-        late.daemon = True
-        late.start()
-        ray_sessions.end()
-        raise interrupted
+        raise told[0]
 
-    for number in INTERRUPTED:
-        signal.signal(number, stop)
+    def swallowed(lost: sys.UnraisableHookArgs) -> None:
+        """What is raised in a finalizer goes no further."""
+        if not isinstance(lost.exc_value, Interrupted):
+            sys.__unraisablehook__(lost)
+            return
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+
     with _answer_on_stdout() as stdout:
         try:
+            sys.unraisablehook = swallowed
+            for number in (signal.SIGALRM, *INTERRUPTED):
+                signal.signal(number, stop)
             if names := click.get_current_context().meta.get("muxfer.plugins"):
                 importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
@@ -108,8 +121,15 @@ def _explain(error: BaseException) -> int:
             return 1
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: its C++ may abort where we raise, and the lock of imports swallows it."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
 def _ignore_signals() -> None:
-    for number in INTERRUPTED:
+    for number in (signal.SIGALRM, *INTERRUPTED):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -142,3 +142,49 @@ def test_a_reader_of_progress_that_goes_away_does_not_change_the_exit_code(tmp_p
     )
     process.stderr.close()
     assert process.wait(timeout=300) == 2
+
+
+STOPPED_WITHIN = """
+import os, signal, sys, time, types
+import click
+from muxfer import cli
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+def finalizing():
+    Finalized()
+    time.sleep(60)
+
+def importing():
+    import swallowing
+    time.sleep(60)
+
+sys.modules["muxfer.work"] = types.SimpleNamespace(**globals())
+with click.Context(click.Command("work")):
+    cli._run("work", sys.argv[1])
+"""
+SWALLOWING = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+except BaseException:
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("where", ["finalizing", "importing"])
+def test_a_signal_is_not_lost_where_what_a_handler_raises_goes_no_further(tmp_path, where):
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_WITHIN, where],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "muxfer: stopped by SIGTERM; type the same command again to go on\n"
