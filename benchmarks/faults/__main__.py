@@ -127,6 +127,8 @@ def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
                     STATE.write_text(json.dumps({**known, **{name: vars(t) for name, t in tallies.items()}}))
                 ended = "ok" if told is None else "FAILED"
                 print(f"{row.name} seed {seed}: {ended}, {caused} in {seconds:.0f} s", file=sys.stderr, flush=True)
+                if told is not None:
+                    print(told, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="muxfer-faults-") as cache, ThreadPoolExecutor() as pool:
         ways = [(rows, True), *itertools.islice(itertools.cycle([(rows, False), (rows[::-1], False)]), LANES)]

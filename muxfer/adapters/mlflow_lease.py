@@ -39,7 +39,11 @@ class LeaseRuns:
             runs = self._search()
         self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
         claims = claims_of(runs)
-        return claims if claims.epoch else replace(claims, epoch=self._borne())
+        if claims.epoch:
+            return claims
+        borne = self._borne()
+        claims = claims_of(self._search())  # who claimed meanwhile may have begun a trial, which bears that epoch
+        return claims if claims.epoch else replace(claims, epoch=borne)
 
     def claim(self, epoch: int, holder: Holder) -> bool:
         for number, run_id in enumerate(self._run_ids):

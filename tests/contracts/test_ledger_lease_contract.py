@@ -54,6 +54,22 @@ def test_an_epoch_that_no_run_bears_is_nobodys(drive, config, monkeypatch):
     assert leases.claim(epoch + 1, Holder.this_process())
 
 
+def test_who_claims_while_another_one_asks_for_the_epochs_that_trials_bear_is_not_overlooked(drive, config):
+    ledger, lease = drive()
+    lease.release()
+    experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
+    fresh, us = dataclasses.replace(STUDY, key="fresh"), Holder.this_process()
+
+    def others_claim_and_begin():
+        other = LeaseRuns(ledger._store, experiment, fresh)
+        other.read()
+        assert other.claim(1, us)
+        return 1
+
+    claims = LeaseRuns(ledger._store, experiment, fresh, borne=others_claim_and_begin).read()
+    assert (claims.epoch, [holder.token for holder in claims.holders]) == (1, [us.token])
+
+
 def test_where_no_lease_is_left_epochs_go_on_from_those_that_the_trials_bear(drive, config):
     """As after `mlflow gc`: epochs that began anew would make the records of a new driver those of a late one."""
     for _ in range(3):
