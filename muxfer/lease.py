@@ -31,6 +31,8 @@ from muxfer.errors import LedgerUnreachable, MuxferError, StudyBusy
 
 _logger = logging.getLogger(__name__)
 
+RACE_SECONDS = 0.5
+"""How long the losers of a race may take to let go, before a holder is named."""
 WATCHES = 20
 """How often a silent holder is looked at before it is taken over."""
 
@@ -229,12 +231,16 @@ def acquire(
 ) -> HeldLease:
     """Become the holder of the next epoch. Raises StudyBusy when another one lives, LedgerUnreachable."""
     us = replace(holder or Holder.this_process(), ttl_seconds=ttl_seconds)
-    for _ in range(16):
+    for attempts in reversed(range(16)):
         claims = store.read()
         if claims.holders:
             living = [other for other in claims.holders if other.alive() is not False]
             seen = [other for other in living if other.alive()]
             if seen:
+                if len(claims.beats) > 1 and attempts:  # several runs: a race, whose losers take back what they claimed
+                    sleep(RACE_SECONDS)
+                    if len(seen) > 1 or store.read().holders != claims.holders:
+                        continue
                 raise _busy(label, seen[0])
             patience = max([ttl_seconds, *(other.ttl_seconds for other in living)])
             if living and not _silent(store, claims, ttl_seconds=patience, sleep=sleep):

@@ -163,6 +163,23 @@ def test_of_many_who_start_at_once_one_wins():
     assert (len(won), len(lost)) == (1, 7)
 
 
+@pytest.mark.parametrize("before", [["loser"], ["loser", "winner"]])
+def test_who_loses_a_race_over_a_fresh_study_is_not_named_as_its_driver(before):
+    """Its claims on runs that the winner had not seen stand until it finds that it lost."""
+    us = Holder.this_process()
+    holders = {name: dataclasses.replace(us, token=name, since=f"the {name}'s time") for name in ("loser", "winner")}
+    shelf = Shelf()
+    standing = [holders[name] for name in before]
+    shelf.read = lambda: Claims(epoch=1, holders=tuple(standing), beats={"one run": "", "another": ""})
+    naps = iter(range(100))
+
+    def let_go():
+        standing[:] = [holders["winner"]] if next(naps) else [holders["loser"], holders["winner"]]
+
+    with pytest.raises(StudyBusy, match="the winner's time"):
+        acquire(shelf, "s", ttl_seconds=30, sleep=Nap(let_go))
+
+
 def test_a_holder_finds_itself_fenced_and_lets_nothing_go():
     shelf = Shelf()
     lease = acquire(shelf, "s", ttl_seconds=0.03)
