@@ -23,7 +23,7 @@ import click
 from muxfer import __version__
 from muxfer.adapters import ray_sessions
 from muxfer.environment import masked, masked_plain, one_line, printable
-from muxfer.errors import MuxferError
+from muxfer.errors import BadInput, MuxferError
 
 _BEGAN = time.monotonic()
 """Before every heavy import, for which a user waits too; on a clock that nobody sets."""
@@ -42,7 +42,7 @@ class Interrupted(BaseException):
 
 
 def say(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
+    with contextlib.suppress(OSError):  # nobody reads any more, or its disk is full: the work goes on
         print(printable(masked(line)), file=sys.stderr, flush=True)
 
 
@@ -52,8 +52,12 @@ def _answer_on_stdout() -> Iterator[IO[str]]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    with open(kept, "w", encoding="utf-8", errors="backslashreplace", closefd=True) as answer:
+    answer = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
+    try:
         yield answer
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written is tried again, and was told of
+            answer.close()
 
 
 def _run(module: str, function: str, *given: Any, as_json: bool = False, **more: Any) -> NoReturn:
@@ -97,11 +101,21 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
                 text = json.dumps(masked_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
             code = answer.exit_code
             _ignore_signals()  # what is answered is done
-            with contextlib.suppress(BrokenPipeError):
-                print(printable(text), file=stdout, flush=True)
+            _tell(printable(text), stdout)
         except (Exception, Interrupted) as error:
             code = _explain(told[0] if told else error)  # what broke on the way out is of no interest
     _leave(code)
+
+
+def _tell(text: str, stdout: IO[str]) -> None:
+    try:
+        print(text, file=stdout, flush=True)
+    except BrokenPipeError:  # nobody reads any more
+        pass
+    except OSError as error:
+        raise BadInput(
+            f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
+        ) from None
 
 
 def _explain(error: BaseException) -> int:
@@ -140,7 +154,7 @@ def _give_up(error: Interrupted) -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """End now: a thread of a library must not keep a finished command alive, nor change its exit code."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         sys.stderr.flush()
     ray_sessions.end()
     os._exit(code)

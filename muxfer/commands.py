@@ -68,7 +68,7 @@ def sweep(
     retention = planned(asked.config, trials, folder=asked.home / "trials", say=say)
     with (
         _study_folder(asked, say) as is_new,
-        _ray_ahead(asked, likely=is_new) as start_ray,
+        _ray_ahead(asked, asked.home, likely=is_new) as start_ray,
         open_ledger(asked) as ledger,
     ):
         try:
@@ -215,8 +215,11 @@ def _told(records: Sequence[Record], judged: Verdict, config: Config) -> tuple[d
 
 
 @contextmanager
-def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executor]]:
-    """Ray on demand. It takes seconds to start: where work is likely it does so while the ledger is opened."""
+def _ray_ahead(asked: Request, home: Path, *, likely: bool) -> Iterator[Callable[[], Executor]]:
+    """Ray on demand, for the study whose folder is `home`.
+
+    It takes seconds to start: where work is likely it does so while the ledger is opened.
+    """
     from muxfer.adapters import ray_sessions
 
     ray_sessions.sweep()  # what a killed driver left must go even where nothing is left to run
@@ -224,7 +227,7 @@ def _ray_ahead(asked: Request, *, likely: bool) -> Iterator[Callable[[], Executo
     def start() -> Executor:
         from muxfer.adapters.ray_tune import RayExecutor
 
-        return RayExecutor(asked.config.compute, folder=asked.home)
+        return RayExecutor(asked.config.compute, folder=home)
 
     if not likely:
         yield start
@@ -325,8 +328,9 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
             return Answer(data=data, text=f"no trial of {study.label} has failed")
         say(f"study {study.label}: {len(again)} failed trials, once more")
         config = replace(config, compute=asked.config.compute, checkpoints=asked.config.checkpoints)
-        retention = planned(config, trials, folder=asked.folder / study.label / "trials", say=say)
-        with _ray_ahead(asked, likely=False) as start_ray, driving(asked, study, ledger, None) as lease:
+        home = asked.folder / study.label
+        retention = planned(config, trials, folder=home / "trials", say=say)
+        with _ray_ahead(asked, home, likely=False) as start_ray, driving(asked, study, ledger, None) as lease:
             ran = run_study(
                 again,
                 records,
@@ -390,34 +394,44 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     """Remove the files of a study (of every study of that name without overrides, of all without a name), after asking.
 
     The ledger is kept. Refused where a driver is at work, or may be on another host, and where a spool holds what the
-    ledger has not yet taken.
+    ledger has not yet taken. A study that the ledger does not know is left: who drives it is known to another one.
     """
     asked = request(name or "lr-width", overrides)
     label = re.compile(f"{re.escape(name) if name else '.+'}-[0-9a-f]{{8}}")
-    homes = sorted(home for home in asked.folder.glob("*") if label.fullmatch(home.name) and home.is_dir())
+    found = sorted(home for home in asked.folder.glob("*") if label.fullmatch(home.name) and home.is_dir())
     if overrides:
-        homes = [home for home in homes if home == asked.home]
-    if not homes:
-        return Answer(data={"removed": []}, text=f"nothing to remove in {asked.folder}")
+        found = [home for home in found if home == asked.home]
+    if not found:
+        return Answer(data={"removed": [], "left": []}, text=f"nothing to remove in {asked.folder}")
     with open_ledger(asked) as ledger:
-        for study in ledger.studies(name):
+        studies = [study for study in ledger.studies(name) if asked.folder / study.label in found]
+        for study in studies:
             holder = ledger.driver(study)
-            if asked.folder / study.label in homes and holder is not None and holder.alive() is not False:
+            if holder is not None and holder.alive() is not False:
                 raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
+    homes = sorted({asked.folder / study.label for study in studies})
+    left = [home for home in found if home not in homes]
+    told_left = (
+        f"left {', '.join(map(str, left))}: what is there is not in the ledger {masked(tracking_uri(asked.config))},"
+        " and another's driver may be at work; clean it with its own, MLFLOW_TRACKING_URI=URI, or remove it by hand"
+    )
+    if not homes:
+        raise BadInput(told_left)
     _expect_delivered(homes)
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
     told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
     if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):
-        return Answer(data={"removed": []}, text="nothing was removed")
+        return Answer(data={"removed": [], "left": []}, text="nothing was removed")
     with contextlib.ExitStack() as held:
         ledger = held.enter_context(open_ledger(asked))
-        for study in ledger.studies(name):  # a person takes time to answer, and meanwhile one may have been started
-            if asked.folder / study.label in homes:
-                held.callback(ledger.acquire(study).release)
+        for study in studies:  # a person takes time to answer, and meanwhile one may have been started
+            held.callback(ledger.acquire(study).release)
         _expect_delivered(homes)
         for home in homes:
             shutil.rmtree(home)
-    return Answer(data={"removed": [str(home) for home in homes]}, text=f"removed {len(homes)} folders")
+    data = {"removed": [str(home) for home in homes], "left": [str(home) for home in left]}
+    text = f"removed {len(homes)} folders"
+    return Answer(data=data, text=f"{text}\n{told_left}" if left else text)
 
 
 def _expect_delivered(homes: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ checkpoint. Refused: a run that the ledger lacks or that did not finish, the beg
 on this host, a folder that holds anything else than an earlier export.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 """Names of the files that an export consists of."""
 MOST_SHOWN = 5
+WEIGHTS = "ema.safetensors"
+"""What a target hands out; its SHA-256 stands in the target.json beside it."""
 
 
 def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> Answer:
@@ -103,7 +106,7 @@ def model_of(study: Study, record: Record, home: Path) -> Model:
 def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
     """The averaged weights of the last checkpoint; of a target whose checkpoints went, what it handed out."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from muxfer.training import checkpoint
 
@@ -111,9 +114,9 @@ def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
     found = checkpoint.load_newest(folder, key=record.key)
     if found is not None and found.snapshot.step == record.step:
         return dict(found.snapshot.tensors["ema"])
-    if record.kind == "target":
-        with suppress(OSError, SafetensorError):
-            return load_file(_target(record, home) / "ema.safetensors")
+    if record.kind == "target" and (content := handed_out(_target(record, home))) is not None:
+        with suppress(SafetensorError):
+            return load(content)
     if checkpoint.discarded(folder):
         raise BadInput(
             f"the checkpoint of run {record.run_id} went so that those of better trials fit on the disk"
@@ -122,12 +125,28 @@ def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
     raise _not_here(record, folder)
 
 
+def handed_out(folder: Path) -> bytes | None:
+    """The averaged weights that lie in a target's folder, as written; None where they are not, or damaged."""
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+        written = json.loads((folder / "target.json").read_text())["sha256"][WEIGHTS]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return content if hashlib.sha256(content).hexdigest() == written else None
+
+
 def _home(record: Record, here: Path) -> Path:
     """The study's folder: where the driver had it, or where this host has it now."""
     if record.checkpoint is None:
         return here
-    recorded = Path(record.checkpoint).parents[3]  # trials / KEY / attempt / step
-    return recorded if recorded.is_dir() else here
+    recorded = Path(record.checkpoint)
+    if not recorded.is_absolute() or recorded.parts[-4:-2] != ("trials", record.key):
+        raise BadInput(
+            f"run {record.run_id} is recorded with checkpoint {record.checkpoint[:60]!r}: expected"
+            f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; mend or delete the run in the ledger"
+        )
+    home = recorded.parents[3]
+    return home if os.path.isdir(home) else here  # False too for what no file system takes
 
 
 def _names(record: Record) -> tuple[str | None, str]:

@@ -2,10 +2,12 @@
 
 The target is a trial in the same ledger, trained by the same loop: typing the command again resumes it, or finds it
 done. It is recorded with its lineage: the source study, the winning trial, the hash of the plan that scaled it. While
-it trains it is watched (`muxfer.guard`).
+it trains it is watched (`muxfer.guard`). What it hands out is what a checkpoint holds that passes its manifest: where
+the last one does not, the target goes on from the one before; where none does, the command refuses.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,6 +20,7 @@ from muxfer.analysis.transferability import inside_grid
 from muxfer.cost import tuning_ratio
 from muxfer.environment import hidden
 from muxfer.errors import BadInput, TrialsFailed
+from muxfer.export import WEIGHTS, handed_out
 from muxfer.figures import replace_file
 from muxfer.figures.band import band_figure
 from muxfer.guard import Watched, target_band
@@ -27,15 +30,16 @@ from muxfer.recorded import best_of, expect_taken, judge, recorded
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request
 from muxfer.search import searched
 from muxfer.sizing import sized_target
-from muxfer.study import run_study
+from muxfer.study import run_study, trial_folder
 from muxfer.target_text import base_depth, ended, scale_groups, scales_text, settings_text, watch_text
 from muxfer.task import Task, with_setting
 from muxfer.transfer import TargetRun, proxy_task, target_run, value_text
-from muxfer.trial import Record
+from muxfer.trial import Record, Trial
 from muxfer.worker import Executor, measure, mup_plan
 
 if TYPE_CHECKING:
     from muxfer.mup import Plan
+    from muxfer.training.checkpoint import Snapshot
 
 
 def transfer(
@@ -114,6 +118,7 @@ def transfer(
         say("\n".join(choice))
         trial = replace(target.trial, lineage={**target.lineage, "plan_hash": scales.hash})
         folder = home / f"target-{trial.key[:8]}"
+        checkpoints, mark = trial_folder(asked.folder, study, trial), folder / "target.of"
 
         def draw() -> tuple[list[Path], bool]:
             """The picture of the target's loss in its band, as far as it came, and whether it left it."""
@@ -125,10 +130,11 @@ def transfer(
             return files, first_breach(band, points) is not None
 
         with driving(asked, study, ledger, None) as lease:
+            is_out = mark.exists() and handed_out(folder) is not None
             try:
                 ran = run_study(
                     [trial],
-                    records,
+                    records if is_out else _that_hold(records, trial, checkpoints, say),
                     study=study,
                     ledger=ledger,
                     lease=lease,
@@ -146,11 +152,16 @@ def transfer(
                 draw()
                 raise TrialsFailed(ended(record, target))
             shown = replace(trial, task=hidden(trial.task, asked.variables))
-            handed_out = folder / "target.of"
-            if ran.records or not handed_out.exists():
-                files = _write_results(folder, replace(target, trial=shown), record, scales, task)
+            if ran.records or not is_out:
+                trained = _newest(record, checkpoints)
+                if trained.step != record.step:
+                    raise BadInput(
+                        f"the target's last checkpoint was damaged as soon as it was written ({checkpoints}): look at"
+                        f" the disk, then run the same command again to go on from step {trained.step}"
+                    )
+                files = _write_results(folder, replace(target, trial=shown), trained, scales, task)
                 ledger.attach([*files, *draw()[0]], key=trial.key)
-                replace_file(handed_out, str(record.run_id).encode())
+                replace_file(mark, str(record.run_id).encode())
         from muxfer import report
 
         origin = {
@@ -171,7 +182,7 @@ def transfer(
             lineage=origin,
             band=picture.read_text() if picture.exists() else None,
         )
-    data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / "ema.safetensors")}
+    data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / WEIGHTS)}
     data |= {"samples": str(folder / "samples.png"), "report": str(page)}
     lowest = min(proxy.metric for proxy in proxies if proxy.metric is not None)
     better = "below every proxy's" if record.metric < lowest else "NOT below every proxy's"
@@ -213,28 +224,52 @@ def _executor(asked: Request, home: Path) -> Executor:
     return InlineExecutor(device=device)
 
 
-def _write_results(folder: Path, target: TargetRun, record: Record, scales: "Plan", task: Task) -> list[Path]:
+def _that_hold(records: Sequence[Record], trial: Trial, checkpoints: Path, say: Say) -> Sequence[Record]:
+    """The records, but for a finished target's whose last checkpoint is damaged: it goes on from the one before."""
+    done = next((record for record in records if record.key == trial.key and record.metric is not None), None)
+    if done is None or (step := _newest(done, checkpoints).step) == done.step:
+        return records
+    say(f"the target's checkpoint of step {done.step} is damaged: it goes on from that of step {step}")
+    return [record for record in records if record is not done]
+
+
+def _newest(record: Record, checkpoints: Path) -> "Snapshot":
+    """A finished target as its newest checkpoint that passes its manifest has it; BadInput where none does."""
+    from muxfer.training import checkpoint
+
+    found = checkpoint.load_newest(checkpoints, key=record.key)
+    if found is None:
+        raise BadInput(
+            f"the target is trained (run {record.run_id}) but its checkpoints are not on this host, or damaged"
+            f" ({checkpoints}): take {WEIGHTS} from the run's artifacts in MLflow, or bring the study's folder here,"
+            " or delete the run in MLflow to train it anew"
+        )
+    return found.snapshot
+
+
+def _write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: "Plan", task: Task) -> list[Path]:
     """Averaged weights, lineage and plan, and last a picture of samples: what the target hands out."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import save
 
     from muxfer.adapters.diffusers_sampling import sample, save_grid
     from muxfer.training.data import load
     from muxfer.worker import build_model, conditioning
 
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(record.checkpoint or "") / "ema.safetensors"
-    if not source.is_file():
-        raise BadInput(
-            f"the target is trained (run {record.run_id}) but its checkpoint is not on this host ({source.parent}):"
-            " take ema.safetensors from the run's artifacts in MLflow, or bring the study's folder here"
-        )
-    weights = replace_file(folder / "ema.safetensors", source.read_bytes())
-    origin = {"lineage": dict(target.trial.lineage), "task": target.trial.task, "plan": scales.to_dict()}
+    content = save(dict(trained.tensors["ema"]))
+    weights = replace_file(folder / WEIGHTS, content)
+    sums = {WEIGHTS: hashlib.sha256(content).hexdigest()}
+    origin = {
+        "lineage": dict(target.trial.lineage),
+        "task": target.trial.task,
+        "plan": scales.to_dict(),
+        "sha256": sums,
+    }
     about = replace_file(folder / "target.json", json.dumps(origin, indent=2).encode())
     data = load(task.data)
     model, _ = build_model(task, replicate=0)
-    model.load_state_dict(load_file(weights), strict=False)
+    model.load_state_dict(trained.tensors["ema"], strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     labels = [label for label in range(data.num_classes) for _ in range(task.evaluation.samples_per_class)]
     predict = conditioning(task.model, data.captions).to(device)

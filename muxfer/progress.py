@@ -24,11 +24,30 @@ def show_seconds(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+class Unheard:
+    """A text stream whose reader may go away, and whose disk may be full: the work goes on."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 class Progress:
     """Counts trials and, by their FLOPs, the time that is left; draws to `stream`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.stream = stream or sys.stderr
+        self.stream: Any = Unheard(stream or sys.stderr)
         self.live: Any = None
 
     def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None:
@@ -79,8 +98,7 @@ class Progress:
 
     def _say(self, line: str) -> None:
         if self.live is None:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the work goes on
-                print(printable(masked(line)), file=self.stream, flush=True)
+            print(printable(masked(line)), file=self.stream, flush=True)
 
     def _left(self) -> str:
         """Time left: FLOPs not yet done over the rate since the start."""

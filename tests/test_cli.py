@@ -1,5 +1,6 @@
 """The command as a person meets it: one line and the right exit code for bad input, an answer on stdout alone."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from muxfer import commands
+from muxfer import commands, request
+from muxfer.task import to_plain
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,25 +113,54 @@ def test_help_shows_an_example(tmp_path, arguments):
     assert "lr-width" in done.stdout
 
 
+@contextlib.contextmanager
+def driven(folder, name="lr-width", ledger="mlflow.db"):
+    """A study of `name` is being driven here, recorded in the ledger of that file; gives its folder."""
+    uri = f"ledger.tracking_uri=sqlite:///{folder}/{ledger}"
+    asked = request.request(name, [uri, f"output_dir={folder}/muxfer"])
+    with request.open_ledger(asked) as opened, request.driving(asked, asked.study, opened, to_plain(asked.config)):
+        (asked.home / "trials").mkdir(parents=True)
+        yield asked.home
+
+
 def test_a_question_nobody_answers_is_a_no(tmp_path):
-    (tmp_path / "muxfer" / "lr-width-01234567" / "trials").mkdir(parents=True)
+    with driven(tmp_path) as home:
+        pass
     done = muxfer(tmp_path, "clean", "lr-width")
     assert done.returncode == 2
     assert "nothing was done" in done.stderr.splitlines()[-1]
-    assert (tmp_path / "muxfer" / "lr-width-01234567").exists()
+    assert home.exists()
 
 
 def test_clean_takes_the_studies_of_that_name_alone_and_never_an_undelivered_spool(tmp_path):
-    ours, other = tmp_path / "muxfer" / "lr-width-01234567", tmp_path / "muxfer" / "lr-width-long-01234567"
-    for folder in (ours, other):
-        (folder / "trials").mkdir(parents=True)
+    with driven(tmp_path) as ours:
+        pass
+    with driven(tmp_path, "lr-batch") as other:
+        pass
     spool = ours / "spool-abc-000001.jsonl"
     spool.write_text("{}\n")
     refused(muxfer(tmp_path, "clean", "lr-width", "--yes"), 2, "holds what the ledger has not taken yet")
     spool.unlink()
-    assert muxfer(tmp_path, "clean", "lr-width", "--yes").returncode == 0
+    done = muxfer(tmp_path, "clean", "lr-width", "--yes")
+    assert (done.returncode, done.stdout) == (0, "removed 1 folders\n")
     assert not ours.exists()
     assert other.exists()
+
+
+def test_clean_leaves_and_names_what_its_ledger_does_not_know_for_another_may_have_a_driver_there(tmp_path):
+    with driven(tmp_path, ledger="another.db") as theirs:
+        told = f"left {theirs}: what is there is not in the ledger sqlite:///mlflow.db"
+        refused(muxfer(tmp_path, "clean", "--yes"), 2, told, "MLFLOW_TRACKING_URI=URI")
+        with driven(tmp_path, "lr-batch") as ours:
+            pass
+        done = muxfer(tmp_path, "clean", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+        assert (theirs.exists(), ours.exists()) == (True, False)
+        another = f"sqlite:///{tmp_path}/another.db"
+        refused(muxfer(tmp_path, "clean", "--yes", MLFLOW_TRACKING_URI=another), 75, "is being driven")
+    assert muxfer(tmp_path, "clean", "--yes", MLFLOW_TRACKING_URI=another).returncode == 0
+    assert not theirs.exists()
 
 
 def test_a_reader_of_progress_that_goes_away_does_not_change_the_exit_code(tmp_path):
@@ -142,6 +173,41 @@ def test_a_reader_of_progress_that_goes_away_does_not_change_the_exit_code(tmp_p
     )
     process.stderr.close()
     assert process.wait(timeout=300) == 2
+
+
+@pytest.mark.parametrize(("given", "code"), [("nope=1", 2), ("training.steps=30", 0)])
+def test_a_log_that_cannot_be_written_does_not_change_the_exit_code(tmp_path, given, code):
+    with open("/dev/full", "w") as full:
+        assert answered_into(subprocess.DEVNULL, tmp_path, given, stderr=full)[0] == code
+
+
+def test_an_answer_that_nobody_reads_does_not_change_the_exit_code(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as gone:
+        assert answered_into(gone, tmp_path) == (0, "")
+
+
+def test_an_answer_that_cannot_be_written_is_no_success(tmp_path):
+    with open("/dev/full", "w") as full:
+        code, told = answered_into(full, tmp_path)
+    assert code == 2
+    assert told.startswith("muxfer: the answer can't be written to stdout (No space left on device)")
+    assert told.count("\n") == 1
+
+
+def answered_into(stdout, folder, *given, stderr=subprocess.PIPE):
+    """The exit code of a command that answers into `stdout`, and what it says on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "muxfer", "config", "lr-width", *given],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
 
 
 STOPPED_WITHIN = """

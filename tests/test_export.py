@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ class Trained:
     target: Record
 
 
-def train(*overrides: str, lost: tuple[str, ...] = ()) -> dict[Outcome, Record]:
+def train(*overrides: str, lost: Mapping[str, str] | None = None) -> dict[Outcome, Record]:
     """The records of a sweep of lr-width, by outcome, trained in this very process.
 
-    The keys `lost` are recorded as trained on a host that is not this one.
+    The keys `lost` are recorded with a checkpoint that is not on this host.
     """
     asked = request("lr-width", overrides)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
@@ -79,9 +79,9 @@ def train(*overrides: str, lost: tuple[str, ...] = ()) -> dict[Outcome, Record]:
             progress=Progress(),
         )
         finished = next(record for record in ran.records if record.outcome is Outcome.FINISHED)
-        for key in lost:
+        for key, checkpoint in (lost or {}).items():
             ledger.begin(replace(trials[0], key=key))
-            ledger.settle(replace(finished, key=key, checkpoint=f"/elsewhere/study/trials/{key}/attempt/step"))
+            ledger.settle(replace(finished, key=key, checkpoint=checkpoint))
         ledger.flush(60)
         keys = {trial.key for trial in trials}
         return {record.outcome: record for record in ledger.records(asked.study) if record.key in keys}
@@ -93,7 +93,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        dit = train(*DIT, lost=("lost0", "lost1"))
+        lost = {key: f"/elsewhere/study/trials/{key}/attempt/step" for key in ("lost0", "lost1")}
+        astray = {"astray0": "x", "astray1": "/" + "x/" * 3000, "astray2": "/home/trials/lost0/attempt/step"}
+        dit = train(*DIT, lost={**lost, **astray})
         pixart = train(*PIXART)
         declared = train(*DECLARED)
         other = train(*TINY)
@@ -264,6 +266,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained: Trained) -> Non
         "": "no run ''",
         "lost": r"fits 2 runs, say which one: \w+ \(key lost\d\), \w+ \(key lost\d\)",
         "lost1": "are not on this host, or damaged",
+        "astray0": "is recorded with checkpoint 'x': expected /FOLDER/trials/astray0/ATTEMPT/STEP; mend or delete",
+        "astray1": "is recorded with checkpoint '/x/x",
+        "astray2": "is recorded with checkpoint '/home/trials/lost0",
         trained.diverged.key: f"{trained.diverged.run_id} diverged at step",
         trained.other_timesteps.key: "retrain with model.frequency_shift=1",
     }

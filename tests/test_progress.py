@@ -1,6 +1,10 @@
 """What a person sees while a study runs: lines where nobody watches, a table where somebody does."""
 
+import errno
 import io
+import os
+
+import pytest
 
 from muxfer.progress import Progress, show_seconds, show_setting
 from muxfer.trial import Outcome, Record, Trial
@@ -74,14 +78,25 @@ def test_no_color_is_kept(monkeypatch):
     assert "\x1b[31m" not in drive(Terminal())
 
 
-def test_a_reader_that_went_away_stops_nothing():
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_went_away_and_a_full_disk_stop_nothing(error, terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
     class Gone(io.StringIO):
+        def isatty(self):
+            return terminal
+
         def write(self, text):
-            raise BrokenPipeError
+            raise OSError(error, os.strerror(error))
+
+        def flush(self):
+            self.write("")
 
     drive_into = Progress(Gone())
     drive_into.start([trial(1)], [], slots=1)
     drive_into.update(ended(1, 0.5))
+    drive_into.stop()
 
 
 def test_values_are_written_as_people_write_them():
