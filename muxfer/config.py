@@ -141,6 +141,9 @@ class Compute:
         positive("compute.orphan_seconds", self.orphan_seconds)
 
 
+LONGEST_LEASE_SECONDS = 86_400.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerConfig:
     """Where records are kept. `tracking_uri` None: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
@@ -154,6 +157,8 @@ class LedgerConfig:
 
     def check(self) -> None:
         positive("ledger.lease_seconds", self.lease_seconds)
+        if self.lease_seconds > LONGEST_LEASE_SECONDS:
+            raise BadInput(f"ledger.lease_seconds {self.lease_seconds:g}: expected at most {LONGEST_LEASE_SECONDS:g}")
         at_least_0("ledger.patience_seconds", self.patience_seconds)
         if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
             raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")

@@ -5,10 +5,12 @@ written but what Ray itself writes while it starts.
 """
 
 import contextlib
+import http.client
 import importlib.metadata
 import ipaddress
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -36,6 +38,9 @@ SHARED_MEMORY_GB = 0.12
 """Ray's object store as we start it, and a little more."""
 FILES = 1024
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "fuse.sshfs", "9p"}
+VERSION = re.compile(r"\d+(\.\w+)*(\+[\w.]+)?", re.ASCII)
+UNANSWERED = (OSError, http.client.HTTPException)
+"""What comes of asking a server that is away, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,12 +225,8 @@ def ledger(asked: Request) -> Iterator[Finding]:
 def _server(uri: str, where: str) -> Iterator[Finding]:
     parts = urlsplit(uri)
     bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{bare}/version", timeout=5) as answer:
-        theirs = answer.read(100).decode(errors="replace").strip()
-        ours = importlib.metadata.version("mlflow")
-        same = theirs.split(".")[0] == ours.split(".")[0]
-        mend = "" if same else f"pip install 'mlflow=={theirs}' here, or bring the server to {ours}"
-        yield Finding(part="ledger", state="ok" if same else "warn", told=f"server is MLflow {theirs}", mend=mend)
+    with contextlib.suppress(*UNANSWERED), urllib.request.urlopen(f"{bare}/version", timeout=5) as answer:
+        yield _server_version(answer.read(100).decode(errors="replace").strip())
     if _loopback(parts.hostname or ""):
         return
     try:
@@ -233,7 +234,7 @@ def _server(uri: str, where: str) -> Iterator[Finding]:
     except urllib.error.HTTPError as error:
         known = error.code in (401, 403)
         yield Finding(part="ledger", state="ok" if known else "warn", told=f"answers {error.code} to a stranger")
-    except OSError as error:
+    except UNANSWERED as error:
         yield Finding(part="ledger", state="warn", told=f"could not be asked without credentials ({error})")
     else:
         mend = "mlflow server --app-name basic-auth, or a proxy that asks, or a private network"
@@ -241,6 +242,17 @@ def _server(uri: str, where: str) -> Iterator[Finding]:
     if parts.scheme == "http" and ("@" in parts.netloc or os.environ.get("MLFLOW_TRACKING_PASSWORD")):
         told = f"{where} takes the password unencrypted"
         yield Finding(part="ledger", state="warn", told=told, mend="serve it over https")
+
+
+def _server_version(theirs: str) -> Finding:
+    """What a server says of itself goes into a line that people paste into a shell: a version, or nothing of it."""
+    ours = importlib.metadata.version("mlflow")
+    if not VERSION.fullmatch(theirs):
+        mend = f"bring the server to MLflow {ours}, or let its address's /version through to it"
+        return Finding(part="ledger", state="warn", told="the server's answer to /version is no version", mend=mend)
+    same = theirs.split(".")[0] == ours.split(".")[0]
+    mend = "" if same else f"pip install 'mlflow=={theirs}' here, or bring the server to {ours}"
+    return Finding(part="ledger", state="ok" if same else "warn", told=f"server is MLflow {theirs}", mend=mend)
 
 
 def _loopback(host: str) -> bool:

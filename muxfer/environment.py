@@ -21,11 +21,14 @@ DECODED = re.compile(r"\$\{oc\.decode:([^}]*\}[^}]*)\}")
 SECRET_NAMES = re.compile(
     r"(?i)(password|passwd|secret|token|credential|api_?key|access_?key|private_?key)(?!.*_(file|path|dir)$)"
 )
-CREDENTIALS = re.compile(r"(://)[^/@\s'\"]+@")
-"""User and password of a URI."""
+CREDENTIALS = re.compile(r"""(://)([^/:\s'"]*:(?:(?!://|</)[^\s'"])*|[^/\s'"]+)(?=@)""")
+"""User and password of a URI. After a colon, which a port may have too, all that a raw / or @ may belong to: up to the
+last @ before a blank, a quote, another URI or an end tag of HTML."""
 QUERY = re.compile(
-    r"(?i)([?&](?:password|token|signature|x-amz-\w+|awsaccesskeyid|access_key\w*|secret\w*)=)[^&\s'\"]+"
+    r"(?i)([?&](?:password|token|signature|x-amz-\w+|awsaccesskeyid|access_key\w*|secret\w*)=)([^&\s'\"]+)"
 )
+BY_NAME = re.compile(rf"(?:(?:[^:@/]*|{VARIABLE.pattern}):)?{VARIABLE.pattern}", re.ASCII)
+"""Of these two what holds no secret itself."""
 MIN_SECRET, MIN_VALUE = 4, 6
 """Shorter ones are words: to mask them would be to mask everything."""
 
@@ -80,6 +83,25 @@ def resolved(plain: Any, variables: dict[str, str], *, strict: bool = True) -> A
     return _mapped(plain, whole)
 
 
+def recordable(plain: Any) -> Any:
+    """A configuration for a record: its URIs without user and password, unless these are given by name.
+
+    BadInput where such a value is read back from the record: keys hash it, and would no longer be found.
+    """
+
+    def shown(path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, str) or (text := _without_credentials(leaf, by_name=True)) == leaf:
+            return leaf
+        if path.startswith(UNREAD):
+            return text
+        raise BadInput(
+            f"{path}={_without_credentials(leaf)[:80]} holds a secret in a URI, and would be recorded:"
+            " write ${oc.env:NAME} in its place, and set NAME"
+        )
+
+    return _mapped(plain, shown)
+
+
 def value_of(text: str) -> Any:
     """What a recorded text stands for: a text, or under oc.decode a number, true, false or nothing."""
     decoded = DECODED.fullmatch(text)
@@ -97,9 +119,18 @@ def masked(text: str) -> str:
 def _masked(text: str, secrets: Mapping[str, str]) -> str:
     for value, shown in secrets.items():
         text = text.replace(value, shown)
-    if "@" in text:
-        text = CREDENTIALS.sub(r"\1***@", text)
-    return QUERY.sub(r"\1***", text) if "=" in text else text
+    return _without_credentials(text)
+
+
+def _without_credentials(text: str, *, by_name: bool = False) -> str:
+    """The text with its URIs' secrets masked; `by_name`: not those that stand there as ${oc.env:NAME}."""
+
+    def hide(found: re.Match[str]) -> str:
+        return found[0] if by_name and BY_NAME.fullmatch(found[2]) else f"{found[1]}***"
+
+    if "=" in text:  # first: an @ may stand in such a value
+        text = QUERY.sub(hide, text)
+    return CREDENTIALS.sub(hide, text) if "@" in text else text
 
 
 def masked_plain(value: Any) -> Any:

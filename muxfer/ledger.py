@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
 from muxfer.lease import Holder
 from muxfer.trial import Point, Record, Study, Trial
 
@@ -110,6 +111,7 @@ class Spool:
 
     The file comes with the first operation and goes when all are acknowledged, so a study with nothing to write leaves
     nothing behind. A line cut by a crash was never promised to anybody: it is dropped. Safe between two threads.
+    BadInput where something else stands in the place of its files: a folder, a pipe, a link.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,8 +122,9 @@ class Spool:
         self._unsynced = False
         self._waiting: list[bytes] = []
         self._taken = 0
+        self._expect_files()
         self.appended = self._whole_lines()
-        self.acknowledged = min(self._read_offset(), self.appended)
+        self.acknowledged = self._read_offset()
 
     @property
     def pending_bytes(self) -> int:
@@ -226,10 +229,25 @@ class Spool:
 
     def _remove(self) -> None:
         self.close()
-        for path in (self.path, self._acknowledged_path, self._acknowledged_path.with_suffix(".tmp")):
+        for path in self._files():
             path.unlink(missing_ok=True)
         self.appended = self.acknowledged = 0
         self._unsynced = False
+
+    def _files(self) -> tuple[Path, Path, Path]:
+        return self.path, self._acknowledged_path, self._acknowledged_path.with_suffix(".tmp")
+
+    def _expect_files(self) -> None:
+        for path in self._files():
+            try:
+                if stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.R_OK | os.W_OK):
+                    continue
+            except FileNotFoundError:
+                continue
+            raise BadInput(
+                f"{path} is no file that we may read and write: expected a spool of muxfer's, or nothing;"
+                " move it away and run the same command again"
+            )
 
     def _whole_lines(self) -> int:
         """Length of the file up to the end of its last whole line."""
@@ -248,10 +266,12 @@ class Spool:
             return 0
 
     def _read_offset(self) -> int:
+        """0, all of it again, where what stands there can't be: that does no harm."""
         try:
-            return int(self._acknowledged_path.read_text())
+            offset = int(self._acknowledged_path.read_text())
         except (FileNotFoundError, ValueError):
             return 0
+        return offset if 0 <= offset <= self.appended else 0
 
 
 def _operation(line: bytes) -> Operation | None:

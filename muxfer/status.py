@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muxfer.errors import BadInput
+from muxfer.lease import Holder
 from muxfer.ledger import Ledger, Standing
 from muxfer.parse import parse
 from muxfer.progress import show_seconds, show_setting
@@ -46,14 +47,15 @@ def status(name: str | None, overrides: Sequence[str], *, say: Say, watch: bool 
 
 def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
     holder = ledger.driver(study)
-    alive = holder.alive() if holder is not None else False
     data: dict[str, Any] = {
         "sweep": study.name,
         "study": study.key,
         "label": study.label,
-        "state": "running" if alive is not False else "interrupted" if holder is not None else "at rest",
+        "state": "at rest" if holder is None else _driven(holder),
         "driver": None if holder is None else {"host": holder.host, "pid": holder.pid, "since": holder.since},
     }
+    if holder is not None and holder.beat is not None:
+        data["driver"]["beat"] = holder.beat.isoformat()
     if not trials:
         return data
     config = parse(ledger.config(study))
@@ -90,6 +92,13 @@ def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
     return data
 
 
+def _driven(holder: Holder) -> str:
+    alive = holder.alive()
+    if alive is None:
+        return "silent" if holder.silent() else "running"
+    return "running" if alive else "interrupted"
+
+
 def _state(standing: Standing | None, *, driven: bool) -> str:
     if standing is None:
         return "to run"
@@ -124,6 +133,10 @@ def _lines(one: Mapping[str, Any]) -> list[str]:
     who = "" if driver is None else f", pid {driver['pid']} on {driver['host']} since {driver['since']}"
     if one["state"] == "interrupted":
         who += " is dead: type the same command to go on"
+    if one["state"] == "silent":
+        who += (
+            f" can't be seen from here, its heart last beat at {driver['beat']}: if it is dead, type the same command"
+        )
     head = f"{one['label']}: {one['state']}{who}"
     if "trials" not in one:
         return [head]

@@ -1,7 +1,7 @@
 """From a judged study to the target's run: pure decisions, nothing is launched here.
 
 Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all, one that
-drifts along the axis.
+drifts along the axis, one whose loss is exactly 0.
 Refused always: a target whose base width is not its proxies'. Its base depth can't be said: it is the proxies'.
 
 Not everything transfers. Each setting that the study tuned, or that is bound to the length of training, is carried,
@@ -146,6 +146,8 @@ def target_run(
         objections.append(f"no finite optimum inside the grid ({verdict.why}); widen search.{verdict.hp}")
     if verdict.verdict == "drifts" and not sized_by_fit:
         objections.append(f"the optimum does not transfer ({verdict.why})")
+    if best.records[0].metric == 0:
+        objections.append(f"trial {best.records[0].key} has a loss of exactly 0, which no model has: look at its data")
     if objections and not force:
         raise BadInput(f"study {study.label} can't be transferred: {'; '.join(objections)}; or overrule with --force")
     base = proxy_task(config, study)

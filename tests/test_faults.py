@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.__main__ import between
 from benchmarks.faults import __main__ as bench
+from benchmarks.faults.bench import BRIEF
 from benchmarks.faults.rows import ROWS
 
 SEED = 0
@@ -42,7 +43,8 @@ def told(request, tmp_path_factory):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_promise_holds_after(row, told):
     caused, wrong = told[row.brief or row.case].result()
-    assert wrong is None, wrong
+    again = f"{BRIEF}=1 python -m benchmarks.faults --case {row.name} {SEED} {row.test}"
+    assert wrong is None, f"{again}\n{wrong}"
     assert caused == row.test
 
 
@@ -50,3 +52,24 @@ def test_the_page_shows_what_the_gate_printed():
     tallies = {name: bench.Tally(**tally) for name, tally in json.loads(bench.DATA.read_text())["rows"].items()}
     assert between(bench.PAGE.read_text(), "faults", bench.table(ROWS, tallies, full=False)) == bench.PAGE.read_text()
     assert all(bench.passed(row, tallies[row.name], full=False) for row in ROWS)
+
+
+def test_the_table_says_what_is_still_to_be_caused():
+    check_table(full=False)
+    check_table(full=True)
+
+
+def check_table(*, full):
+    row = next(row for row in ROWS if row.full > row.gate > 1)
+    asked = row.full if full else row.gate
+
+    def told(**tally):
+        return bench.table([row], {row.name: bench.Tally(**tally)}, full=full).splitlines()[-1]
+
+    assert f"| none ({asked:,} still to be caused) |" in told()
+    assert "| none (1 still to be caused) |" in told(caused=asked - 1)
+    failure = {"seed": 3, "faults": 1, "told": ""}
+    assert "| seed 3 (1 still to be caused) |" in told(caused=asked - 1, failures=[failure])
+    assert "| none |" in told(caused=asked)
+    assert bench.passed(row, bench.Tally(caused=asked - 1), full=full) is full, "the full bench goes on next time"
+    assert not bench.passed(row, bench.Tally(caused=asked, failures=[failure]), full=full)

@@ -1,13 +1,15 @@
 """The spool and its writer: what is written once arrives in order, through crashes, full disks and outages."""
 
+import os
 import resource
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from muxfer import ledger
-from muxfer.errors import LedgerUnreachable, StudyBusy
+from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
 from muxfer.ledger import Spool, Writer
 
 
@@ -98,6 +100,24 @@ def test_an_offset_without_its_file_hides_nothing(tmp_path):
     spool.append(numbered(1)[0])
     spool.close()
     assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
+
+
+@pytest.mark.parametrize("offset", ["-5", "1000000", "9" * 5000, "x", "", "\u0663x", "1.5"])
+def test_an_offset_that_cannot_be_hides_nothing(tmp_path, offset):
+    (tmp_path / "spool.jsonl").write_text('{"n":1}\n{"n":2}\n')
+    (tmp_path / "spool.offset").write_text(offset)
+    assert drained(Spool(tmp_path / "spool.jsonl")) == [{"n": 1}, {"n": 2}]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["jsonl", "offset", "tmp"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "victim")])
+def test_what_is_no_file_in_the_place_of_a_spool_is_refused(tmp_path, make, end):
+    (tmp_path / "victim").write_text("precious")
+    make(tmp_path / f"spool.{end}")
+    with pytest.raises(BadInput, match=rf"spool.{end} is no file .*move it away"):
+        Spool(tmp_path / "spool.jsonl").append(numbered(1)[0])
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

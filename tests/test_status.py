@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -71,6 +73,24 @@ def test_a_sweep_at_work_shows_its_driver_and_its_steps_and_one_that_was_cut_off
     assert (listed["label"], listed["state"]) == (cut_off["label"], "interrupted")
 
 
+def test_a_driver_on_another_host_is_running_until_its_heart_has_not_beaten_for_long(tmp_path):
+    run(tmp_path, "sweep", "lr-width", *SHORT)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store, store:
+        (text,) = store.execute("select value from params where key = 'lease.e1'").fetchone()
+        away = json.dumps(json.loads(text) | {"host": "node7", "boot": "another"})
+        store.execute("update params set value = ? where key = 'lease.e1'", [away])
+        store.execute("delete from tags where key like 'lease.released.e1.%'")
+    (listed,) = run(tmp_path, "status")["studies"]
+    assert (listed["state"], listed["driver"]["host"]) == ("running", "node7")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store, store:
+        store.execute("update tags set value = '3 2026-01-02T03:04:05+00:00' where key = 'lease.beat.e1'")
+    watching = start(tmp_path, "status", "lr-width", "--watch")
+    out, _ = watching.communicate(timeout=60)
+    assert "silent, pid" in out
+    assert "on node7" in out
+    assert "2026-01-02" in out
+
+
 def test_a_trial_that_failed_is_named_with_its_error_and_retried_alone(tmp_path):
     listed = run(tmp_path, "sweep", "lr-width", *SHORT, "--dry-run")
     key = listed["trials"][0]["key"]
@@ -94,6 +114,14 @@ def test_a_trial_that_failed_is_named_with_its_error_and_retried_alone(tmp_path)
     assert after["lowest"]["metric"] == min(
         trial["metric"] for trial in run(tmp_path, "sweep", "lr-width", *SHORT)["trials"]
     )
+
+
+def test_a_sweep_whose_log_cannot_be_written_trains_on(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = start(tmp_path, "sweep", "lr-width", *SHORT, "--json", stderr=full)
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads(out)["ran"] == 2
 
 
 @pytest.mark.parametrize(

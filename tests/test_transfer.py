@@ -95,6 +95,19 @@ def test_a_study_in_which_everything_diverged_is_refused_even_by_force(make_conf
         run(config, study, trials, records, force=True)
 
 
+def test_a_loss_of_exactly_0_is_refused_wherever_it_lies_and_force_says_so_in_the_record(make_config):
+    config = make_config()
+
+    def nothing_to_learn(width, base_lr):
+        return 0.0 if (width, base_lr) == (128, 2**-7) else loss(width, base_lr)
+
+    studied = study_with(config, nothing_to_learn)
+    with pytest.raises(BadInput, match="can't be transferred: .*has a loss of exactly 0, .*--force"):
+        run(config, *studied)
+    forced = run(config, *studied, force=True)
+    assert any("exactly 0" in objection for objection in forced.lineage["forced"])
+
+
 def test_an_optimum_that_drifts_is_refused(make_config):
     config = make_config()
 

@@ -51,6 +51,15 @@ ADAPTIVE = (
     "search.round_size=3",
 )
 """A search that learns: its second round depends on what the first one found."""
+IDENTITY: Mapping[str, Any] = {
+    "model": {"family": "dit"},
+    "data": {"name": "digits"},
+    "objective": {"name": "ddpm"},
+    **{group: {} for group in ("optimizer", "training", "evaluation")},
+    "data_fingerprint": "0" * 16,
+    "numerics": 1,
+}
+"""The least that a study's identity holds."""
 CACHE = "MUXFER_FAULTS_CACHE"
 """Where the uninterrupted sweeps' results lie, so that one run of the bench makes each once."""
 MARK = "MUXFER_FAULTS_MARK"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.bench import IDENTITY
 from benchmarks.faults.configs import _typed
 from muxfer.errors import BadInput
 
@@ -171,11 +172,18 @@ def _words(name: str) -> None:
 
 def _uri(name: str) -> None:
     from muxfer.adapters.tracking_uri import masked, sqlite_path
+    from muxfer.environment import one_line
 
-    for uri in (name, f"sqlite:///{name}", f"http://u:hunter22@{name}", f"postgresql://u:hunter22@h/{name}"):
+    for password in ("hunter22", "@hunter22", "hunter22@", "/hunter22", "hunter22/x@y", "a@/hunter22", "5/hunter22"):
+        for uri in (f"http://u:{password}@{name}", f"postgresql://u:{password}@h/{name}"):
+            with contextlib.suppress(BadInput):
+                sqlite_path(uri)
+            assert "hunter22" not in masked(uri), uri
+            assert "hunter22" not in one_line(f"see {uri}"), uri
+    for uri in (name, f"sqlite:///{name}"):
         with contextlib.suppress(BadInput):
             sqlite_path(uri)
-        assert "hunter22" not in masked(uri), uri
+        masked(uri)
 
 
 def _output_dir(name: str) -> None:
@@ -261,7 +269,8 @@ class _Experiments:
         self._number += 1
         config = LedgerConfig(tracking_uri=f"sqlite:///{self._home}/mlflow.db", experiment=experiment)
         config.check()
-        which = Study(name=study, key=f"{self._number:016x}", identity={"text": text.encode(errors="replace").decode()})
+        identity = {**IDENTITY, "text": text.encode(errors="replace").decode()}
+        which = Study(name=study, key=f"{self._number:016x}", identity=identity)
         ledger = MlflowLedger(config, folder=self._home / "muxfer")
         setting = {"width": 16}
         trial = Trial(key="0" * 16, setting=setting, replicate=0, task={"model": {"a": text}}, lineage={"a": text})

@@ -14,15 +14,19 @@ import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.faults.bench import ROOT, Sweep, new_folder
 from muxfer.errors import BadInput
+
+if TYPE_CHECKING:
+    from muxfer.trial import Study, Trial
 
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__", "instantiate", "read_pickle", "unsafe_load", "full_load"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("yaml", "load"), ("mlflow", "pyfunc")}
 KEY = "0123456789abcdef"
+PRIVATE = "a key of the user's own, outside the study"
 TINY = (
     *("search.width=[16]", "search.base_lr=[2**-8]", "model.base_width=16", "model.depth=1", "model.patch=4"),
     *("training.steps=20", "training.batch_size=8", "training.warmup_steps=0", "training.checkpoint_every=10"),
@@ -128,29 +132,40 @@ def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """The tags that hold our JSON, written over by somebody else."""
-    from muxfer.adapters.mlflow_ledger import MlflowLedger
-    from muxfer.config import LedgerConfig
-    from muxfer.trial import Study
-
-    _ledger_of_one(home)
-    config = LedgerConfig(tracking_uri=f"sqlite:///{home}/mlflow.db")
-    study = Study(name="lr-width", key=KEY, identity={})
-    tag, read = rng.choice(
-        [
-            ("muxfer.identity.0", lambda ledger: ledger.studies()),
-            ("muxfer.identity.parts", lambda ledger: ledger.studies()),
-            ("muxfer.config.0", lambda ledger: ledger.config(study)),
-            ("muxfer.record.e1", lambda ledger: ledger.records(study)),
-        ]
-    )
+    """The tags that hold our JSON, written over by somebody else: no JSON, or JSON of another form."""
+    study, _, record = _ledger_of_one()
+    identity: Any = study.identity
+    keys: list[Any] = ["../../outside", "a b", ""]
+    identities: list[Any] = [
+        *({}, identity | {"data": {}}, identity | {"objective": {"name": ["ddpm"]}}, identity | {"model": 5}),
+        *(identity | {name: rng.choice([None, [1], 0.5])} for name in ("data_fingerprint", "numerics", "training")),
+    ]
+    configs: list[Any] = [{}, {"search": 5}, {"training": {"steps": "x"}}]
+    wrong = {"step": "x", "epoch": None, "train_seconds": "a", "checkpoint": 5, "metric": True, "outcome": ["finished"]}
+    records: list[Any] = [
+        *({}, record | {"setting": 5}, record | {"setting": {"width": [16]}}, record | {"step": 10**30}),
+        *(record | {name: value} for name, value in wrong.items()),
+    ]
+    formed = {
+        "muxfer.study": keys,
+        "muxfer.identity.0": [json.dumps(one) for one in identities],
+        "muxfer.config.0": [json.dumps(one) for one in configs],
+        "muxfer.record.e1": [json.dumps(one) for one in records],
+    }
+    tag = rng.choice([*formed, "muxfer.identity.parts"])
     text = rng.choice(
         [bomb.decode("latin-1"), "[" * 7000, '{"a":' * 1200, "NaN", "5", '"x"', "[1]", "9" * 5000, "", "null"]
     )
+    if tag in formed and (tag == "muxfer.study" or rng.random() < 0.7):
+        text = rng.choice(formed[tag])
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
         changed = connection.execute("update tags set value = ? where key = ?", (text, tag)).rowcount
-        assert changed == 1
-    _refused(lambda: read(MlflowLedger(config, folder=home / "muxfer")), "none of muxfer's")
+        assert changed, f"no run has a tag {tag}"
+    command = rng.choice(["status", "verdict", "report", "transfer"])
+    told = Sweep(home, TINY).run(command=command).expect(2).err.strip()
+    what = f"{command} with {tag} {text[:200]!r}: {told}"
+    assert len(told.splitlines()) == 1, what
+    assert tag == "muxfer.config.0" or "none of muxfer's" in told, what
 
 
 def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
@@ -275,45 +290,90 @@ def _database(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _spool(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """A line of the spool that is no operation is left out; those around it are not."""
-    from muxfer.ledger import Spool
+    """A spool of others: what is no operation is left out, no file from outside the study is sent, the rest is done."""
+    from muxfer.request import driving, open_ledger, request
 
-    lines = [b'{"op":"a"}', bomb.replace(b"\n", b" "), b'{"op":"b"}']
-    (home / "spool-x-000001.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    operations, _ = Spool(home / "spool-x-000001.jsonl").read()
-    assert [operation["op"] for operation in operations] == ["a", "b"], operations
+    study, trial, _ = _ledger_of_one()
+    asked = request("lr-width", TINY)
+
+    def replay() -> Path:
+        with open_ledger(asked) as ledger, driving(asked, study, ledger, None):
+            spool: Path = ledger._writer.spool.path  # type: ignore[attr-defined]
+            return spool
+
+    spool = replay()
+    spool = spool.with_name(f"{spool.stem[:-6]}000001.jsonl")
+    private = home.parent / "outside" / "id_rsa"
+    private.write_text(PRIVATE)
+    if rng.random() < 0.3:
+        make = rng.choice([os.mkfifo, os.mkdir, lambda path: os.symlink(private, path)])
+        make(spool if (end := rng.choice(["jsonl", "offset"])) == "jsonl" else spool.with_suffix(".offset"))
+        if end == "offset":
+            spool.write_text("{}\n")
+        _refused(replay, "is no file", "move it away")
+        assert private.read_text() == PRIVATE
+        return
+    (asked.home / "link.svg").symlink_to(private)
+    (asked.home / "folder").symlink_to(private.parent)
+    (asked.home / "own.svg").write_text("own")
+    up = os.path.relpath(private, asked.home)
+    outside = rng.choice(
+        [str(private), up, f"{asked.home}/{up}", f"{asked.home}/link.svg", "link.svg", "folder/id_rsa"]
+    )
+    key = rng.choice([None, trial.key])
+    wrong: Any = {"epoch": "x", "points": 5, "path": [outside], "end_ms": 10**30, "paused": [[]], "record": {"step": 1}}
+    shapes = [
+        {"op": op, "key": key, "epoch": 1, "name": "x", "text": "x", **wrong} for op in ("points", "settle", "rest")
+    ]
+    operations: list[Any] = [
+        *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}, *shapes),
+        {"op": "file", "key": None, "path": str(asked.home / "own.svg"), "epoch": 1},
+    ]
+    lines = [bomb.replace(b"\n", b" "), *(json.dumps(operation).encode() for operation in operations)]
+    spool.write_bytes(b"\n".join(lines) + b"\n")
+    if offset := rng.choice(["", "-5", "9" * 10, "9" * 5000, "x"]):
+        spool.with_suffix(".offset").write_text(offset)
+    replay()
+    assert not spool.exists(), "it was not replayed"
+    sent = [file for file in (home / "mlruns").rglob("*") if file.is_file()]
+    assert "own.svg" in {file.name for file in sent}, sent
+    assert not [file for file in sent if PRIVATE in file.read_text(errors="replace")], f"{outside} was sent"
 
 
 def _state(rng: random.Random, home: Path, bomb: bytes) -> None:
     """MLflow's artifacts: models that others pickled lie there; of these nothing is read."""
-    _ledger_of_one(home)
+    study, trial, _ = _ledger_of_one()
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
             (folder / name).write_bytes(bomb)
-    from muxfer.adapters.mlflow_ledger import MlflowLedger
-    from muxfer.config import LedgerConfig
+    from muxfer.request import open_ledger, request
 
-    ledger = MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{home}/mlflow.db"), folder=home / "muxfer")
-    [study] = ledger.studies()
-    assert ledger.config(study) == {"a": 1}
-    assert [record.metric for record in ledger.records(study)] == [1.0]
-    assert ledger.curves(study, "train_loss") == {KEY: []}
+    asked = request("lr-width", TINY)
+    with open_ledger(asked) as ledger:
+        assert ledger.studies() == [study]
+        assert ledger.config(study)["training"]["steps"] == 20
+        assert [record.metric for record in ledger.records(study)] == [1.0]
+        assert ledger.curves(study, "train_loss") == {trial.key: []}
 
 
-def _ledger_of_one(home: Path) -> None:
-    from muxfer.adapters.mlflow_ledger import MlflowLedger
-    from muxfer.config import LedgerConfig
-    from muxfer.trial import Outcome, Record, Study, Trial
+def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
+    """A study of one trial in the ledger of the current folder: it, its trial, and the record as it stands there."""
+    from muxfer.plan import grid_trials
+    from muxfer.request import driving, open_ledger, request
+    from muxfer.task import to_plain
+    from muxfer.trial import Outcome, Record
 
-    study = Study(name="lr-width", key=KEY, identity={"a": 1})
-    ledger = MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{home}/mlflow.db"), folder=home / "muxfer")
-    lease = ledger.acquire(study)
-    ledger.open(study, {"a": 1}, lease)
-    ledger.begin(Trial(key=KEY, setting={"width": 16}, replicate=0, task={}))
-    ledger.settle(Record(key=KEY, setting={}, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1))
-    ledger.flush(60)
-    lease.release()
-    ledger.close()
+    asked = request("lr-width", TINY)
+    [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
+    record = Record(
+        key=trial.key, setting=trial.setting, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1
+    )
+    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+        assert lease.epoch == 1
+        ledger.begin(trial)
+        ledger.settle(record)
+        ledger.flush(60)
+    return asked.study, trial, record.to_dict()
 
 
 def _ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:

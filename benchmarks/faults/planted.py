@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from benchmarks.faults.server import serving
 from muxfer.adapters import ray_sessions
 
 NAMES = (
+    "PLANTED_RAW",
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD"),
     *(
         "PLANTED_DESCRIPTION",
@@ -38,6 +40,8 @@ NAMES = (
 )
 OVERRULED, SERVERS = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}, {"PLANTED_CONF"}
 """Those of the environment would overrule what stands in a server's URI; this one stands in no other's."""
+LITERAL = "PLANTED_RAW"
+"""This one is in no environment: it stands as it is, with a raw / and @, in URIs."""
 WORDS = {"DB_PASSWORD": "begin", "HF_TOKEN": "proxy", "X_TOKEN": "finished", "WORD_SECRET": "cafe"}
 """Secrets that are words of our own records, or stand in a key."""
 MODULE = """
@@ -85,8 +89,11 @@ lease_seconds: 30.0
 OVERRIDES = (
     *("model=planted", "ledger=planted", "search.width=[32,64]", "search.base_lr=[2**-7]", "training.warmup_steps=2"),
     *("training.steps='${oc.decode:${oc.env:PLANTED_STEPS}}'", "training.checkpoint_every=10"),
-    *("description='of ${oc.env:PLANTED_DESCRIPTION}'", "evaluation.timesteps=1"),
+    "evaluation.timesteps=1",
     "compute.slots=1" if BRIEF in os.environ else "compute.slots=2",
+)
+DESCRIPTION = (
+    "of ${{oc.env:PLANTED_DESCRIPTION}}, see https://someone:{raw}@wiki.example/x, then postgresql://:{raw}@db"
 )
 
 
@@ -97,7 +104,7 @@ def told_nowhere(seed: int, folder: Path, faults: int) -> int:
     for number in itertools.count(seed):
         server = number % 2 == 0
         names = [name for name in NAMES if name not in (OVERRULED if server else SERVERS)][: faults - done]
-        values = {name: _value(rng) for name in NAMES}
+        values = {name: _raw(rng) if name == LITERAL else _value(rng) for name in NAMES}
         _one(new_folder(folder, number), values, {name: values[name] for name in names}, server=server)
         done += len(names)
         if done == faults:
@@ -115,7 +122,12 @@ def _words(home: Path) -> None:
 
 def _value(rng: random.Random) -> str:
     """As a password may be: letters, digits, and what a URI, JSON and a shell each write in their own way."""
-    return "".join(rng.choices("abcdefghjkmnpqrstuvwxyz", k=6)) + f"+{rng.randrange(10**6)}/Zk%=9"
+    return "".join(rng.choices("abcdefghjkmnpqrstuvwxyz", k=6)) + f"+{rng.randrange(10**6)}/Z@k%=9"
+
+
+def _raw(rng: random.Random) -> str:
+    words = ["".join(rng.choices("abcdefghjkmnpqrstuvwxyz", k=9)) for _ in range(3)]
+    return "{}/{}@{}".format(*words)
 
 
 def _one(home: Path, values: Mapping[str, str], looked_for: Mapping[str, str], *, server: bool) -> None:
@@ -124,11 +136,16 @@ def _one(home: Path, values: Mapping[str, str], looked_for: Mapping[str, str], *
     (home / "conf" / "model").mkdir(parents=True)
     (home / "conf" / "ledger").mkdir()
     (home / "conf" / "model" / "planted.yaml").write_text(MODEL)
+    (home / "sweeps").mkdir()
+    told = json.dumps(DESCRIPTION.format(raw=values[LITERAL]))
+    packaged = (ROOT / "sweeps" / "lr-width.yaml").read_text()
+    (home / "sweeps" / "lr-width.yaml").write_text(re.sub("(?m)^description: .*$", f"description: {told}", packaged))
     with _server(home) if server else _database(home) as (uri, database):
         user = f"{quote(values['PLANTED_CONF'], safe='')}:${{oc.env:PLANTED_URI}}@"
         given = uri.replace("://", f"://{user}") if server else uri
         (home / "conf" / "ledger" / "planted.yaml").write_text(LEDGER.format(uri=json.dumps(given)))
-        environment = {**values, "PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
+        given_names = {name: value for name, value in values.items() if name != LITERAL}
+        environment = {**given_names, "PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
         if server:
             environment = {name: value for name, value in environment.items() if name not in OVERRULED}
         sweep = Sweep(home, OVERRIDES, environment=environment, database=database)
@@ -150,9 +167,14 @@ def _one(home: Path, values: Mapping[str, str], looked_for: Mapping[str, str], *
             shown = subprocess.run(config, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=True)
             outputs.append(f"config: {shown.stdout}{shown.stderr}")
             assert "${oc.env:PLANTED_ARGUMENT}" in shown.stdout, shown.stdout
+            away = {"MLFLOW_TRACKING_URI": f"postgresql://someone:{values[LITERAL]}@127.0.0.1:9/none"}
+            status = [sys.executable, "-m", "muxfer", "status"]
+            refused = subprocess.run(status, cwd=home, env=env | away, capture_output=True, text=True, timeout=120)
+            assert refused.returncode == 2, refused.stderr
+            outputs.append(f"status: {refused.stdout}{refused.stderr}")
         assert not seen, seen
-        own = home / "conf" / "ledger" / "planted.yaml"
-        own.write_text("")  # it holds one of them literally: the user's own file, which nobody else wrote
+        for own in (home / "conf" / "ledger" / "planted.yaml", home / "sweeps" / "lr-width.yaml"):
+            own.write_text("")  # they hold some of them literally: the user's own files, which nobody else wrote
         for text in outputs:
             _search(text.encode(), text.partition(":")[0], looked_for)
         for file in home.rglob("*"):
@@ -193,6 +215,7 @@ def _search(content: bytes, where: str, looked_for: Mapping[str, str]) -> None:
 @cache
 def _forms(value: str) -> frozenset[bytes]:
     forms = {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], value[2:]}
+    forms |= {part for part in re.split("[/@]", value) if len(part) > 8}
     return frozenset(form.encode() for form in forms)
 
 

@@ -180,7 +180,7 @@ ROWS = (
     Row(
         name="losses",
         fault="NaN, infinite loss or gradient, every trial diverged, loss exactly 0",
-        right="outcomes with finite points, judged and reported; `transfer` refuses with a reason",
+        right="outcomes with finite points, judged and reported; `transfer` takes none of them and says why",
         gate=10,
         full=10,
         batch=10,

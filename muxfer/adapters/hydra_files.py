@@ -1,7 +1,8 @@
 """The files that Hydra may read: inside the configuration folders, plain, small, without YAML aliases.
 
 Hydra joins what a configuration names to its folders and opens it: `../../x` leads out, a FIFO blocks, a few bytes of
-aliases hang the parser. Here stands, in place of its own source of files, one that looks first.
+aliases hang the parser. Here stand, in place of its own sources, of files and of what lies in its package, two that
+look first.
 """
 
 import stat
@@ -27,8 +28,9 @@ def quoted(folder: Path) -> str:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """While this lasts, Hydra reads files through the source below."""
+    """While this lasts, Hydra reads files through the sources below."""
     from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
     from hydra._internal.sources_registry import SourcesRegistry  # Hydra has no public way to replace a source
     from hydra.core.plugins import Plugins
     from hydra.plugins.config_source import ConfigResult
@@ -68,19 +70,30 @@ def guarded() -> Iterator[None]:
             name = _inside(self._normalize_file_name(config_path))
             return (Path(self.path) / name).exists() and not self.is_group(name)
 
+    class GuardedPackage(ImportlibResourcesConfigSource):
+        def load_config(self, config_path: str) -> Any:
+            return super().load_config(_inside(config_path))
+
+        def is_group(self, config_path: str) -> bool:
+            return bool(super().is_group(_inside(config_path)))
+
+        def is_config(self, config_path: str) -> bool:
+            return bool(super().is_config(_inside(config_path)))
+
     Plugins.instance()  # fills the registry
     types = SourcesRegistry.instance().types
-    kept = types["file"]
-    types["file"] = Guarded
+    kept = dict(types)
+    types |= {"file": Guarded, "pkg": GuardedPackage}
     try:
         yield
     finally:
-        types["file"] = kept
+        types |= kept
 
 
 def _inside(name: str) -> str:
     """The name of a configuration, if it leads nowhere else."""
-    if not name.isprintable() or len(name) > 200 or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+    climbs = name.startswith("/") or "//" in name or "\\" in name or ".." in name.split("/")
+    if climbs or not name.isprintable() or len(name) > 200:
         raise BadInput(f"configuration {name[:60]!r}: one is named inside the folder, without .. or a leading /")
     return name
 

@@ -1,8 +1,10 @@
 """The lease of a study on MLflow: a compare-and-set by params, in an experiment of its own."""
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from muxfer.adapters.mlflow_client import TrackingStore
@@ -54,7 +56,8 @@ class LeaseRuns:
         return bool(self._run_ids)  # none: the run was deleted since we made it, and nobody would see us
 
     def beat(self, epoch: int, count: int) -> None:
-        self._store.log(self._run_ids[0], tags={f"lease.beat.e{epoch}": str(count)})
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._store.log(self._run_ids[0], tags={f"lease.beat.e{epoch}": f"{count} {now}"})
 
     def let_go(self, epoch: int, holder: Holder) -> None:
         for run_id in self._run_ids:
@@ -64,6 +67,15 @@ class LeaseRuns:
         runs = self._store.search(self._experiment_id, {"muxfer.study": self._study.key}, deleted=True)
         check_schema(runs, f"study {self._study.label}")
         return runs
+
+
+def last_beat(claims: Claims) -> datetime | None:
+    """When a heart beat last in these claims, by the clock of its host; None before the first beat."""
+    found = []
+    for beat in claims.beats.values():
+        with contextlib.suppress(ValueError):  # "" before it, a count alone from a muxfer before this one
+            found.append(datetime.fromisoformat(beat.partition(" ")[2]).astimezone())
+    return max(found, default=None)
 
 
 def claims_of(runs: Sequence[Any]) -> Claims:

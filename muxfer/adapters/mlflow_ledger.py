@@ -17,14 +17,15 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from muxfer.adapters.mlflow_client import Refused, TrackingStore
-from muxfer.adapters.mlflow_lease import LeaseRuns, claims_of
+from muxfer.adapters.mlflow_lease import LeaseRuns, claims_of, last_beat
 from muxfer.adapters.mlflow_runs import (
     StudyRuns,
     check_schema,
@@ -37,12 +38,13 @@ from muxfer.adapters.mlflow_runs import (
 )
 from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import LedgerConfig
-from muxfer.environment import hidden, masked_plain, resolved
+from muxfer.environment import hidden, masked_plain, recordable, resolved
 from muxfer.environment import masked as hide
 from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
+from muxfer.form import expect
 from muxfer.lease import HeldLease, Holder, acquire
 from muxfer.ledger import BACKOFF_SECONDS, Lease, Spool, Standing, Writer
-from muxfer.trial import Point, Record, Study, Trial, content_hash
+from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -82,14 +84,19 @@ class MlflowLedger:
             if name in (None, sweep):
                 if (key := tags.get("muxfer.study")) is None:
                     raise BadInput(f"run {run.info.run_id} has no tag muxfer.study and is none of muxfer's: delete it")
-                identity = resolved(_json(tags, "muxfer.identity"), dict(self._variables), strict=False)
+                with _as_ours(run, "muxfer.study"):
+                    _plain(key)
+                with _as_ours(run, "muxfer.identity"):
+                    identity = resolved(_json(tags, "muxfer.identity"), dict(self._variables), strict=False)
+                    expect(Identity, identity)
                 found[key] = Study(name=sweep, key=key, identity=identity)
         return list(found.values())
 
     def config(self, study: Study) -> Mapping[str, Any]:
         for run in self._read({"muxfer.kind": "study", "muxfer.study": _plain(study.key)}):
             if "muxfer.config.parts" in run.data.tags:
-                return dict(resolved(_json(run.data.tags, "muxfer.config"), self._variables))
+                with _as_ours(run, "muxfer.config"):
+                    return dict(resolved(_json(run.data.tags, "muxfer.config"), self._variables))
         raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
 
     def acquire(self, study: Study) -> HeldLease:
@@ -110,9 +117,9 @@ class MlflowLedger:
         self._held = lease.held
         self._open_trials.clear()
         shown = replace(study, identity=hidden(study.identity, self._variables))
-        self._runs = StudyRuns(self._store, experiment[0], shown)
-        is_new, self._written = self._runs.parent(config)
         home = self._folder / study.label
+        self._runs = StudyRuns(self._store, experiment[0], shown, home=home)
+        is_new, self._written = self._runs.parent(config)
         # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
         spools = f"spool-{content_hash([experiment[1], self._config.experiment], length=8)}-"
         ours = home / f"{spools}{lease.epoch:06d}.jsonl"
@@ -172,8 +179,8 @@ class MlflowLedger:
         leases = self._store.experiment(f"{self._config.experiment}.leases", create=False)
         if leases is None:
             return None
-        holders = claims_of(self._store.search(leases[0], {"muxfer.study": _plain(study.key)}, deleted=True)).holders
-        return holders[0] if holders else None
+        claims = claims_of(self._store.search(leases[0], {"muxfer.study": _plain(study.key)}, deleted=True))
+        return replace(claims.holders[0], beat=last_beat(claims)) if claims.holders else None
 
     def begin(self, trial: Trial) -> None:
         self._open_trials.add(trial.key)
@@ -274,15 +281,25 @@ class MlflowLedger:
             pause = min(2 * pause, BACKOFF_SECONDS[1])
 
 
+@contextmanager
+def _as_ours(run: Any, tag: str) -> Iterator[None]:
+    """While a tag is read: BadInput where somebody else wrote there, with what is wrong with it."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"tag {tag} of run {run.info.run_id} is none of muxfer's ({error}): mend it or delete that run"
+        ) from None
+
+
 def _json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The object in the parts of a tag. BadInput where somebody else wrote there."""
+    """The object in the parts of a tag. ValueError where there is none."""
     try:
         data = json.loads(joined(tags, name))
-        if isinstance(data, dict):
-            return data
-    except (ValueError, KeyError, RecursionError):
-        pass
-    raise BadInput(f"tag {name} of study {tags.get('muxfer.study', '')[:64]!r} is none of muxfer's: mend or delete it")
+    except KeyError as missing:
+        raise ValueError(f"{missing.args[0]} is missing") from None
+    expect(Mapping[str, Any], data)
+    return dict(data)
 
 
 def _record(run: Any) -> Record | None:
@@ -291,12 +308,9 @@ def _record(run: Any) -> Record | None:
     newest = newest_record(run)
     if newest < 0 or newest < highest_claim(run):
         return None
-    try:
-        return Record.from_dict(json.loads(tags[f"muxfer.record.e{newest}"]) | {"run_id": run.info.run_id})
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BadInput(
-            f"tag muxfer.record.e{newest} of run {run.info.run_id} is none of muxfer's: mend or delete it"
-        ) from None
+    tag = f"muxfer.record.e{newest}"
+    with _as_ours(run, tag):
+        return replace(Record.from_dict(json.loads(tags[tag])), run_id=run.info.run_id)
 
 
 def _cut(text: str) -> str:
@@ -314,11 +328,11 @@ def _lineage(trial: Trial) -> dict[str, str]:
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it may be recorded: a tracking URI can hold a password."""
+    """The configuration as it may be recorded: a URI can hold a password."""
     group = config.get("ledger")
-    if not isinstance(group, Mapping) or not group.get("tracking_uri"):
-        return dict(config)
-    return {**config, "ledger": {**group, "tracking_uri": masked(group["tracking_uri"])}}
+    if isinstance(group, Mapping) and group.get("tracking_uri"):
+        config = {**config, "ledger": {**group, "tracking_uri": masked(group["tracking_uri"])}}
+    return dict(recordable(config))
 
 
 def _params(trial: Trial) -> dict[str, str]:

@@ -4,12 +4,14 @@ import json
 import logging
 import math
 import re
+import reprlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from muxfer.adapters.mlflow_client import Metric, Refused, TrackingStore
+from muxfer.adapters.mlflow_operations import check, own_file
 from muxfer.errors import BadInput
 from muxfer.ledger import Operation
 from muxfer.trial import NUMERICS_VERSION, Outcome, Study, content_hash
@@ -26,27 +28,19 @@ STATUS = {
     Outcome.FAILED: "FAILED",
 }
 
-NEEDED = {
-    "begin": {"key", "epoch", "name", "start_ms", "tags", "params", "task"},
-    "points": {"key", "points"},
-    "settle": {"key", "epoch", "end_ms", "record"},
-    "file": {"key", "path"},
-    "text": {"key", "name", "text"},
-    "rest": {"epoch", "end_ms", "paused"},
-    "duplicates": {"key"},
-}
-"""What each kind of operation carries."""
-NONSENSE = (TypeError, ValueError, KeyError, AttributeError)
-"""What comes of an operation whose values nobody of us wrote; the store's own failures are others."""
+NONSENSE = (TypeError, ValueError, KeyError, AttributeError, RecursionError)
+"""What comes of values that nobody of us wrote, in an operation or a tag; the store's own failures are others."""
 
 
 class StudyRuns:
     """The runs of one study, and how an operation is applied to them. Used by one thread at a time."""
 
-    def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
+    def __init__(self, store: TrackingStore, experiment_id: str, study: Study, *, home: Path) -> None:
+        """`home` is the study's folder: no file from elsewhere is attached."""
         self._store = store
         self._experiment_id = experiment_id
         self._study = study
+        self._home = home
         self._parent_id = ""
         self._parent_runs = False
         self._known: dict[str, tuple[str, int, int]] = {}
@@ -76,6 +70,7 @@ class StudyRuns:
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """Apply operations in order; points of one trial wait for each other until its next other operation."""
+        operations = [operation for operation in operations if self._is_ours(operation)]
         looked_for = {str(each.get("key")) for each in operations if each.get("op") in ("points", "settle")}
         self._try(self._look_again, looked_for)
         try:
@@ -86,10 +81,8 @@ class StudyRuns:
     def _apply(self, operations: Sequence[Operation]) -> None:
         points: dict[str, list[tuple[Any, ...]]] = {}
         for operation in operations:
-            key, kind = operation.get("key"), operation.get("op")
-            if not NEEDED.get(str(kind), {"op"}) <= operation.keys() - {"op"}:
-                _logger.warning("what no version of ours says was left out: %s", str(operation)[:80])
-            elif kind == "points":
+            key = operation.get("key")
+            if operation["op"] == "points":
                 self._try(_gather, points.setdefault(str(key), []), operation)
             elif key is None:
                 self._try(self._apply_to_parent, operation)
@@ -99,12 +92,20 @@ class StudyRuns:
         for key, waiting in points.items():
             self._try(self._log_points, key, waiting)
 
+    def _is_ours(self, operation: Operation) -> bool:
+        try:
+            check(operation)
+        except ValueError as error:
+            _logger.warning("what no version of ours says was left out: %s (%s)", reprlib.repr(operation), error)
+            return False
+        return True
+
     def _try(self, act: Callable[..., None], *what: Any) -> None:
         """What is refused for good (a run that a person deleted), or makes no sense, holds nothing up behind it."""
         try:
             act(*what)
         except NONSENSE as error:
-            _logger.warning("what no version of ours says was left out: %.80s (%s)", what, error)
+            _logger.warning("what no version of ours says was left out: %s (%s)", reprlib.repr(what), error)
         except Refused:
             self._known.clear()
             try:
@@ -222,10 +223,15 @@ class StudyRuns:
         """A file that is gone, or that the artifact store refuses, must not hold up the records behind it."""
         if operation["op"] == "text":
             self._store.upload_text(run_id, operation["name"], operation["text"])
-        elif Path(operation["path"]).is_file():
-            self._store.upload(run_id, Path(operation["path"]))
-        else:
-            _logger.warning("%s is gone: it could not be attached to run %s", operation["path"], run_id)
+            return
+        try:
+            file = own_file(operation["path"], self._home)
+            if file.is_file():
+                self._store.upload(run_id, file)
+            else:
+                _logger.warning("%r is gone: it could not be attached to run %s", str(file), run_id)
+        except (OSError, ValueError) as error:
+            _logger.warning("a file was not attached to run %s: %.400s", run_id, error)
 
     def _run(self, key: str) -> tuple[str, int, int]:
         """A trial's run, begun before: by us, or by the driver whose spool this is."""

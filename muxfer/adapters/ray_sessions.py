@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muxfer.errors import NoResources
+from muxfer.processes import start_time
 
 LONGEST_PATH = 107 if sys.platform == "linux" else 103
 """What the path of a socket may take, in bytes."""
@@ -101,22 +102,6 @@ def remove(folder: Path) -> None:
         if quiet == 2:  # while a process is becoming another program it has no environment
             return
         time.sleep(ROUND_SECONDS)
-
-
-def status(pid: int) -> tuple[str, int, int] | None:
-    """(state letter, parent's pid, start time) of a process; None if there is none, or no /proc."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
-        return None
-    after_name = text[text.rindex(")") + 2 :].split()
-    return after_name[0], int(after_name[1]), int(after_name[19])
-
-
-def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None if it is gone, or only waits to be buried."""
-    found = status(pid)
-    return None if found is None or found[0] in "ZX" else found[2]
 
 
 def _processes(folder: Path) -> Iterator[int]:

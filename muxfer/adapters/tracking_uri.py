@@ -45,15 +45,32 @@ def default_tracking_uri() -> str:
 
 
 def masked(uri: str) -> str:
-    """The URI without user, password and query."""
+    """The URI without user, password and query; where nothing tells these from the rest, its scheme alone."""
+    scheme, slashes, _ = uri.partition("://")
     try:
-        parts = urlsplit(uri)
+        urlsplit(uri)
+        odd = bool(slashes) and not re.fullmatch(r"[\w+.-]*", scheme)
     except ValueError:  # what is none of the kind may hold a password all the same
-        return f"{uri.partition(':')[0][:20]}:***"
-    if not parts.netloc:
+        odd = True
+    if odd or ("@" in uri and not slashes):
+        return f"{uri.partition(':')[0].rpartition('@')[2][:20]}:***"
+    if not slashes:
         return uri.partition("?")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{host}{parts.path}"
+    user, place = _parted(uri)
+    if "?" in user or "#" in user:  # of a password, or begins a query with an @ in it
+        return f"{scheme}://***"
+    end = "[?]" if not user and place.startswith("/") else "[?#]"  # a file's name may hold a #
+    return hide(f"{scheme}://{'***@' if user else ''}{re.split(end, place)[0]}")
+
+
+def _parted(uri: str) -> tuple[str, str]:
+    """User with password, and what follows them. A raw / or @ is taken for the password's, like any before an @."""
+    rest = uri.partition("://")[2]
+    first, slash, path = rest.partition("/")
+    if ":" in first:
+        first, slash, path = rest, "", ""
+    user, _, host = first.rpartition("@")
+    return user, host + slash + path
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -187,7 +204,9 @@ def check_port(uri: str, where: str) -> None:
     try:
         port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:
-        raise BadInput(f"ledger.tracking_uri {where}: the port is not a number; {EXPECTED_URI}") from None
+        raise BadInput(
+            f"ledger.tracking_uri {where}: the port is not a number; {EXPECTED_URI}, and in a password %2F for /"
+        ) from None
     if host is None or port is None or _proxied(parts):
         return
     try:
@@ -221,8 +240,8 @@ def _proxied(parts: SplitResult) -> bool:
 
 
 def secrets(uri: str) -> list[str]:
-    parts = urlsplit(uri)
-    known = [parts.password, parts.username, parts.query, parts.netloc.rpartition("@")[0]]
+    user = _parted(uri)[0]
+    known: list[str | None] = [*user.split(":", 1), user, urlsplit(uri).query]
     known += [os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("PASSWORD", "TOKEN")]
     return [form for secret in known if secret and len(secret) > 2 for form in (secret, unquote(secret))]
 

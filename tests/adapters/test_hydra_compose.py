@@ -149,6 +149,19 @@ def test_a_list_of_defaults_that_climbs_out_of_the_folder_is_refused(empty_folde
         compose("mine")
 
 
+@pytest.mark.parametrize("entry", ["{climb}@model", "{{optional model@x: {out}}}"])
+def test_nor_does_it_climb_over_the_root_out_of_hydras_own_package(empty_folder, entry):
+    write(empty_folder, "out/evil.yaml", "mlp_ratio: 3.0\n")
+    out = f"{empty_folder}/out/evil"
+    write(
+        empty_folder,
+        "sweeps/mine.yaml",
+        f"defaults: [base, {entry.format(out=out, climb='../' * 12 + out[1:])}, _self_]\n",
+    )
+    with pytest.raises(BadInput, match=r"inside the folder"):
+        compose("mine")
+
+
 def test_a_pipe_in_place_of_a_file_does_not_block(empty_folder):
     write(empty_folder, "conf/model/x.yaml", "")
     os.mkfifo(empty_folder / "conf" / "model" / "pipe.yaml")

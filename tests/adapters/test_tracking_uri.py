@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.adapters.tracking_uri import masked, secrets, short_reason
 from muxfer.config import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.trial import Study
@@ -31,6 +32,37 @@ def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, t
     assert f"{scheme}://***@127.0.0.1:{port}/db gave no answer (connection refused)" in text
     assert "start it" in text
     assert not [secret for secret in ("someone", "s3cr3t", "qwerty", "hunter22", "\n") if secret in text]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://bob:hunter/22secret@db.lab/x", "postgresql://***@db.lab/x"),
+        ("https://bob:p@sswort22@wiki", "https://***@wiki"),
+        ("https://bob@corp.com:p@ss/wo@rt22@wiki:80/x?y=1#z", "https://***@wiki:80/x"),
+        ("https://token@wiki/x?mail=me@home", "https://***@wiki/x"),
+        ("https://proxy/https://bob:hunter22@wiki", "https://proxy/https://***@wiki"),
+        ("postgresql://bob:hunter?22#secret@db/x", "postgresql://***"),
+        ("postgresql://db:5432/x?user=bob&password=hunter@22", "postgresql://***"),
+        ("postgresql://db?password=hunter@22", "postgresql://***"),
+        ("postgresql:/bob:hunter22@db", "postgresql:***"),
+        ("http://bob:hunter22\uff20db", "http:***"),
+        ("http://wiki:5000/x?y=1", "http://wiki:5000/x"),
+        ("sqlite:///a:b@c/d#1.db?e", "sqlite:///a:b@c/d#1.db"),
+        ("./mlruns", "./mlruns"),
+    ],
+)
+def test_a_uri_is_shown_without_user_password_and_query(uri, shown):
+    assert masked(uri) == shown
+    assert masked(shown) == shown
+
+
+def test_a_raw_slash_in_a_password_is_told_without_it(tmp_path):
+    with pytest.raises(BadInput, match=r"postgresql://\*\*\*@db.lab/x: the port is not a number.*%2F") as told:
+        sqlite_ledger("postgresql://bob:hunter/22secret@db.lab/x", tmp_path).records(STUDY)
+    assert not [part for part in ("bob", "hunter", "22secret") if part in str(told.value)]
+    error = OSError("FATAL: 22secret is not of bob (hunter/22secret)")
+    assert short_reason(error, secrets("postgresql://bob:hunter/22secret@db.lab/x")).endswith("is not of *** (***)")
 
 
 def test_reading_a_ledger_that_is_not_there_creates_nothing(tmp_path, monkeypatch):

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.bench import IDENTITY
 from muxfer.adapters.mlflow_ledger import MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.trial import Outcome, Point, Record, Study, Trial
 
 ROOT = Path(__file__).parents[2]
-STUDY = Study(name="lr-width", key="0123456789abcdef", identity={"optimizer": {"name": "adamw"}, "long": "x" * 20_000})
+STUDY = Study(name="lr-width", key="0123456789abcdef", identity={**IDENTITY, "long": "x" * 20_000})
 NUMBERS = itertools.count()
 PATIENCE = 120.0
 
@@ -125,6 +126,14 @@ def drive(config, tmp_path):
     for ledger, lease in opened:
         lease.release()
         ledger.close()
+
+
+def own_file(tmp_path, name="sample grid.png", content=b"png"):
+    """A file in the study's folder, where all are that it attaches."""
+    file = tmp_path / "muxfer" / STUDY.label / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
 
 
 def trial(number=0, **changes):

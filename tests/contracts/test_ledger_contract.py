@@ -7,19 +7,30 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.bench import IDENTITY
 from muxfer.adapters.mlflow_client import Refused
 from muxfer.adapters.mlflow_ledger import ERROR_CHARACTERS, MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.recorded import expect_taken
 from muxfer.trial import Outcome
-from tests.contracts.conftest import PATIENCE, STUDY, artifacts, client_of, curve, points, record, runs_of, trial
+from tests.contracts.conftest import (
+    PATIENCE,
+    STUDY,
+    artifacts,
+    client_of,
+    curve,
+    own_file,
+    points,
+    record,
+    runs_of,
+    trial,
+)
 
 
 def test_what_is_written_is_read_back_by_another_driver(drive, config, tmp_path):
     ledger, lease = drive()
-    picture = tmp_path / "sample grid.png"
-    picture.write_bytes(b"png")
+    picture = own_file(tmp_path)
     ledger.begin(trial())
     ledger.report("key0", points(1, 2))
     ledger.settle(record(epoch=lease.epoch), artifacts=[picture])
@@ -63,10 +74,25 @@ def test_the_configuration_comes_back_without_secrets_and_a_shorter_one_replaces
         ledger.config(dataclasses.replace(STUDY, key="0" * 16))
 
 
+def test_a_uri_in_a_configuration_is_recorded_without_its_password(drive):
+    ledger, lease = drive()
+    ledger.open(STUDY, {"description": "see https://bob:hun/t@er22@wiki/x"}, lease)
+    ledger.flush(PATIENCE)
+    [parent] = ledger._read({"muxfer.kind": "study"})
+    assert "er22" not in str(parent.data.tags)
+    assert ledger.config(STUDY) == {"description": "see https://***@wiki/x"}
+    by_name = {"model": {"arguments": {"url": "https://bob:${oc.env:UNSET_NAME,word}@hub"}}}
+    ledger.open(STUDY, by_name, lease)
+    assert ledger.config(STUDY) == {"model": {"arguments": {"url": "https://bob:word@hub"}}}
+    with pytest.raises(
+        BadInput, match=r"model.arguments.other=https://\*\*\*@hub holds a secret .* write \$\{oc.env:NAME"
+    ):
+        ledger.open(STUDY, {"model": {"arguments": {"other": "https://bob:hunter22@hub"}}}, lease)
+
+
 def test_a_target_carries_its_lineage_and_its_files(drive, tmp_path):
     ledger, lease = drive()
-    weights = tmp_path / "ema.safetensors"
-    weights.write_bytes(b"weights")
+    weights = own_file(tmp_path, "ema.safetensors")
     ledger.begin(trial(kind="target", lineage={"source": "lr-width", "plan_hash": "abc"}))
     ledger.settle(record(epoch=lease.epoch, kind="target"))
     ledger.attach([weights], key="key0")
@@ -235,7 +261,8 @@ def test_late_points_of_an_older_epoch_do_not_count(drive):
     assert [point.step for point in newer.curves(STUDY, "train_loss")["key0"]] == [1, 2]
 
 
-STRANGE = b"""{"op":"points","key":"key0"}
+STRANGE = (
+    b"""{"op":"points","key":"key0"}
 {"op":"unheard"}
 [1]
 null
@@ -245,7 +272,25 @@ null
 {"op":"points","key":"other","points":[5]}
 {"op":"rest","key":"key0","epoch":1,"end_ms":1,"paused":[]}
 {"op":"begin","key":"key0","epoch":"1","name":5,"start_ms":"x","tags":[],"params":5,"task":{}}
+{"op":"begin","key":"key0","epoch":1,"name":"\\ud800","start_ms":1,"tags":{},"params":{},"task":{}}
+{"op":"begin","key":"key0","epoch":1,"name":"a","start_ms":9223372036854775807,"tags":{},"params":{},"task":{}}
+{"op":"begin","key":"x' or 1=1 --","epoch":1,"name":"a","start_ms":1,"tags":{},"params":{},"task":{}}
+{"op":"points","key":"key0","epoch":"1","points":[["train_loss",1,9.0]]}
+{"op":"points","key":"key0","points":[["train_loss",4,NaN],["train_loss",5,1e999]]}
+{"op":"points","key":"key0","points":[["train_loss",9223372036854775807,0.5]]}
+{"op":"points","key":"key0","points":[{"train_loss":1}]}
+{"op":"settle","key":"key0","epoch":1,"end_ms":1,"record":{"outcome":"finished"}}
+{"op":"rest","epoch":1,"end_ms":1,"paused":[["key0"]]}
+{"op":"rest","epoch":1,"end_ms":1,"paused":5}
+{"op":"file","key":["key0"],"path":"x"}
+{"op":"file","key":null,"path":5}
+{"op":"file","key":null,"path":"a\\u0000b"}
+{"op":"text","key":null,"name":"../../x","text":"x"}
+{"op":"duplicates","key":null}
 """
+    + b'{"op":"begin","key":"key0","epoch":1,"name":"a","start_ms":1,"tags":{},"params":{},"task":%s}\n'
+    % (b'{"a":' * 900 + b"5" + b"}" * 900)
+)
 """Lines that no version of ours writes."""
 
 
@@ -266,6 +311,35 @@ def test_what_a_killed_driver_left_in_its_spool_is_replayed_before_records_are_r
     assert [found.epoch for found in newer.records(STUDY)] == [lease.epoch]
     assert curve(newer, runs_of(newer)[0]) == [(1, 0.55), (2, 1.1 / 3), (3, 0.275)]
     assert not spool.exists()
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_no_spool_sends_a_file_from_outside_the_study(drive, tmp_path, links, caplog):
+    ledger, lease = drive()
+    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
+    ledger.begin(trial())
+    ledger.attach([own_file(tmp_path)])
+    lease.release()
+    ledger.close()
+    home = tmp_path / "muxfer" / STUDY.label
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "id_rsa").write_text("private")
+    (home / "link").symlink_to(tmp_path / "outside" / "id_rsa")
+    (home / "folder").symlink_to(tmp_path / "outside")
+    (home / "loop").symlink_to(home / "loop")
+    outside = [str(home / "link"), "folder/id_rsa"] if links else [f"{tmp_path}/outside/id_rsa", "../../outside/id_rsa"]
+    paths = [*outside, f"{home}/../../outside/id_rsa", "loop", "x" * 5000, "/etc", "."]
+    lines = [{"op": "file", "key": key, "path": path, "epoch": 1} for path in paths for key in (None, "key0")]
+    [spool] = home.glob("spool*.jsonl")
+    spool.write_text(spool.read_text() + "".join(json.dumps(line) + "\n" for line in lines))
+    newer, _ = drive()
+    [parent] = newer._read({"muxfer.kind": "study"})
+    assert artifacts(newer, parent) == {"config.json", "sample grid.png"}
+    assert artifacts(newer, runs_of(newer)[0]) == {"task.json"}
+    assert "lies outside" in caplog.text
+    newer.attach([home / "link"])
+    newer.flush(PATIENCE)
+    assert artifacts(newer, parent) == {"config.json", "sample grid.png"}
 
 
 def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its_record(drive, monkeypatch, caplog):
@@ -290,6 +364,13 @@ def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its
     [
         ("tags", "muxfer.schema", "new", lambda reader: reader.studies()),
         ("tags", "muxfer.study", None, lambda reader: reader.studies()),
+        ("tags", "muxfer.study", "../../outside", lambda reader: reader.studies()),
+        ("tags", "muxfer.identity.0", "{}", lambda reader: reader.studies()),
+        ("tags", "muxfer.identity.0", '{"a":' * 900 + "1" + "}" * 900, lambda reader: reader.studies()),
+        ("tags", "muxfer.config.0", "[]", lambda reader: reader.config(STUDY)),
+        ("tags", "muxfer.config.parts", "2", lambda reader: reader.config(STUDY)),
+        ("tags", "muxfer.record.e1", "{}", lambda reader: reader.records(STUDY)),
+        ("tags", "muxfer.record.e1", '{"step": "x"}', lambda reader: reader.standings(STUDY)),
         ("params", "lease.e1", "5", lambda reader: reader.driver(STUDY)),
         ("params", "lease.e1", '{"pid": []}', lambda reader: reader.driver(STUDY)),
     ],
@@ -300,17 +381,23 @@ def test_what_others_wrote_there_is_bad_input(config, tmp_path, where, name, val
     if not config.tracking_uri.startswith("sqlite"):
         pytest.skip("the database is a server's")
     ledger = MlflowLedger(config, folder=tmp_path)
-    lease = ledger.acquire(STUDY)
-    ledger.open(STUDY, {}, lease)
+    study = dataclasses.replace(STUDY, identity=IDENTITY)
+    lease = ledger.acquire(study)
+    ledger.open(study, {}, lease)
+    ledger.begin(trial())
+    ledger.settle(record(epoch=lease.epoch))
     ledger.flush(PATIENCE)
     lease.release()
     ledger.close()
     with sqlite3.connect(config.tracking_uri.removeprefix("sqlite:///")) as database:
+        written = database.execute(f"select value from {where} where key = ?", (name,)).fetchone()[0]
+        if value is not None and value.startswith('{"step'):
+            value = json.dumps(json.loads(written) | json.loads(value))
         change = f"update {where} set value = ? where key = ?", (value, name)
         if value is None:
             change = "delete from tags where key = ?", (name,)
         assert database.execute(*change).rowcount
-    with pytest.raises(BadInput, match="none of muxfer's"):
+    with pytest.raises(BadInput, match="^[^\n]+ is none of muxfer's.*: .*delete"):
         read(MlflowLedger(config, folder=tmp_path))
 
 
@@ -404,8 +491,7 @@ def test_an_artifact_that_finds_no_place_does_not_hold_up_the_records(drive, con
     ledger.begin(trial())
     ledger.flush(PATIENCE)
     [run] = runs_of(ledger)
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(b"png")
+    picture = own_file(tmp_path)
     if config.tracking_uri.startswith("sqlite"):
         place = Path(run.info.artifact_uri)
         shutil.rmtree(place)

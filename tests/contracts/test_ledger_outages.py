@@ -11,7 +11,18 @@ from benchmarks.faults.server import Proxy
 from muxfer.adapters.mlflow_ledger import MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.errors import LedgerUnreachable
-from tests.contracts.conftest import NUMBERS, PATIENCE, STUDY, artifacts, curve, points, record, runs_of, trial
+from tests.contracts.conftest import (
+    NUMBERS,
+    PATIENCE,
+    STUDY,
+    artifacts,
+    curve,
+    own_file,
+    points,
+    record,
+    runs_of,
+    trial,
+)
 
 
 @pytest.fixture
@@ -68,8 +79,7 @@ def test_a_driver_whose_patience_is_at_an_end_is_refused(drive, proxy):
 
 @pytest.mark.parametrize("lost", LOST, ids=lambda lost: f"{lost.method}{lost.path_ends}{' late' if lost.late else ''}")
 def test_a_lost_answer_makes_nothing_twice_and_loses_nothing(drive, proxy, lost, tmp_path):
-    file = tmp_path / "picture.png"
-    file.write_bytes(b"png")
+    file = own_file(tmp_path, "picture.png")
     ledger, lease = drive()
     proxy.lose(lost)
     write(ledger, lease, file=file)

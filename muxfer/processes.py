@@ -1,0 +1,31 @@
+"""What the system tells of a process of this machine: whether it lives, and when it began. Nothing without /proc."""
+
+import os
+from pathlib import Path
+
+
+def status(pid: int) -> tuple[str, int, int] | None:
+    """(state letter, parent's pid, start time in clock ticks since boot); None if it is gone or hidden from us."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    after_name = text.rpartition(b")")[2].split()
+    return after_name[0].decode(), int(after_name[1]), int(after_name[19])
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began; None if it is gone or hidden, or only waits to be buried."""
+    found = status(pid)
+    return None if found is None or found[0] in "ZX" else found[2]
+
+
+def gone(pid: int) -> bool:
+    """Whether there surely is no such process: /proc may hide those of other users (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's
+        pass
+    return False
