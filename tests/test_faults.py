@@ -16,8 +16,9 @@ from benchmarks.faults.rows import ROWS
 
 SEED = 0
 LONGEST = (
-    *("driver-killed", "server-down-5s", "hostile-files", "secrets", "ledger-stays-away", "disk-full"),
-    *("drivers-at-once-server", "drivers-at-once", "answer-dropped", "clock-steps", "earlier-ledgers"),
+    *("driver-killed", "server-down-5s", "hostile-files", "secrets", "disk-full", "ledger-stays-away"),
+    *("drivers-at-once", "drivers-at-once-server", "holder-stopped", "answer-dropped", "clock-steps"),
+    *("earlier-ledgers", "losses", "hostile-names"),
 )
 """Begun first, so that the short ones fill the end. The first two share one reference; the third needs none."""
 

@@ -202,7 +202,7 @@ ROWS = (
         gate=10_000,
         full=10_000,
         batch=1000,
-        test=100,
+        test=50,
         case=configs.in_process,
     ),
     Row(
