@@ -1,6 +1,11 @@
-"""What the system tells of a process of this machine: whether it lives, and when it began. Nothing without /proc."""
+"""What the system tells of a process of this machine: whether it lives, when it began, what it has locked.
+
+Nothing without /proc.
+"""
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -29,3 +34,19 @@ def gone(pid: int) -> bool:
     except PermissionError:  # somebody else's
         pass
     return False
+
+
+def locker(files: Iterable[Path]) -> int | None:
+    """Who has a part of one of these files locked for writing, by fcntl; None if nobody we are shown."""
+    inodes = set()
+    for file in files:
+        with suppress(OSError):
+            inodes.add(file.stat().st_ino)
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for _, kind, _, access, pid, where, *_ in map(str.split, lines):
+        if kind == "POSIX" and access == "WRITE" and int(where.rpartition(":")[2]) in inodes:
+            return int(pid)
+    return None

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,12 +44,13 @@ def stop_before(kind: str, number: int) -> None:
 
     log = TrackingStore.log
     left = [number]
+    between = _between_questions()
 
     def stopping(self: TrackingStore, run_id: str, **what: Any) -> None:
         if WRITES[kind](what):
             left[0] -= 1
             if left[0] == 0:
-                _stop()
+                _stop(between)
         log(self, run_id, **what)
 
     TrackingStore.log = stopping  # type: ignore[method-assign]
@@ -65,6 +67,7 @@ def stop_before_points(number: int) -> None:
 
     step, log = Writer._step, TrackingStore.log
     left = [number]
+    between = _between_questions()
 
     def otherwise(self: TrackingStore, run_id: str, *, metrics: Sequence[Any] = (), **what: Any) -> None:
         changed = [(name, value * (1 + CHANGED), *when) for name, value, *when in metrics]
@@ -76,18 +79,38 @@ def stop_before_points(number: int) -> None:
             left[0] -= 1
             if left[0] == 0:
                 TrackingStore.log = otherwise  # type: ignore[method-assign]
-                _stop()
+                _stop(between)
         step(self)
 
     Writer._step = stopping  # type: ignore[method-assign]
 
 
-def _stop() -> None:
+def _between_questions() -> threading.RLock:
+    """Who holds it knows that no thread is asking the store anything.
+
+    One stopped in a transaction would keep a SQLite file locked for as long as it stands still, and nobody could take
+    over: that this is told, tests/adapters/test_tracking_uri.py shows.
+    """
+    from muxfer.adapters.mlflow_client import TrackingStore
+
+    asks = TrackingStore._ask
+    between = threading.RLock()
+
+    def one_by_one(self: TrackingStore, *question: Any, **how: Any) -> Any:
+        with between:
+            return asks(self, *question, **how)
+
+    TrackingStore._ask = one_by_one  # type: ignore[method-assign]
+    return between
+
+
+def _stop(between: threading.RLock) -> None:
     """The other threads stop within 0.2 s; who is woken later goes on at once, before they have looked at anything."""
-    until = time.monotonic() + 0.2
-    os.kill(os.getpid(), signal.SIGSTOP)
-    while time.monotonic() < until:
-        time.sleep(0.005)
+    with between:
+        until = time.monotonic() + 0.2
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while time.monotonic() < until:
+            time.sleep(0.005)
 
 
 def _has_tag(what: Mapping[str, Any], prefix: str) -> bool:

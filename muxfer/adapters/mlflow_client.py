@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from muxfer.adapters.tracking_uri import (
+    LOCKED,
     check_port,
     created_by_one,
     file_name,
+    locked,
     masked,
     secrets,
     short_reason,
@@ -198,9 +200,11 @@ class TrackingStore:
                 code = getattr(error, "error_code", None)
                 if code in ("RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                     raise Refused(f"the ledger {self.where} refused: {self._short(error)}") from None
-                if self._database is not None and "database is locked" in str(error) and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
+                if self._database is not None and LOCKED in str(error):
+                    if time.monotonic() < deadline:
+                        time.sleep(0.05)
+                        continue
+                    raise locked(self._database) from None
                 if attempts > 0 and "timed out" not in str(error):  # who hangs once will hang again
                     continue
                 raise unreachable(self.where, self._short(error)) from None

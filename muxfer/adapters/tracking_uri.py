@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from muxfer.environment import masked as hide
 from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.processes import locker, status
 from muxfer.trial import content_hash
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -35,6 +36,8 @@ PLAIN = {
 }
 MAX_URI_CHARACTERS, MAX_NAME_BYTES = 2000, 200
 """Of a URI, and of the names in it: a lock and a log lie beside a database, under its name with an end."""
+LOCKED = "database is locked"
+"""What SQLite says while another connection writes, once it has waited."""
 LOCK_SECONDS = 300.0
 """How long to wait for another process that makes the database: it takes 2 s, and half a minute on a busy disk."""
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -173,6 +176,8 @@ def _is_made(database: Path) -> bool:
         tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
         filled = [name for name in ("alembic_version", "runs") if name in tables and _has_rows(connection, name)]
     except sqlite3.OperationalError as error:  # locked, no room, no right: of the file it says nothing
+        if LOCKED in str(error):
+            raise locked(database) from None
         raise unreachable(str(database), str(error)) from None
     except sqlite3.DatabaseError as error:
         raise BadInput(
@@ -221,6 +226,18 @@ def unreachable(where: str, why: str) -> LedgerUnreachable:
         f"the ledger {where} gave no answer ({why}); expected an MLflow tracking store there: start it,"
         " or give another, ledger.tracking_uri=URI or MLFLOW_TRACKING_URI"
     )
+
+
+def locked(database: Path) -> LedgerUnreachable:
+    """Of a SQLite file that others write to for too long: one stopped in a transaction holds it until it goes on."""
+    pid = locker([database, database.with_name(database.name + "-shm")])
+    if pid is None:
+        who, mend = "another process", "let it finish, or end it if it is stopped,"
+    elif (status(pid) or "?")[0] in "Tt":
+        who, mend = f"process {pid}, which is stopped", f"wake it (kill -CONT {pid}), or end it,"
+    else:
+        who, mend = f"process {pid}", "let it finish, or end it,"
+    return LedgerUnreachable(f"the ledger {database} is locked by {who}: {mend} and try again")
 
 
 def short_reason(error: BaseException, secrets: Iterable[str]) -> str:
