@@ -7,6 +7,7 @@ whatever one asks of them). A signal ends a command with 130 or 143, resumable. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 STOP_SECONDS = 15.0
 """How long a command that was told to stop may take to end in order."""
 AGAIN_SECONDS = 0.05
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Interrupted(BaseException):
@@ -44,6 +46,15 @@ class Interrupted(BaseException):
 def say(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads any more, or its disk is full: the work goes on
         print(printable(masked(line)), file=sys.stderr, flush=True)
+
+
+def _open_streams() -> None:
+    """What the caller closed leads nowhere: else the next file that is opened has its number, and is written into."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 
 
 @contextlib.contextmanager
@@ -104,6 +115,8 @@ def _run(module: str, function: str, *given: Any, as_json: bool = False, **more:
             _tell(printable(text), stdout)
         except (Exception, Interrupted) as error:
             code = _explain(told[0] if told else error)  # what broke on the way out is of no interest
+            if told:  # maybe before it came to what a killed driver left
+                ray_sessions.sweep()
     _leave(code)
 
 
@@ -113,9 +126,12 @@ def _tell(text: str, stdout: IO[str]) -> None:
     except BrokenPipeError:  # nobody reads any more
         pass
     except OSError as error:
-        raise BadInput(
-            f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
-        ) from None
+        raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> BadInput:
+    told = f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
+    return BadInput(told)
 
 
 def _explain(error: BaseException) -> int:
@@ -164,6 +180,14 @@ def _keep_plugins(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]
     ctx.meta["muxfer.plugins"] = names
 
 
+def _complaint(error: click.ClickException) -> str:
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "name":
+        from muxfer.adapters.hydra_compose import sweep_names
+
+        return f"the NAME of a sweep is missing: {', '.join(sweep_names())}"
+    return error.format_message().rstrip(".")
+
+
 PLUGIN = click.option(
     "--plugin",
     multiple=True,
@@ -177,22 +201,32 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 
 
 class OneLineErrors(click.Group):
-    """Usage errors in one line, as every other error of ours."""
+    """Usage errors in one line, as every other error of ours; and a help that can't be written is one."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_streams()
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
-            sys.exit(0)
+            return self._parse(*args, **{**kwargs, "standalone_mode": False})
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            _leave(_explain(_unwritten(error)))
         except click.ClickException as error:
-            say(f"muxfer: {one_line(error.format_message())}; see muxfer --help")
+            ctx = getattr(error, "ctx", None)
+            say(f"muxfer: {one_line(_complaint(error))}; see {ctx.command_path if ctx else 'muxfer'} --help")
             sys.exit(2)
         except click.Abort:
             sys.exit(130)
         except Interrupted as error:  # told to stop while it was ending
             say(f"muxfer: {error}")
             _leave(error.exit_code)
+
+    def _parse(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from muxfer.errors import nearest
@@ -214,7 +248,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Run what study NAME lacks, judge it, report")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -255,7 +289,7 @@ def sweep(
     )
 
 
-@main.command()
+@main.command(short_help="Launch the target with the best settings of sweep NAME")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -286,7 +320,7 @@ def transfer(
     _run("launch", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force, **sizing)
 
 
-@main.command()
+@main.command(short_help="What sweep NAME costs before anything runs")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -303,7 +337,7 @@ def plan(name: str, overrides: tuple[str, ...], as_json: bool, budget: float | N
     _run("budget", "plan", name, overrides, as_json=as_json, budget=budget)
 
 
-@main.command()
+@main.command(short_help="Does the optimum transfer? Of sweep NAME, or of a table")
 @click.argument("name", required=False)
 @OVERRIDES
 @JSON
@@ -338,7 +372,7 @@ def verdict(
     _run("table_verdict", "verdict", table, as_json=as_json, log2_hp=log2_hp, **given)
 
 
-@main.command()
+@main.command(short_help="Scaling laws of isoFLOP sweep NAME, or of a table")
 @click.argument("name", required=False)
 @OVERRIDES
 @JSON
@@ -363,7 +397,7 @@ def fit(name: str | None, overrides: tuple[str, ...], as_json: bool, **options: 
     _run("fit", "fit", name, overrides, as_json=as_json, **options)
 
 
-@main.command()
+@main.command(short_help="Figures and page of sweep NAME again, from the ledger")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -377,7 +411,7 @@ def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     _run("commands", "report", name, overrides, as_json=as_json)
 
 
-@main.command()
+@main.command(short_help="How sweep NAME stands, or every study of the ledger")
 @click.argument("name", required=False)
 @OVERRIDES
 @JSON
@@ -392,7 +426,7 @@ def status(name: str | None, overrides: tuple[str, ...], as_json: bool, watch: b
     _run("status", "status", name, overrides, as_json=as_json, say=say, watch=watch)
 
 
-@main.command()
+@main.command(short_help="Run the failed trials of sweep NAME again")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -407,7 +441,7 @@ def retry(name: str, overrides: tuple[str, ...], as_json: bool, failed: bool) ->
     _run("commands", "retry", name, overrides, as_json=as_json, say=say)
 
 
-@main.command()
+@main.command(short_help="Write the weights of RUN for another library")
 @click.argument("run")
 @OVERRIDES
 @JSON
@@ -423,7 +457,7 @@ def export(run: str, overrides: tuple[str, ...], as_json: bool, to: str, folder:
     _run("export", "export", run, overrides, as_json=as_json, to=to, folder=folder)
 
 
-@main.command()
+@main.command(short_help="One model: its size, each parameter's role and scales")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -441,7 +475,7 @@ def model(name: str, overrides: tuple[str, ...], as_json: bool, scales: str | No
     _run("describe", "model", name, overrides, as_json=as_json, scales=scales)
 
 
-@main.command()
+@main.command(short_help="Do a model's coordinates stay put as it grows?")
 @click.argument("name")
 @OVERRIDES
 @JSON
@@ -457,7 +491,7 @@ def check(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     _run("check", "check", name, overrides, as_json=as_json, say=say)
 
 
-@main.command()
+@main.command(short_help="The whole configuration of sweep NAME, as YAML")
 @click.argument("name")
 @OVERRIDES
 def config(name: str, overrides: tuple[str, ...]) -> None:
@@ -469,7 +503,7 @@ def config(name: str, overrides: tuple[str, ...]) -> None:
     _run("commands", "show_config", name, overrides)
 
 
-@main.command()
+@main.command(short_help="Remove checkpoints and reports; the ledger is kept")
 @click.argument("name", required=False)
 @OVERRIDES
 @click.option("--yes", is_flag=True, help="Don't ask.")
@@ -481,16 +515,22 @@ def clean(name: str | None, overrides: tuple[str, ...], yes: bool) -> None:
     """
 
     def confirmed(question: str) -> bool:
-        return yes or click.confirm(question, err=True)
+        try:
+            return yes or click.confirm(question, err=True)
+        except (click.Abort, Interrupted):
+            say("")  # nobody typed the end of that line
+            raise
 
     _run("commands", "clean", name, overrides, confirmed=confirmed)
 
 
-@main.command()
+@main.command(short_help="Is everything here that a sweep needs?")
 @OVERRIDES
 @JSON
 def doctor(overrides: tuple[str, ...], as_json: bool) -> None:
     """Try everything that a sweep needs here: versions, memory, disks, devices, Ray, the ledger; say how to mend it.
+
+    Exit 6 when something here would fail; a warning is none.
 
     \b
       muxfer doctor
@@ -499,7 +539,10 @@ def doctor(overrides: tuple[str, ...], as_json: bool) -> None:
     _run("doctor", "doctor", "lr-width", overrides, as_json=as_json)
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
+@main.command(
+    context_settings={"ignore_unknown_options": True},
+    short_help="Open the MLflow dashboard on the ledger of this folder",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ui(arguments: tuple[str, ...]) -> None:
     """Open the MLflow dashboard on the ledger of this folder. Takes the options of `mlflow ui`.
@@ -509,5 +552,5 @@ def ui(arguments: tuple[str, ...]) -> None:
     """
     from muxfer import commands
 
-    environment = {**os.environ, **commands.ui_environment()}
+    environment = {**os.environ, **commands.ui_environment(), "PYTHONSAFEPATH": "1"}  # no ./mlflow.py of the folder's
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], environment)

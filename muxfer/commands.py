@@ -26,17 +26,19 @@ from muxfer.config import Config
 from muxfer.environment import hidden
 from muxfer.errors import BadInput, NotAYes, StudyBusy, TrialsFailed
 from muxfer.figures import replace_file
+from muxfer.form import content_of
 from muxfer.ledger import Ledger
 from muxfer.models import Declared
 from muxfer.parse import parse, parse_task
 from muxfer.progress import Progress, show_setting
 from muxfer.proposal import proposing
-from muxfer.recorded import best_of, expect_taken, judge, recorded, records_of
+from muxfer.recorded import best_of, expect_taken, judge, outside, recorded, records_of
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request, tracking_uri
 from muxfer.retention import planned
 from muxfer.search import is_finalist, searched
 from muxfer.study import Ran, run_study
 from muxfer.task import to_plain
+from muxfer.transfer import studies_that_fit
 from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Study, Trial, Verdict, content_hash
 from muxfer.worker import Executor, check_forward, mup_plan
 
@@ -90,24 +92,26 @@ def sweep(
                 ledger.flush(asked.config.ledger.patience_seconds)
                 expect_taken(ledger, asked.study, ran.records)
                 trials = propose(ledger.records(asked.study))
+                left_out = outside(ledger, asked.study, trials)
                 records = records_of(ledger, asked.study, trials)
                 judged = judge(records, asked.config, unfinished=ran.unfinished)
                 page, stamp = asked.home / "report.html", asked.home / "report.of"
-                content = content_hash([[r.key, r.outcome, r.metric] for r in sorted(records, key=lambda r: r.key)])
-                if not page.exists() or not stamp.exists() or stamp.read_text() != content:
+                shown = [[r.key, r.outcome, r.metric, r.run_id] for r in sorted(records, key=lambda r: r.key)]
+                content = content_hash(shown).encode()  # another ledger, which has no page yet, has other runs
+                if not page.is_file() or content_of(stamp) != content:
                     wall_seconds = time.monotonic() - began
                     page = write_report(
                         asked, asked.study, asked.config, ledger, records, judged, wall_seconds=wall_seconds
                     )
                     ledger.attach([page, *sorted(f for f in asked.home.iterdir() if f.suffix in FIGURES)])
-                    replace_file(stamp, content.encode())
+                    replace_file(stamp, content)
         except StudyBusy as error:
             if not skip_if_running:
                 raise
             nothing = {"trials": [], "ran": 0, "skipped": len(trials), "train_seconds": 0.0}
             unknown = dict.fromkeys(("best", "verdict", "report"))
             return Answer(data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error))
-    return _sweep_answer(asked, trials, records, judged, ran, page, require_transfer=require_transfer)
+    return _sweep_answer(asked, trials, records, judged, ran, page, left_out, require_transfer=require_transfer)
 
 
 @contextmanager
@@ -150,6 +154,7 @@ def _sweep_answer(
     judged: Verdict,
     ran: Ran,
     page: Path,
+    left_out: Sequence[str],
     *,
     require_transfer: bool,
 ) -> Answer:
@@ -185,7 +190,7 @@ def _sweep_answer(
     data |= {} if law is None else {"fit": law}
     if best is not None and is_finalist(asked.config.search, best.records[0]):
         told += f"\nbest of the finalists: {show_setting(best.setting)}, validation loss {best.metric:.4f}"
-    lines = [told, "", f"report: {page}"]
+    lines = [told, "", *left_out, f"report: {page}"]
     if failed:
         lines.append(f"{len(failed)} trials failed, the first: {failed[0].error}; type the same command to try again")
     if ran.unfinished:
@@ -320,9 +325,12 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
                 f"study {study.label} was trained with numerics {study.identity['numerics']}, this version has"
                 f" {NUMERICS_VERSION}: its trials can't be gone on with; muxfer sweep {name} makes a study of its own"
             )
-        records = ledger.records(study)
-        lost = {record.key for record in records if record.outcome is Outcome.FAILED}
-        again = [trial for trial in trials if trial.key in lost]
+
+        def lost(records: Sequence[Record]) -> list[Trial]:
+            failed = {record.key for record in records if record.outcome is Outcome.FAILED}
+            return [trial for trial in trials if trial.key in failed]
+
+        again = lost(ledger.records(study))
         data: dict[str, Any] = {"sweep": name, "study": study.key, "retried": len(again), "failed": 0, "trials": []}
         if not again:
             return Answer(data=data, text=f"no trial of {study.label} has failed")
@@ -331,6 +339,8 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
         home = asked.folder / study.label
         retention = planned(config, trials, folder=home / "trials", say=say)
         with _ray_ahead(asked, home, likely=False) as start_ray, driving(asked, study, ledger, None) as lease:
+            records = ledger.records(study)  # once more: another driver may have settled some while we waited for it
+            again = lost(records)
             ran = run_study(
                 again,
                 records,
@@ -345,10 +355,18 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
             ledger.flush(asked.config.ledger.patience_seconds)
             expect_taken(ledger, study, ran.records)
     failed = [record for record in ran.records if record.outcome is Outcome.FAILED]
-    data |= {"failed": len(failed), "trials": [{"key": r.key, "outcome": str(r.outcome)} for r in ran.records]}
+    data |= {
+        "retried": len(again),
+        "failed": len(failed),
+        "trials": [{"key": r.key, "outcome": str(r.outcome)} for r in ran.records],
+    }
     text = f"{len(ran.records) - len(failed)} of {len(again)} failed trials are settled now"
+    if not again:
+        text = f"no trial of {study.label} has failed any more: another driver settled them meanwhile"
     if failed:
         text += f"; the first that failed again: {failed[0].error}"
+    elif again:
+        text += f"; write the page again with: muxfer report {shlex.join([name, *overrides])}"
     return Answer(data=data, text=text, exit_code=TrialsFailed.exit_code if failed else 0)
 
 
@@ -359,9 +377,10 @@ def verdict(name: str, overrides: Sequence[str]) -> Answer:
         study, config, trials = recorded(asked, ledger)
         records = records_of(ledger, study, trials)
         judged = judge(records, config, unfinished=len(plan.remaining(trials, records)))
+        left_out = outside(ledger, study, trials)
     from muxfer.tables import table_text
 
-    text = table_text(searched(config.search, records), judged)
+    text = "\n".join([table_text(searched(config.search, records), judged), *left_out])
     return Answer(data=judged.to_dict(), text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
 
 
@@ -399,12 +418,20 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     asked = request(name or "lr-width", overrides)
     label = re.compile(f"{re.escape(name) if name else '.+'}-[0-9a-f]{{8}}")
     found = sorted(home for home in asked.folder.glob("*") if label.fullmatch(home.name) and home.is_dir())
-    if overrides:
-        found = [home for home in found if home == asked.home]
     if not found:
         return Answer(data={"removed": [], "left": []}, text=f"nothing to remove in {asked.folder}")
     with open_ledger(asked) as ledger:
         studies = [study for study in ledger.studies(name) if asked.folder / study.label in found]
+        if asked.overridden:
+            fitting = studies_that_fit(studies, asked.study, asked.overridden)
+            if not fitting:
+                known = ", ".join(study.label for study in studies) or "none"
+                given = " ".join(override for override in overrides if not override.lstrip("+").startswith("ledger"))
+                raise BadInput(
+                    f"no study {name} with {given} has files in {asked.folder}: those there are"
+                    f" {known}; leave the overrides out to clean them all"
+                )
+            studies, found = fitting, [asked.folder / study.label for study in fitting]
         for study in studies:
             holder = ledger.driver(study)
             if holder is not None and holder.alive() is not False:
@@ -417,6 +444,11 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     )
     if not homes:
         raise BadInput(told_left)
+    if linked := [home for home in homes if home.is_symlink()]:
+        raise BadInput(
+            f"{linked[0]} is a link to {os.path.realpath(linked[0])}: remove the link and what it leads to by hand;"
+            " nothing was removed"
+        )
     _expect_delivered(homes)
     megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
     told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
@@ -428,7 +460,13 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
             held.callback(ledger.acquire(study).release)
         _expect_delivered(homes)
         for home in homes:
-            shutil.rmtree(home)
+            try:
+                shutil.rmtree(home)
+            except OSError as error:
+                raise BadInput(
+                    f"{home} can't be removed as a whole ({error.strerror or error}): mend that, then run the same"
+                    " command again"
+                ) from None
     data = {"removed": [str(home) for home in homes], "left": [str(home) for home in left]}
     text = f"removed {len(homes)} folders"
     return Answer(data=data, text=f"{text}\n{told_left}" if left else text)
@@ -439,6 +477,7 @@ def _expect_delivered(homes: Sequence[Path]) -> None:
         if spools := list(home.glob("spool-*.jsonl")):
             raise BadInput(
                 f"{spools[0]} holds what the ledger has not taken yet: let muxfer sweep {home.name[:-9]} finish first"
+                " with the ledger that it was written for, MLFLOW_TRACKING_URI=URI, or remove that file by hand"
             )
 
 

@@ -44,10 +44,12 @@ class StudyBusy(MuxferError):
     exit_code = 75
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """The end of a sentence that refuses a name: the nearest known one, or all of them."""
+def nearest(given: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The end of a sentence that refuses a name: the nearest known one, or `otherwise`, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
+    if otherwise is not None:
+        return otherwise
     return f"known: {', '.join(names)}" if names else "none is known"

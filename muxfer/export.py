@@ -5,6 +5,7 @@ checkpoint. Refused: a run that the ledger lacks or that did not finish, the beg
 on this host, a folder that holds anything else than an earlier export.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -20,9 +21,11 @@ from muxfer.adapters.tracking_uri import masked, sqlite_path
 from muxfer.config import Config
 from muxfer.environment import resolved
 from muxfer.errors import BadInput
+from muxfer.form import content_of
 from muxfer.ledger import Ledger
 from muxfer.models import Model
 from muxfer.parse import parse, parse_part
+from muxfer.processes import gone
 from muxfer.request import Answer, output_folder, tracking_uri, user_path
 from muxfer.task import place_of
 from muxfer.trial import Outcome, Record, Study
@@ -95,8 +98,8 @@ def model_of(study: Study, record: Record, home: Path) -> Model:
                 plain[place[1]] = value
         return parse_part("model", {"model": plain})
     try:
-        about = json.loads((_target(record, home) / "target.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        about = json.loads(content_of(_target(record, home) / "target.json") or b"")
+    except (ValueError, RecursionError) as error:
         raise _not_here(record, _target(record, home)) from error
     if not isinstance(about, dict) or not isinstance(about.get("task"), dict):
         raise _not_here(record, _target(record, home))
@@ -127,16 +130,16 @@ def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
 
 def handed_out(folder: Path) -> bytes | None:
     """The averaged weights that lie in a target's folder, as written; None where they are not, or damaged."""
+    content = content_of(folder / WEIGHTS)
     try:
-        content = (folder / WEIGHTS).read_bytes()
-        written = json.loads((folder / "target.json").read_text())["sha256"][WEIGHTS]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        written = json.loads(content_of(folder / "target.json") or b"")["sha256"][WEIGHTS]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if hashlib.sha256(content).hexdigest() == written else None
+    return content if content is not None and hashlib.sha256(content).hexdigest() == written else None
 
 
 def _home(record: Record, here: Path) -> Path:
-    """The study's folder: where the driver had it, or where this host has it now."""
+    """The study's folder: where this host has it now, a copy too, or else where the driver had it."""
     if record.checkpoint is None:
         return here
     recorded = Path(record.checkpoint)
@@ -145,8 +148,9 @@ def _home(record: Record, here: Path) -> Path:
             f"run {record.run_id} is recorded with checkpoint {record.checkpoint[:60]!r}: expected"
             f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; mend or delete the run in the ledger"
         )
-    home = recorded.parents[3]
-    return home if os.path.isdir(home) else here  # False too for what no file system takes
+    home, own = recorded.parents[3], (here / "trials" / record.key, _target(record, here))
+    lies_here = any(map(os.path.isdir, own))  # False too for what no file system takes
+    return here if lies_here or not os.path.isdir(home) else home
 
 
 def _names(record: Record) -> tuple[str | None, str]:
@@ -182,19 +186,41 @@ def _ledger(config: Config) -> Iterator[Ledger]:
 
 @contextmanager
 def _new_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` that takes its place once it is whole; an earlier export there goes then."""
-    if final.exists() and not (final.is_dir() and all(EXPORTED.fullmatch(path.name) for path in final.iterdir())):
-        raise BadInput(f"{final} exists and is no earlier export: give another, --folder DIR")
-    temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    """A folder beside `final` that takes its place once it is whole; an earlier export there goes then.
+
+    What an export that was killed left is put right first. BadInput where the disk refuses.
+    """
+    from safetensors import SafetensorError
+
     try:
+        _tidy(final)
+        if final.exists() and not (final.is_dir() and all(EXPORTED.fullmatch(path.name) for path in final.iterdir())):
+            raise BadInput(f"{final} exists and is no earlier export: give another, --folder DIR")
+        temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
         if final.exists():
             final.rename(old)
         temporary.rename(final)
-    except OSError as error:
-        raise BadInput(f"{final} can't be written ({error.strerror or error}): give another, --folder DIR") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{final} can't be written ({reason}): give another, --folder DIR") from error
     finally:
-        for left in (temporary, old):
+        with suppress(OSError):
+            _tidy(final)
+
+
+def _tidy(final: Path) -> None:
+    """Remove what exports to `final` left beside it that are over; one that was set aside takes its place again.
+
+    Over are those of processes that are gone, and of our own pid: a container begins to count again.
+    """
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        named = re.fullmatch(r"\.(\d+)\.(tmp|old)", left.name[len(final.name) + 1 :], re.ASCII)
+        if named is None or left.is_symlink() or not (int(named[1]) == os.getpid() or gone(int(named[1]))):
+            continue
+        if named[2] == "old" and not final.exists():
+            left.rename(final)
+        else:
             shutil.rmtree(left, ignore_errors=True)

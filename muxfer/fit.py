@@ -76,7 +76,7 @@ def fit(
         "comparison": None if comparison is None else comparison.to_dict(),
         "figure": str(paths[0]) if paths else None,
     }
-    lines = [*fit_lines(found, parametric, prediction)]
+    lines = [*fit_lines(found, parametric, prediction, predict_at=predict_at)]
     if comparison is not None:
         lines += ["", f"{comparison.names[0]} against {comparison.names[1]}", *map(_indented, comparison.readings())]
     if notes:
@@ -171,8 +171,17 @@ def fit_data(found: IsoflopFit, parametric: ParametricLaw | str, prediction: Pre
     }
 
 
-def fit_lines(found: IsoflopFit, parametric: ParametricLaw | str, prediction: Prediction | None) -> Iterator[str]:
-    """Budgets with their optima, laws with intervals, the prediction, and the parametric law beside them."""
+def fit_lines(
+    found: IsoflopFit,
+    parametric: ParametricLaw | str,
+    prediction: Prediction | None,
+    *,
+    predict_at: float | None = None,
+) -> Iterator[str]:
+    """Budgets with their optima, laws with intervals, the prediction, and the parametric law beside them.
+
+    A prediction that was asked for, at `predict_at` FLOPs, is not passed over where no law gives it.
+    """
     noise = "" if found.noise is None else f", noise {100 * found.noise:.2g} % of the loss"
     kind = "" if found.degree is None else f", a {CURVES[found.degree]} in log N each{noise}"
     yield f"{len(found.budgets)} budgets{kind}"
@@ -187,6 +196,8 @@ def fit_lines(found: IsoflopFit, parametric: ParametricLaw | str, prediction: Pr
     yield ""
     if found.why:
         yield from textwrap.wrap(f"no law: {found.why}", TERMINAL, subsequent_indent="  ")
+        if predict_at is not None:
+            yield f"no prediction: what {predict_at:.4g} FLOPs buy is read off the laws"
     else:
         yield f"{'law':<12}{'coefficient':>12}   exponent of C [95 %]"
         for name, law in found.laws.items():

@@ -1,4 +1,4 @@
-"""Whether plain data, read back from where others may write, has the form that a type's annotations give it.
+"""What is read back from where others may write: only files, and data of the form that a type's annotations give it.
 
 Keys beyond the annotated ones are let be: another version of ours may have written them. What a user configures is
 held to more (`muxfer.parse`).
@@ -6,26 +6,47 @@ held to more (`muxfer.parse`).
 
 import dataclasses
 import math
+import os
 import reprlib
+import stat
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 MAX_INTEGER = 2**63
-WORDS = {int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
 
 Check = Callable[[Any, str], None]
 """Raises ValueError unless a value, which stands at that path, has a form."""
 
 
+def content_of(path: Path, *, follow: bool = True) -> bytes | None:
+    """What a file holds; None where none can be read: nothing is there, a folder, a pipe, or a link not to `follow`.
+
+    A pipe would be waited for, and a link may lead out of the study.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+
+
 def expect(form: Any, data: Any, path: str = "") -> None:
     """ValueError, which says what stands where and what was expected, unless `data` has the form.
 
-    A form is a dataclass, a TypedDict, a Mapping from text, a StrEnum, int, float, str, None, a union of the last five,
-    or Any. A number is finite, a whole one is a number too and has at most 63 bits.
+    A form is a dataclass, a TypedDict, a Mapping from text, a Sequence, a StrEnum, int, float, str, bool, None, a union
+    of the last six, or Any. A number is finite, a whole one is a number too and has at most 63 bits.
     """
     _check_of(form)(data, path)
 
@@ -39,6 +60,8 @@ def _check_of(form: Any) -> Check:
         return _keys_check(form)
     if typing.get_origin(form) is Mapping:
         return _mapping_check(_check_of(typing.get_args(form)[1]))
+    if typing.get_origin(form) is Sequence:
+        return _sequence_check(_check_of(typing.get_args(form)[0]))
     return _plain_check(typing.get_args(form) or (form,))
 
 
@@ -67,6 +90,16 @@ def _mapping_check(check_own: Check) -> Check:
         _expect_keys(value, path)
         for name, own in value.items():
             check_own(own, f"{path}.{name[:40]}")
+
+    return check
+
+
+def _sequence_check(check_own: Check) -> Check:
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, list):
+            raise ValueError(f"{path} is {reprlib.repr(value)}: expected a list")
+        for index, own in enumerate(value):
+            check_own(own, f"{path}[{index}]")
 
     return check
 

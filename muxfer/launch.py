@@ -6,9 +6,11 @@ it trains it is watched (`muxfer.guard`). What it hands out is what a checkpoint
 the last one does not, the target goes on from the one before; where none does, the command refuses.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,14 +21,15 @@ from muxfer.analysis.loss_band import LossBand, first_breach
 from muxfer.analysis.transferability import inside_grid
 from muxfer.cost import tuning_ratio
 from muxfer.environment import hidden
-from muxfer.errors import BadInput, TrialsFailed
+from muxfer.errors import BadInput, MuxferError, StudyBusy, TrialsFailed
 from muxfer.export import WEIGHTS, handed_out
 from muxfer.figures import replace_file
 from muxfer.figures.band import band_figure
+from muxfer.form import content_of
 from muxfer.guard import Watched, target_band
 from muxfer.mup import check_same_base
 from muxfer.progress import Progress, show_setting
-from muxfer.recorded import best_of, expect_taken, judge, recorded
+from muxfer.recorded import best_of, expect_taken, judge, outside, recorded, records_of
 from muxfer.request import Answer, Request, Say, check_writable, driving, open_ledger, request
 from muxfer.search import searched
 from muxfer.sizing import sized_target
@@ -63,9 +66,7 @@ def transfer(
         study, config, trials = recorded(asked, ledger)
         home = asked.folder / study.label
         check_writable(home)
-        records = ledger.records(study)
-        wanted = {trial.key for trial in trials}
-        proxies = [record for record in records if record.key in wanted]
+        proxies = records_of(ledger, study, trials)
         judged = judge(proxies, config)
         base = proxy_task(config, study)
         best = best_of(proxies, config)
@@ -95,6 +96,7 @@ def transfer(
             f"{study.label}: best at {show_setting(target.winner.setting)}, validation loss {target.proxy_metric:.4f}",
             f"verdict: {judged.verdict}: {judged.why}",
             *sized,
+            *outside(ledger, study, trials),
             *(f"forced: {objection}" for objection in target.forced),
             scales_text(scales, task),
             settings_text(target.settings),
@@ -129,8 +131,23 @@ def transfer(
             files = band_figure(band, points, folder / "target-band", title=f"target of {study.name}")
             return files, first_breach(band, points) is not None
 
+        def draw_anyhow() -> list[Path]:
+            """For a target that failed: why it did is told, whatever the drawing meets."""
+            with contextlib.suppress(MuxferError):
+                drawn, left = draw()
+                return drawn if left else []
+            return []
+
         with driving(asked, study, ledger, None) as lease:
-            is_out = mark.exists() and handed_out(folder) is not None
+            records = ledger.records(study)
+            if {r.key: r for r in records_of(ledger, study, trials)} != {
+                r.key: r for r in proxies
+            }:  # another driver was waited for
+                raise StudyBusy(
+                    f"the trials of study {study.label} changed while this command waited for it: run the same command"
+                    " again to choose anew"
+                )
+            is_out = _is_out(folder, next((record for record in records if record.key == trial.key), None))
             try:
                 ran = run_study(
                     [trial],
@@ -143,13 +160,13 @@ def transfer(
                     progress=Progress(),
                 )
             except TrialsFailed as error:
-                drawn, left = draw()
-                raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if left else str(error)) from None
+                drawn = draw_anyhow()
+                raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if drawn else str(error)) from None
             ledger.flush(asked.config.ledger.patience_seconds)
             expect_taken(ledger, study, ran.records)
             record = next(record for record in ledger.records(study) if record.key == trial.key)
             if record.metric is None:
-                draw()
+                draw_anyhow()
                 raise TrialsFailed(ended(record, target))
             shown = replace(trial, task=hidden(trial.task, asked.variables))
             if ran.records or not is_out:
@@ -171,7 +188,6 @@ def transfer(
             **{one.name: f"{one.how}: {value_text(one.target)}, {one.why}" for one in target.settings},
             **({"forced": "; ".join(target.forced)} if target.forced else {}),
         }
-        picture = folder / "target-band.svg"
         page = report.write_target(
             name,
             home,
@@ -180,7 +196,7 @@ def transfer(
             judged,
             samples=folder / "samples.png",
             lineage=origin,
-            band=picture.read_text() if picture.exists() else None,
+            band=folder / "target-band.svg",
         )
     data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(folder / WEIGHTS)}
     data |= {"samples": str(folder / "samples.png"), "report": str(page)}
@@ -224,6 +240,13 @@ def _executor(asked: Request, home: Path) -> Executor:
     return InlineExecutor(device=device)
 
 
+def _is_out(folder: Path, record: Record | None) -> bool:
+    """Whether what a target hands out lies there whole, and its run in this very ledger has it too."""
+    if record is None or content_of(folder / "target.of") != str(record.run_id).encode():
+        return False
+    return handed_out(folder) is not None and content_of(folder / "samples.png") is not None
+
+
 def _that_hold(records: Sequence[Record], trial: Trial, checkpoints: Path, say: Say) -> Sequence[Record]:
     """The records, but for a finished target's whose last checkpoint is damaged: it goes on from the one before."""
     done = next((record for record in records if record.key == trial.key and record.metric is not None), None)
@@ -256,7 +279,6 @@ def _write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales:
     from muxfer.training.data import load
     from muxfer.worker import build_model, conditioning
 
-    folder.mkdir(parents=True, exist_ok=True)
     content = save(dict(trained.tensors["ema"]))
     weights = replace_file(folder / WEIGHTS, content)
     sums = {WEIGHTS: hashlib.sha256(content).hexdigest()}
@@ -284,5 +306,13 @@ def _write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales:
         learn_sigma=task.model.learn_sigma,
         device=device,
     )
-    drawn = save_grid(images, labels, folder / ".samples.png", class_names=data.class_names)
-    return [weights, about, drawn.replace(folder / "samples.png")]
+    temporary = folder / f".samples.png.{os.getpid()}.tmp"  # of a killed command the next one sweeps it
+    try:
+        content = save_grid(images, labels, temporary, class_names=data.class_names).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"{folder} can't be written ({error.strerror or error}): free some space, then run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return [weights, about, replace_file(folder / "samples.png", content)]

@@ -1,7 +1,9 @@
 """Who may drive a study: one holder at a time, by epochs that only grow.
 
-A holder claims epoch n+1 by a compare-and-set in the store; who loses it is told StudyBusy. Whether the holder of
-epoch n still lives is seen in two ways, and never on a wall clock, so a step of any clock changes nothing:
+A holder claims epoch n+1 by a compare-and-set in the store; who loses it is told StudyBusy. Where something of the
+study bears epoch n+1 or a higher one (the store came out of a backup, or is a new one), who won goes on to claim the
+one above that: whatever they have seen, all who start at once compete for the same epoch. Whether the holder of epoch n
+still lives is seen in two ways, and never on a wall clock, so a step of any clock changes nothing:
 
 - by its process (boot id, process namespace, pid, start time), where we can see that: dead is taken over at once,
   alive is busy at once;
@@ -9,11 +11,12 @@ epoch n still lives is seen in two ways, and never on a wall clock, so a step of
   stopped: one that we looked at WATCHES times through a time-to-live, and that stood still each time, is taken over.
   It is looks that count, not seconds: who was stopped itself has not looked.
 
-A holder that was taken over finds a higher epoch in the store, and ends. What it wrote late carries its old epoch,
-which every reader ignores. An outage of the store fences nobody: without a store there is no higher epoch.
+A holder that was taken over finds another epoch in the store, or another holder, and ends. What it wrote late carries
+its old epoch, which every reader ignores. An outage of the store fences nobody: without a store nobody can claim.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -24,8 +27,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from muxfer import processes
 from muxfer.config import LONGEST_LEASE_SECONDS
@@ -37,6 +41,7 @@ RACE_SECONDS = 0.5
 """How long the losers of a race may take to let go, before a holder is named."""
 WATCHES = 20
 """How often a silent holder is looked at before it is taken over."""
+FOLDER_LOCK, MAX_LOCK_CHARACTERS = ".driver.lock", 4000
 SILENT_TTLS = 10
 """After how many times-to-live without a heartbeat a driver is shown as silent: two hosts' clocks may differ."""
 
@@ -155,6 +160,7 @@ class HeldLease:
         self.epoch = epoch
         self.holder = holder
         self.before_release: Callable[[], None] | None = None
+        self.after_release: Callable[[], None] | None = None
         self._store = store
         self._ttl_seconds = ttl_seconds
         self._lost = False
@@ -201,10 +207,14 @@ class HeldLease:
             if not (self._lost or self._away):
                 with contextlib.suppress(LedgerUnreachable):
                     self._store.let_go(self.epoch, self.holder)
+            if self.after_release is not None:
+                self.after_release()
 
     def _look(self) -> None:
+        """See whether the store still has us. One that came out of a backup has not, and lets another driver in."""
         began = time.monotonic()
-        if self._store.read().epoch > self.epoch:
+        claims = self._store.read()
+        if claims.epoch != self.epoch or self.holder.token not in {holder.token for holder in claims.holders}:
             self._lost = True
         self._looked = began
 
@@ -235,9 +245,13 @@ def acquire(
     *,
     ttl_seconds: float,
     holder: Holder | None = None,
+    borne: Callable[[], int] = lambda: 0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> HeldLease:
-    """Become the holder of the next epoch. Raises StudyBusy when another one lives, LedgerUnreachable."""
+    """Become the holder of the next epoch, above the highest that anything of the study bears, as `borne` tells.
+
+    Raises StudyBusy when another one lives, LedgerUnreachable.
+    """
     us = replace(holder or Holder.this_process(), ttl_seconds=ttl_seconds)
     for attempts in reversed(range(16)):
         claims = store.read()
@@ -256,9 +270,60 @@ def acquire(
                 if after.epoch == claims.epoch and after.holders:
                     raise _busy(label, after.holders[0])
                 continue
-        if store.claim(claims.epoch + 1, us):
-            return HeldLease(store, claims.epoch + 1, us, ttl_seconds=ttl_seconds)
+        following = claims.epoch + 1
+        epoch = max(following, borne() + 1)
+        if store.claim(following, us) and (epoch == following or store.claim(epoch, us)):
+            return HeldLease(store, epoch, us, ttl_seconds=ttl_seconds)
     raise StudyBusy(f"study {label}: other drivers start on it all the time; stop them and try again")
+
+
+def hold_folder(home: Path, ledger: str, where: str) -> Callable[[], None]:
+    """Keep drivers of other ledgers out of a study's folder, until what is returned is called.
+
+    Their leases know nothing of ours, and both would prune what the other one trains from. Drivers of one `ledger` (its
+    identity; `where` is for people) have their lease: who takes over a stopped one finds its lock, and goes on. Raises
+    StudyBusy. Where the disk refuses, or its locks are none, nobody is kept out.
+    """
+    path = home / FOLDER_LOCK
+    for _ in range(round(RACE_SECONDS / 0.01)):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError:
+            break
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other, _, at = file.read(MAX_LOCK_CHARACTERS).partition(" ")
+            file.close()
+            if other == ledger:
+                break
+            if at:
+                raise StudyBusy(
+                    f"in {home} works a driver of another ledger, {at}: wait until it has ended, or give this one a"
+                    " folder of its own, output_dir=FOLDER"
+                ) from None
+        except OSError:
+            file.close()
+            break
+        else:
+            if processes.still_named(file, path):
+                with contextlib.suppress(OSError):
+                    file.truncate(0)
+                    file.write(f"{ledger} {where}")
+                    file.flush()
+                return partial(_let_in, file, path)
+            file.close()
+        time.sleep(0.01)  # it is being written, or was removed as we opened it
+    return lambda: None
+
+
+def _let_in(file: IO[str], path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if processes.still_named(file, path):
+            path.unlink()
+        file.close()
 
 
 def _silent(store: LeaseStore, claims: Claims, *, ttl_seconds: float, sleep: Callable[[float], None]) -> bool:

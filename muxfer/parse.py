@@ -255,7 +255,7 @@ def _type_of(name: str) -> Any:
 
 
 def _number(entry: Any, path: str) -> float:
-    """A number as it stands, or a power of two as text: 2^-7 (2**-7 on a command line, whose grammar has no ^)."""
+    """A number as it stands, or a power of two as text: 2^-7, or 2**-7."""
     _check_size(entry, path)
     if isinstance(entry, str) and (power := _POWER.fullmatch(entry)):
         if abs(float(power.group(1))) > 1000:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
 def status(pid: int) -> tuple[str, int, int] | None:
@@ -34,6 +35,14 @@ def gone(pid: int) -> bool:
     except PermissionError:  # somebody else's
         pass
     return False
+
+
+def still_named(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of that name: who waited for a lock may get that of a removed one."""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def locker(files: Iterable[Path]) -> int | None:

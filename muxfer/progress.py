@@ -55,6 +55,7 @@ class Progress:
         self.trials = {trial.key: trial for trial in trials}
         self.records = {key: record for key, record in settled.items() if key in self.trials}
         self.steps: dict[str, int] = {}
+        self.first: dict[str, int] = {}
         self.before = set(self.records)
         self.began = time.monotonic()
         self._say(f"{len(trials)} trials, {len(self.before)} already done, {slots} at a time")
@@ -72,10 +73,10 @@ class Progress:
 
     def update(self, report: Report) -> None:
         trial = self.trials[report.key]
-        if report.key not in self.steps and report.record is None:
-            self.steps[report.key] = report.step
-            self._say(f"started  {show_setting(trial.setting)} seed {trial.replicate} at step {report.step}")
         if report.record is None:
+            if report.key not in self.first:
+                self.first[report.key] = report.step
+                self._say(f"started  {show_setting(trial.setting)} seed {trial.replicate}")
             self.steps[report.key] = report.step
             return
         self.steps.pop(report.key, None)
@@ -86,8 +87,9 @@ class Progress:
             Outcome.DIVERGED: f"at step {record.step}",
             Outcome.FAILED: record.error or "",
         }.get(record.outcome, "")
+        resumed = f", resumed at step {record.resumed_at}" if record.resumed_at else ""
         self._say(
-            f"{record.outcome:<8} {show_setting(trial.setting)} seed {trial.replicate} {result}"
+            f"{record.outcome:<8} {show_setting(trial.setting)} seed {trial.replicate} {result}{resumed}"
             f" ({len(self.records)}/{len(self.trials)}, {self._left()} left)"
         )
 
@@ -101,35 +103,43 @@ class Progress:
             print(printable(masked(line)), file=self.stream, flush=True)
 
     def _left(self) -> str:
-        """Time left: FLOPs not yet done over the rate since the start."""
-        mine = [trial for trial in self.trials.values() if trial.key not in self.records]
-        doing = sum(self._share(trial) * trial.cost_flops for trial in mine)
-        left = sum(trial.cost_flops for trial in mine) - doing
-        done = doing + sum(self.trials[key].cost_flops for key in self.records.keys() - self.before)
+        """Time left: FLOPs not yet done over the rate since the start, at which earlier commands' have no part."""
+        records, steps, first = dict(self.records), dict(self.steps), dict(self.first)
+        left = done = 0.0
+        for key, trial in list(self.trials.items()):
+            if key in self.before:
+                continue
+            record = records.get(key)
+            step = steps.get(key, 0) if record is None else record.step
+            begun = first.get(key, step)
+            if record is not None and record.outcome is not Outcome.FAILED:  # which knows where it began, exactly
+                begun = min(begun, record.resumed_at)
+            step_flops = trial.cost_flops / trial.task["training"]["steps"]
+            done += max(0, step - begun) * step_flops
+            left += trial.cost_flops - step * step_flops if record is None else 0.0
         elapsed = time.monotonic() - self.began
         return show_seconds(left * elapsed / done) if done else "?"
-
-    def _share(self, trial: Trial) -> float:
-        return self.steps.get(trial.key, 0) / trial.task["training"]["steps"]
 
     def _table(self) -> Any:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        finished = [record for record in self.records.values() if record.metric is not None]
+        # Drawn in a thread of rich's, while reports come in: of what they change a copy, made in one go.
+        records, steps = list(self.records.values()), dict(self.steps)
+        finished = [record for record in records if record.metric is not None]
         best = min(finished, key=lambda record: record.metric or 0.0, default=None)
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "seed", "step", "loss"):
             table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
-        for record in list(self.records.values())[-6:]:
+        for record in records[-6:]:
             loss = f"{record.metric:.4f}" if record.metric is not None else f"[red]{record.outcome}[/red]"
             style = "bold green" if record is best else "dim"
             table.add_row(show_setting(record.setting), str(record.replicate), str(record.step), loss, style=style)
-        for key, step in self.steps.items():
+        for key, step in steps.items():
             trial = self.trials[key]
             steps = trial.task["training"]["steps"]
             table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{steps}", "…")
-        told = f"best {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
-        line = f"{len(self.records)}/{len(self.trials)} done · {told} · {self._left()} left"
+        told = f"lowest {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
+        line = f"{len(records)}/{len(self.trials)} done · {told} · {self._left()} left"
         return Group(table, Text(line, style="italic"))

@@ -36,6 +36,18 @@ def records_of(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[Re
     return [record for record in ledger.records(study) if record.key in wanted]
 
 
+def outside(ledger: Ledger, study: Study, trials: Sequence[Trial]) -> list[str]:
+    """A line for people where the study has more settled proxies than these trials: an earlier, wider grid's."""
+    wanted = {trial.key for trial in trials}
+    others = [record for record in ledger.records(study) if record.kind == "proxy" and record.key not in wanted]
+    if not others:
+        return []
+    return [
+        f"{len(others)} more settled trials of {study.label} lie outside the grid that it was last swept with: verdict,"
+        " page and transfer leave them out; sweep a grid that holds them to have them back"
+    ]
+
+
 def expect_taken(ledger: Ledger, study: Study, ran: Sequence[Record]) -> None:
     """What a command trained must stand in the ledger once that took everything; LedgerUnreachable else."""
     held = {(record.key, record.epoch) for record in ledger.records(study)}

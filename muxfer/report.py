@@ -13,7 +13,8 @@ from muxfer import page, sections
 from muxfer.analysis.cells import settled_table, shown
 from muxfer.answer import answer
 from muxfer.figures import replace_file
-from muxfer.sections import Context, clock
+from muxfer.form import content_of
+from muxfer.sections import Context, clock, drawing_of
 from muxfer.tables import METRIC, best_losses, num_decimals
 from muxfer.trial import Record, Verdict
 
@@ -51,11 +52,12 @@ def write_target(
     *,
     samples: Path | None = None,
     lineage: Mapping[str, Any] | None = None,
-    band: str | None = None,
+    band: Path | None = None,
 ) -> Path:
     """FOLDER/target.html: what the launched target reached, beside each proxy's best, its samples and where it is from.
 
-    `samples` is a PNG; the page holds a copy of it. `band` is the SVG of its loss in the band that was predicted.
+    `samples` is a PNG; the page holds a copy of it. `band` is the SVG of its loss in the band that was predicted. What
+    is not there is left out.
     """
     text = target_section(study_name, target, records, verdict, samples=samples, lineage=lineage, band=band)
     return replace_file(folder / "target.html", page.html(f"{study_name} target · muxfer", text).encode())
@@ -69,7 +71,7 @@ def target_section(
     *,
     samples: Path | None = None,
     lineage: Mapping[str, Any] | None = None,
-    band: str | None = None,
+    band: Path | None = None,
 ) -> str:
     """The target's part of a page, as HTML."""
     table = settled_table(records, verdict.axis, verdict.hp)
@@ -97,17 +99,17 @@ def target_section(
     why = f"{clock(target.train_seconds)} of training, {target.step} steps.{size}"
     badge = str(target.outcome)
     parts = [page.headline(f"muxfer · target of {study_name}", headline, why, tone, badge)]
-    if samples is not None:
-        picture = base64.b64encode(samples.read_bytes()).decode()
+    if samples is not None and (content := content_of(samples, follow=False)) is not None:
+        picture = base64.b64encode(content).decode()
         image = f'<img class="samples" alt="samples of the target" src="data:image/png;base64,{picture}">'
         parts.append(page.section("Samples", page.figure(image, "Drawn from the averaged weights.")))
     parts.append(page.section("Against its proxies", page.table(header, rows, last_strong=True)))
-    if band is not None:
+    if band is not None and (drawing := drawing_of(band)) is not None:
         caption = (
             "Training loss of the target, and what its proxies predict of it: above the band for long it is halted."
             " Also as target-band.png, .svg and .csv in the target's folder."
         )
-        parts.append(page.section("Loss, as predicted", page.figure(page.inline(band, "b"), caption)))
+        parts.append(page.section("Loss, as predicted", page.figure(page.inline(drawing, "b"), caption)))
     if lineage:
         parts.append(page.section("Lineage", page.pairs(lineage)))
     return "".join(parts)

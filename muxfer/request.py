@@ -22,6 +22,7 @@ from muxfer.ledger import Ledger
 from muxfer.models import with_num_classes
 from muxfer.parse import parse
 from muxfer.plan import study_of
+from muxfer.processes import gone
 from muxfer.task import ImageFolder
 from muxfer.trial import Study
 
@@ -176,11 +177,15 @@ def open_ledger(asked: Request, *, existing: bool = False) -> Iterator[Ledger]:
 
 
 def _sweep_litter(home: Path) -> None:
-    """What drivers that were killed left half written beside a study's files; who holds the lease may."""
+    """Files that drivers which were killed left half written beside a study's own; who holds the lease may.
+
+    Folders are exports', which hold no lease: the next one tidies them up.
+    """
     for left in (*home.glob(".*.tmp"), *home.glob("target-*/.*.tmp"), *home.glob("spool-*.tmp")):
         writer = re.search(r"\.(\d+)\.tmp$", left.name)
-        if writer is None or not Path("/proc", writer[1]).exists():  # `report` writes without a lease
-            left.unlink(missing_ok=True)
+        if writer is None or gone(int(writer[1])):  # `report` writes without a lease
+            with contextlib.suppress(OSError):
+                left.unlink()
     ray_sessions.sweep_storage(home)
 
 
@@ -195,7 +200,7 @@ def driving(asked: Request, study: Study, ledger: Ledger, config: Mapping[str, A
         ledger.flush(asked.config.ledger.patience_seconds)
     except BaseException as error:  # it is told, not that the ledger failed too: the spool keeps what it did not take
         with contextlib.suppress(MuxferError):
-            ledger.flush(FAREWELL_SECONDS)
+            ledger.flush(FAREWELL_SECONDS, brief=True)
         if isinstance(error, MuxferError) and isinstance(lease, HeldLease) and lease.overtaken():
             told = f"another driver took study {study.label} over; this one stops and writes no more"
             raise StudyBusy(told) from error  # we were stopped for long, and whatever waited for us gave up

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from muxfer.config import Config
@@ -20,6 +20,7 @@ from muxfer.errors import BadInput
 from muxfer.models import Declared, Model
 from muxfer.parse import parse_part
 from muxfer.search import grid, num_settings
+from muxfer.training.folders import attempts, folders, numbers, refuse_links
 from muxfer.trial import Record, Trial, content_hash
 
 SPARE_BYTES = 10**9
@@ -28,6 +29,8 @@ FOR_RUNNING = 3
 """Checkpoints of a running trial: the last two, and the one that is being written."""
 BYTES_A_PARAMETER = 4 * 4
 """float32, of the weights, the averaged weights and the two moments of Adam."""
+MAX_EPOCH = 10**9
+"""No lease gets so far: a folder of that epoch and above was made up, to leave nobody a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,16 @@ class Held:
     metric: float | None
     written: int
     target: bool = False
+
+
+def highest_epoch(home: Path) -> int:
+    """The highest lease's epoch that an attempt at a trial bears, of the study whose folder is `home`; 0 without any.
+
+    By the names of folders alone, and behind no link. A lease that claims no higher one, from a ledger that began anew
+    or came out of a backup, would be taken for one that was taken over.
+    """
+    epochs = (numbers(attempt)[0] for trial in folders(home / "trials") for attempt in attempts(trial))
+    return max((epoch for epoch in epochs if epoch < MAX_EPOCH), default=0)
 
 
 def losers(held: Iterable[Held], *, room: int) -> list[Held]:
@@ -76,10 +89,8 @@ class Retention:
         `epoch`: of our lease. What a later driver works at is let be: we may have been stopped, and not know of it yet.
         """
         self._epoch = epoch
-        if not self._folder.is_dir():
-            return
         by_key = {record.key: record for record in records}
-        for path in self._folder.iterdir():
+        for path in folders(self._folder):
             if (record := by_key.get(path.name)) is not None and record.outcome.settled:
                 self._take(record)
             else:
@@ -116,8 +127,11 @@ class Retention:
 
         waiting = sum(size for key, size in self._waiting.items() if key not in running)
         for held in losers(self._over.values(), room=self._room - waiting):
-            checkpoint.discard(self._folder / held.key, epoch=self._epoch)
-            del self._over[held.key]
+            left = checkpoint.discard(self._folder / held.key, epoch=self._epoch)
+            if left:  # a later driver's, or the disk refused
+                self._over[held.key] = replace(held, size=left)
+            else:
+                del self._over[held.key]
 
 
 def planned(config: Config, trials: Sequence[Trial], *, folder: Path, say: Callable[[str], None]) -> Retention:
@@ -125,6 +139,7 @@ def planned(config: Config, trials: Sequence[Trial], *, folder: Path, say: Calla
 
     BadInput where the budget does not even hold those of the running trials and the best one.
     """
+    refuse_links(folder)
     count = len(trials)
     if config.search.num_settings is not None:
         count = max(count, config.search.seeds * num_settings(config.search))

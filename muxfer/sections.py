@@ -5,11 +5,12 @@ study has nothing for it.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from muxfer import page
 from muxfer.analysis.cells import Table, percent, settled_table, shown
@@ -21,6 +22,7 @@ from muxfer.figures.laws import laws_figure
 from muxfer.figures.optimum import optimum_figure
 from muxfer.figures.proxies import proxies_figure
 from muxfer.figures.search import importances_figure, parallel_figure, slices_figure
+from muxfer.form import content_of, expect
 from muxfer.page import Section
 from muxfer.tables import (
     METRIC,
@@ -40,6 +42,8 @@ from muxfer.tables import (
     varied,
 )
 from muxfer.trial import Point, Record, Verdict
+
+_logger = logging.getLogger(__name__)
 
 
 class Context(TypedDict, total=False):
@@ -63,7 +67,27 @@ class Context(TypedDict, total=False):
     fit: IsoflopFit
     check: Mapping[str, Any] | Path
     """A coordinate check: its JSON (as `muxfer check --json`, whose `figure` is a PNG with an SVG beside it), or the
-    file or folder that holds the JSON."""
+    folder where the command left JSON and figure beside each other."""
+
+
+_Line = TypedDict("_Line", {"name": str, "measure": str, "slope": float | None, "expected": float, "pass": bool})
+
+
+class _Control(TypedDict):
+    parametrization: str
+    verdict: str
+
+
+class _Check(TypedDict):
+    model: str
+    parametrization: str
+    verdict: str
+    axis: str
+    sizes: Sequence[int]
+    steps: int
+    modules: Sequence[_Line]
+    control: NotRequired[Any]
+    """None, or a _Control."""
 
 
 def u_curves(study_name: str, folder: Path, records: Sequence[Record], verdict: Verdict) -> Section | None:
@@ -75,8 +99,8 @@ def u_curves(study_name: str, folder: Path, records: Sequence[Record], verdict: 
     )
     caption = (
         f"One line per {verdict.axis}. Star: the best {verdict.hp} of the grid. Shade: the curve fitted around it, with"
-        " its 95 % band. On the axis: the fitted optimum with its interval. Arrows: finite, but above this scale."
-        " Crosses: diverged (pale: only some seeds)."
+        " its 95 % band where the noise is known. On the axis: the fitted optimum, with its interval then."
+        " Arrows: finite, but above this scale. Crosses: diverged (pale: only some seeds)."
     )
     table = settled_table(records, verdict.axis, verdict.hp)
     body = _drawn(files, "u", caption) + page.folded("the numbers", _losses(table, verdict), unfolded=len(table) > 0)
@@ -218,9 +242,9 @@ def coordinates(folder: Path, context: Context) -> Section | None:
     """The coordinate check's verdict by measure, and its figure, copied beside the page."""
     if (given := context.get("check")) is None:
         return None
-    data = given if isinstance(given, Mapping) else _check_of(given)
-    if data is None:
+    if (found := (given, Path(given["figure"])) if isinstance(given, Mapping) else _newest_check(given)) is None:
         return None
+    data, figure = found
     told = {"pass": "keeps", "fail": "does not keep"}.get(data["verdict"], data["verdict"])
     control = data.get("control") or {}
     beside = f" {control['parametrization']}, the control: {control['verdict']}." if control else ""
@@ -242,20 +266,43 @@ def coordinates(folder: Path, context: Context) -> Section | None:
         failed = sum(not line["pass"] for line in lines)
         rows.append([measure.replace("_", " "), f"{len(lines)}", f"{failed}" if failed else "none", named])
     body = f"<p>{escape(sentence)}</p>" + page.table(["measure", "slopes", "failed", "farthest off"], rows)
-    files = []
-    for suffix in (".png", ".svg"):
-        if (source := Path(data["figure"]).with_suffix(suffix)).is_file():
-            files.append(replace_file(folder / f"coordinate-check{suffix}", source.read_bytes()))
-    if any(file.suffix == ".svg" for file in files):
+    if drawing := drawing_of(figure.with_suffix(".svg")):
+        files = [replace_file(folder / "coordinate-check.svg", drawing.encode())]
+        if picture := content_of(figure.with_suffix(".png"), follow=False):
+            files.append(replace_file(folder / "coordinate-check.png", picture))
         caption = "Each line is relative to the smallest size and the slope expected of it: a right one is flat."
         body += _drawn(files, "c", caption)
     return Section(name="Coordinates", title="Coordinate check", body=body)
 
 
-def _check_of(place: Path) -> Mapping[str, Any] | None:
-    """The JSON of a check: the file, or the newest one of the folder; None where there is none."""
-    files = [place] if place.is_file() else sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime)
-    return json.loads(files[-1].read_text()) if files else None
+def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
+    """The newest check of a folder and where its figure lies: beside it. None where there is none of the right form.
+
+    The figure that the file names is not asked for: the page goes to the ledger, and that could be any file.
+    """
+    file = max(folder.glob("*.json"), key=lambda file: file.lstat().st_mtime, default=None)
+    if file is None:
+        return None
+    try:
+        if (content := content_of(file, follow=False)) is None:
+            raise ValueError("it can't be read, or is no file")
+        data = json.loads(content)
+        expect(_Check, data)
+        json.dumps(data, ensure_ascii=False).encode()  # no page can hold half a character
+        if data.get("control") is not None:
+            expect(_Control, data["control"], "control")
+    except (ValueError, RecursionError) as error:
+        _logger.warning(
+            "the page has no coordinate check, %s is none (%.200s): muxfer check makes it again", file, error
+        )
+        return None
+    return data, file
+
+
+def drawing_of(file: Path) -> str | None:
+    """The SVG that lies there; None where none does."""
+    text = (content_of(file, follow=False) or b"").decode(errors="replace")
+    return text if "<svg" in text else None
 
 
 def cost(records: Sequence[Record], context: Context) -> Section:

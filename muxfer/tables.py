@@ -63,14 +63,15 @@ def table_text(records: Sequence[Record], verdict: Verdict) -> str:
         return "\n".join([*_search_lines(tried(records, verdict.axis), verdict.axis), *_verdict_lines(verdict)])
     others = held(records, verdict.axis, verdict.hp)
     where = "".join(f" at {name} {brief_value(value)}" for name, value in others.items())
-    return cells_text(settled_table(records, verdict.axis, verdict.hp), verdict, where=where)
+    table = settled_table(records, verdict.axis, verdict.hp)
+    return cells_text(table, verdict, where=where, seeds="seeds (search.seeds=2)")
 
 
-def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: str = "") -> str:
+def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: str = "", seeds: str = "seeds") -> str:
     """The metric as aligned plain text: a row for each value of the setting, a column for each axis value.
 
     `*` marks the best of a column; a setting that diverged shows the first step at which a replicate did. `where` says
-    at which other settings the table stands.
+    at which other settings the table stands; `seeds` how more of them are asked for.
     """
     if not table:
         return f"no trial has settled\nverdict  {verdict.verdict}: {verdict.why}"
@@ -85,12 +86,30 @@ def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: s
     for row in (header, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    lines += ["", *_optimum_lines(verdict), *edge_lines(verdict, metric=metric), *_verdict_lines(verdict)]
+    lines += ["", *_optimum_lines(verdict)]
+    if any(optimum.fitted is None for optimum in verdict.optimum.values()):
+        lines.append("fitted: empty where no curve surely has its minimum among the points")
+    lines += [*edge_lines(verdict), *_noise_lines(table, verdict, metric, seeds), *_verdict_lines(verdict)]
     return "\n".join(lines)
 
 
+def _noise_lines(table: Table, verdict: Verdict, metric: str, seeds: str) -> list[str]:
+    """Without noise there is no interval: then what would tell it."""
+    if finite(verdict.noise):
+        told = f"one trial's {metric} varies by {percent(verdict.noise)} about the curves"
+    elif mean_of(table):
+        told = f"these points do not tell it, hence no intervals; add values of {verdict.hp}"
+    else:
+        told = f"one seed does not tell it, hence no intervals; add {seeds}"
+    return _wrapped(f"noise: {told}")
+
+
 def _verdict_lines(verdict: Verdict) -> list[str]:
-    return textwrap.wrap(f"verdict: {verdict.verdict}: {verdict.why}", TERMINAL, subsequent_indent="  ")
+    return _wrapped(f"verdict: {verdict.verdict}: {verdict.why}")
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, TERMINAL, subsequent_indent="  ")
 
 
 def _search_lines(found: Sequence[Tried], axis: str) -> list[str]:
@@ -129,7 +148,9 @@ def optimum_rows(verdict: Verdict) -> list[list[str]]:
     """A header, and for each axis value its optimum with interval and what it costs the largest, as text."""
     regrets = {regret.from_: regret for regret in verdict.regret}
     largest = max(verdict.optimum, default=0.0)
-    rows = [[verdict.axis, "grid", "choice", "fitted, 95 %", "stable", f"regret at {largest:g}, 95 %"]]
+    fitted = with_interval("fitted", (optimum.high for optimum in verdict.optimum.values()))
+    regret = with_interval(f"regret at {largest:g}", (found.high for found in verdict.regret))
+    rows = [[verdict.axis, "grid", "choice", fitted, "stable", regret]]
     for axis, optimum in verdict.optimum.items():
         grid = "none finite" if optimum.grid is None else brief_value(optimum.grid)
         choice = "" if optimum.choice is None else brief_value(optimum.choice)
@@ -140,6 +161,11 @@ def optimum_rows(verdict: Verdict) -> list[list[str]]:
         stable = "none" if optimum.stable is None else brief_value(optimum.stable)
         rows.append([f"{axis:g}", grid, choice, fitted, stable, regret_text(regrets.get(axis))])
     return rows
+
+
+def with_interval(name: str, highs: Iterable[float | None]) -> str:
+    """A heading that promises 95 % where at least one value has an interval."""
+    return f"{name}, 95 %" if any(map(finite, highs)) else name
 
 
 def regret_text(regret: Regret | None) -> str:
@@ -153,7 +179,7 @@ def regret_text(regret: Regret | None) -> str:
     return percent(value) + interval
 
 
-def edge_lines(verdict: Verdict, *, metric: str = METRIC) -> list[str]:
+def edge_lines(verdict: Verdict) -> list[str]:
     """Drift, from where on the optimum transfers, and how near it lies to the largest stable value: a line each."""
     lines = []
     if (drift := drift_text(verdict)) is not None:
@@ -162,8 +188,6 @@ def edge_lines(verdict: Verdict, *, metric: str = METRIC) -> list[str]:
         lines.append(f"from: {verdict.axis} {verdict.from_:g} on")
     if verdict.optimum and (edge := edge_text(verdict.hp, verdict.optimum[max(verdict.optimum)])):
         lines.append(f"edge: {edge}")
-    if finite(verdict.noise):
-        lines.append(f"noise: one trial's {metric} varies by {percent(verdict.noise)} about the curves")
     return lines
 
 

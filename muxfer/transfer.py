@@ -18,7 +18,7 @@ from muxfer.config import Config, Target
 from muxfer.errors import BadInput
 from muxfer.parse import parse_task
 from muxfer.plan import make_trial
-from muxfer.task import AXES, SETTINGS, TRANSFER, Task, place_of, to_plain, with_setting
+from muxfer.task import ADDED_LATER, AXES, SETTINGS, TRANSFER, Task, place_of, to_plain, with_setting
 from muxfer.trial import Record, Study, Trial, Verdict
 
 UNNAMED = {"search.sampler": "grid"}
@@ -105,7 +105,8 @@ def the_study(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]
     if key is None:
         raise BadInput(f"{len(fitting)} studies of {wanted.name} fit, made with other data: give the sweep's data=...")
     said = key.removesuffix(".name")
-    choices = " or ".join(sorted({f"{said}={one.get(key, UNNAMED.get(key))}" for one in flat}))
+    unnamed = {**ADDED_LATER, **UNNAMED}
+    choices = " or ".join(sorted({f"{said}={one.get(key, unnamed.get(key))}" for one in flat}))
     raise BadInput(f"{len(fitting)} studies of {wanted.name} fit; say which one: {choices}")
 
 

@@ -152,8 +152,8 @@ class Optimum:
 
     `grid` is the value with the lowest mean, `choice` the one that is lowest on the smoothed curve (what muxfer takes:
     the luckiest run does not decide). `fitted` is the vertex of the curve with its 95 % interval `low` to `high`, None
-    where the points do not curve. `stable` is the largest value at which no replicate diverged, None if all did;
-    `diverges` the smallest above it at which one did, None if none did.
+    where the points do not curve. `diverges` is the smallest value above the optimum at which a replicate diverged,
+    None if none did; `stable` the largest below it that finished, None if none did.
     """
 
     grid: float | None

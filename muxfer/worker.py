@@ -17,6 +17,7 @@ from muxfer.models import Declared, Mmdit, Model
 from muxfer.parse import parse_task
 from muxfer.plugins import Plugins, allow
 from muxfer.task import Task
+from muxfer.training.folders import attempts, numbers, refuse_links
 from muxfer.trial import Outcome, Point, Record, Trial
 
 if TYPE_CHECKING:
@@ -267,7 +268,6 @@ class TrialRun:
             features_NTE=repa_features(task, data),
             grad_clip=optimizer.grad_clip,
             device=job.device,
-            on_checkpoint=self._save,
         )
         found = checkpoint.load_newest(job.folder, key=job.trial.key)
         self.resumed_at = 0 if found is None else found.snapshot.step
@@ -322,11 +322,11 @@ class TrialRun:
     def _train(self, seconds: float) -> list[Point]:
         """Train for about this long; a watched trial stops at the very report that makes it a breach."""
         if self._watch is None:
-            return self.trainer.advance(seconds)
+            return self.trainer.advance(seconds, self._save)
         points: list[Point] = []
         stop_at = time.perf_counter() + seconds
         while self._breach is None and not self.trainer.finished and self.trainer.diverged_at is None:
-            came_in = self.trainer.advance(0.0)
+            came_in = self.trainer.advance(0.0, self._save)
             points += came_in
             self._breach = None if self.trainer.finished else self._look(came_in)
             if time.perf_counter() >= stop_at:
@@ -360,12 +360,14 @@ def _halted(breach: Breach, checkpoint: Path | None) -> str:
 def new_attempt(folder: Path, *, epoch: int) -> Path:
     """A folder of this attempt's own below the trial's, the last by number: two that run at once never share one.
 
-    BadInput where the disk refuses.
+    BadInput where the disk refuses, or where the trial's folder, or the study's of all trials, is a link.
     """
+    refuse_links(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.name.rpartition("-")[2]) for path in folder.glob(f"attempt-{epoch:04d}-*")]
-        for number in itertools.count(max(numbers, default=-1) + 1):
+        found = [numbers(attempt) for attempt in attempts(folder)]
+        last = max((number for its_epoch, number in found if its_epoch == epoch), default=-1)
+        for number in itertools.count(last + 1):
             attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
             try:
                 attempt.mkdir()

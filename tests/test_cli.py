@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from muxfer import commands, request
+from muxfer.cli import main
 from muxfer.task import to_plain
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,13 @@ BAD = {
     "an unknown sweep": (["sweep", "lr-widht"], "did you mean 'lr-width'?"),
     "an unknown command": (["sweeep", "lr-width"], "did you mean 'sweep'?"),
     "an unknown option": (["sweep", "lr-width", "--jsn"], "--jsn"),
+    "no sweep": (["sweep"], "the NAME of a sweep is missing: isoflop, lr-batch, "),
+    "no sweep's help": (["sweep"], "; see python -m muxfer sweep --help"),
+    "a value of no kind": (
+        ["sweep", "lr-width", "--max-hours", "abc"],
+        "float range; see python -m muxfer sweep --help",
+    ),
+    "an unclosed list": (["sweep", "lr-width", "search.base_lr=[1,2"], "close each bracket"),
     "an unknown key": (["sweep", "lr-width", "model.widht=3"], "did you mean 'model.width'?"),
     "an impossible width": (["sweep", "lr-width", "search.width=[40]"], "not divisible by model.head_dim 16; use 32"),
     "an impossible head dim": (["sweep", "lr-width", "model.head_dim=48"], "not divisible by model.head_dim 48"),
@@ -113,6 +121,12 @@ def test_help_shows_an_example(tmp_path, arguments):
     assert "lr-width" in done.stdout
 
 
+def test_on_a_terminal_of_80_columns_no_command_s_description_is_cut(tmp_path):
+    listed = muxfer(tmp_path, "--help", COLUMNS="80").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(main.commands)
+    assert not [line for line in listed if "..." in line or len(line) > 80]
+
+
 @contextlib.contextmanager
 def driven(folder, name="lr-width", ledger="mlflow.db"):
     """A study of `name` is being driven here, recorded in the ledger of that file; gives its folder."""
@@ -128,7 +142,7 @@ def test_a_question_nobody_answers_is_a_no(tmp_path):
         pass
     done = muxfer(tmp_path, "clean", "lr-width")
     assert done.returncode == 2
-    assert "nothing was done" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1] == "muxfer: not confirmed; nothing was done"
     assert home.exists()
 
 
@@ -194,6 +208,42 @@ def test_an_answer_that_cannot_be_written_is_no_success(tmp_path):
     assert code == 2
     assert told.startswith("muxfer: the answer can't be written to stdout (No space left on device)")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["sweep", "--help"], ["--version"]])
+def test_nor_is_a_help_that_cannot_be_written(tmp_path, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "muxfer", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("muxfer: the answer can't be written to stdout (No space left on device)")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("config lr-width", 0), ("--help", 0), ("sweep nope", 2), ("verdict lr-width", 2)]
+)
+def test_what_the_caller_closed_does_not_change_the_exit_code_and_gets_into_no_file(tmp_path, closed, arguments, code):
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m muxfer {arguments} {closed}', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "muxfer: " not in done.stdout, "what is for stderr is not said on stdout"
+    assert list(tmp_path.iterdir()) == []
 
 
 def answered_into(stdout, folder, *given, stderr=subprocess.PIPE):

@@ -6,11 +6,17 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from muxfer import cli, errors
+from muxfer.adapters.hydra_compose import compose, compose_model
 from muxfer.describe import model
+from muxfer.parse import parse, parse_part
+from muxfer.request import request
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +49,60 @@ def test_the_quoted_table_is_the_command_s(tmp_path, monkeypatch):
     program, verb, name, *overrides = shlex.split(command.removeprefix("$ "))
     assert (program, verb) == ("muxfer", "model")
     assert model(name, overrides).text == expected.rstrip("\n")
+
+
+def typed(text):
+    """The commands of a page, of indented lines and between backticks, each as its words after `muxfer`."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^    (?:\.venv/bin/)?muxfer (.+)$", joined, re.MULTILINE)
+    quoted = re.findall(r"`(?:\.venv/bin/)?muxfer ([^`]+)`", joined)
+    return [shlex.split(line, comments=True) for line in (*lines, *quoted) if "NAME" not in line]
+
+
+COMMANDS = typed((ROOT / "README.md").read_text())
+
+
+def test_the_commands_of_the_readme_are_found():
+    assert len(COMMANDS) > 30
+    assert {words[0] for words in COMMANDS} <= set(cli.main.commands)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_of_the_readme_can_be_typed(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verb, *rest = words
+    given = cli.main.commands[verb].make_context(verb, rest).params
+    if (name := given.get("name")) is None:
+        return
+    if verb in ("model", "check"):
+        parse_part("model", compose_model(name, given["overrides"]))
+    else:
+        parse(compose(name, given["overrides"]))
+
+
+def test_the_readme_has_every_exit_code_and_every_command_that_leaves_with_6():
+    (told,) = re.findall(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    codes = {error.exit_code for error in errors.MuxferError.__subclasses__()} | {0, 1} | {*cli.INTERRUPTED.values()}
+    assert {int(code) for code in re.findall(r"\d+", told)} == codes
+    helps = {verb: command.get_help(click.Context(command)) for verb, command in cli.main.commands.items()}
+    assert {words.split()[0] for words in re.findall(r"`([^`]+)`", told)} == {
+        verb for verb, shown in helps.items() if "exit 6" in shown.lower()
+    }
+
+
+def test_the_pictures_of_the_readme_are_those_of_the_home_folder(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for label in "ab":
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for shade in range(10):
+            picture = Image.new("RGB", (32, 32), (20 * shade,) * 3)
+            picture.save(tmp_path / "pictures" / label / f"{shade}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ((_, name, *overrides),) = [words for words in COMMANDS if "data.path=~/pictures" in words]
+    asked = request(name, [*overrides, "output_dir=~/studies"])
+    assert (asked.config.data.path, asked.folder) == (str(tmp_path / "pictures"), tmp_path / "studies")
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

@@ -2,9 +2,12 @@
 
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from muxfer.adapters.diffusers_weights import save, to_diffusers
 from muxfer.errors import BadInput
-from muxfer.export import export
+from muxfer.export import _new_folder, export, find, model_of, weights_of
 from muxfer.inline import InlineExecutor
 from muxfer.launch import transfer
 from muxfer.plan import grid_trials
@@ -23,7 +27,7 @@ from muxfer.progress import Progress
 from muxfer.request import driving, open_ledger, request
 from muxfer.study import run_study
 from muxfer.task import to_plain
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome, Record, Study
 from proxy_models import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +243,95 @@ def test_exporting_again_replaces_the_export_and_nothing_else(trained: Trained, 
         exported(trained.pixart.key, folder / "notes.txt")
     with pytest.raises(BadInput, match="can't be written"):
         exported(trained.pixart.key, Path("/proc/nothing/out"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from muxfer.export import _new_folder
+
+with _new_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "config.json").write_text("new")
+    if sys.argv[2] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path.rename = lambda self, other: (os.rename(self, other), os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_an_earlier_export_outlives_one_that_was_killed_and_the_next_leaves_nothing_else(
+    tmp_path: Path, when: str
+) -> None:
+    """Killed before the folders are renamed, and between the two: then the earlier one stands aside."""
+    folder = tmp_path / "out [1]"
+    folder.mkdir()
+    (folder / "config.json").write_text("earlier")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), when], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert folder.exists() is (when == "before")
+    assert len(list(tmp_path.glob(".out*.tmp"))) == 1
+    others = [tmp_path / f".out [1].{os.getppid()}.tmp", tmp_path / ".out [1].4194999.other"]
+    for other in others:
+        other.mkdir()
+    with pytest.raises(BadInput, match="disk is full"), _new_folder(folder):
+        raise OSError("disk is full")
+    assert (folder / "config.json").read_text() == "earlier"
+    with _new_folder(folder) as temporary:
+        (temporary / "config.json").write_text("newest")
+    assert (folder / "config.json").read_text() == "newest"
+    assert sorted(tmp_path.iterdir()) == sorted([folder, *others]), "a living export's and somebody else's stay"
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_the_earlier_export(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    exported(trained.dit.key, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    asked = request("lr-width", DIT)
+    with open_ledger(asked) as ledger:
+        study, record = find(ledger, trained.dit.key, where="here")
+    written = to_diffusers(model_of(study, record, asked.home), weights_of(record, asked.home))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(BadInput, match="can't be written .*File too large"), _new_folder(folder) as temporary:
+            save(temporary, *written)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_copy_of_a_folder_is_exported_from_and_into_itself(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger names the original's folder, which is there too, with the trial or without."""
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    trial = Path(trained.dit.checkpoint or "").parents[1]
+    away = trial.rename(trial.with_name("away"))
+    monkeypatch.chdir(copy)
+    try:
+        for run in (trained.dit.key, trained.target.key):
+            assert Path(exported(run)["folder"]).is_relative_to(copy)
+    finally:
+        away.rename(trial)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a folder"])
+@pytest.mark.parametrize("name", ["target.json", "ema.safetensors"])
+def test_what_is_no_file_in_the_place_of_a_targets_is_refused_and_not_waited_for(
+    trained: Trained, tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    original = Path(trained.target.checkpoint or "").parents[3]
+    copied = shutil.copytree(
+        original / f"target-{trained.target.key[:8]}", tmp_path / f"target-{trained.target.key[:8]}"
+    )
+    (copied / name).unlink()
+    make(copied / name)
+    with pytest.raises(BadInput, match="not on this host, or damaged"):
+        weights_of(trained.target, tmp_path)
+    if name == "target.json":
+        with pytest.raises(BadInput, match="not on this host, or damaged"):
+            model_of(Study(name="x", key="x", identity={}), trained.target, tmp_path)
 
 
 def test_a_ledger_and_its_studies_that_moved_are_exported_from_where_they_are(

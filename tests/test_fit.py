@@ -120,6 +120,8 @@ def test_too_few_optima_are_exit_code_6_and_say_what_each_budget_lacks(tmp_path)
     assert (answer.data["params"], answer.data["prediction"], answer.data["optima"]) == (None, None, [])
     assert len(answer.data["left_out"]) == 6
     assert "left out: the loss is lowest at the smallest size" in answer.text
+    assert "no prediction: what 1e+20 FLOPs buy is read off the laws" in answer.text.splitlines()
+    assert "no prediction" not in fit(None, (), table=str(tmp_path / "rising.csv")).text
 
 
 def test_two_tables_are_read_against_each_other(paper, tmp_path):

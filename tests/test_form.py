@@ -1,9 +1,14 @@
 """Plain data that others wrote is taken in the form that it should have; in any other it is refused, and told why."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
 import pytest
 
 from benchmarks.faults.bench import IDENTITY
-from muxfer.form import expect
+from muxfer.form import content_of, expect
 from muxfer.trial import Identity, Outcome, Record
 
 RECORD = Record(key="k", setting={"width": 16}, replicate=0, outcome=Outcome.FINISHED, metric=0.5, step=1).to_dict()
@@ -57,3 +62,32 @@ def test_an_identity_without_what_its_readers_need_is_refused(key):
 def test_the_place_of_a_nested_key_is_told():
     with pytest.raises(ValueError, match="^model.family is missing"):
         expect(Identity, {**IDENTITY, "model": {"name": "dit"}})
+
+
+def test_a_list_and_a_truth_are_of_a_form_too():
+    class Form(TypedDict):
+        names: Sequence[str]
+        right: bool
+
+    expect(Form, {"names": ["a"], "right": True})
+    with pytest.raises(ValueError, match=r"^names\[1\] is 5: expected text"):
+        expect(Form, {"names": ["a", 5], "right": True})
+    with pytest.raises(ValueError, match="^names is 'ab': expected a list"):
+        expect(Form, {"names": "ab", "right": True})
+    with pytest.raises(ValueError, match="^right is 1: expected true or false"):
+        expect(Form, {"names": [], "right": 1})
+
+
+def test_of_all_that_may_stand_in_a_files_place_a_file_alone_is_read(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"mine")
+    link.symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    open_before = len(os.listdir("/proc/self/fd"))
+    assert [content_of(path) for path in (file, link)] == [b"mine", b"mine"]
+    assert content_of(link, follow=False) is None
+    for other in (tmp_path, tmp_path / "pipe", tmp_path / "dangling", tmp_path / "nothing", file / "below"):
+        assert content_of(other) is None, other
+    assert content_of(Path("/dev/zero")) is None
+    assert len(os.listdir("/proc/self/fd")) == open_before

@@ -3,12 +3,12 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from muxfer.errors import BadInput
+from muxfer.errors import BadInput, StudyBusy, TrialsFailed
 from muxfer.export import handed_out, weights_of
 from muxfer.figures import replace_file
 from muxfer.inline import InlineExecutor
@@ -33,6 +33,22 @@ STUDY = [
     "evaluation.timesteps=2",
 ]
 TARGET = ["target.width=32", "target.steps=30", "evaluation.sampling_steps=2", "evaluation.samples_per_class=1"]
+
+
+def drive(overrides: list[str], *, trials: int | None = None) -> None:
+    """One driver's work on a study: its first trials, or all, that are not settled yet."""
+    asked = request("lr-width", overrides)
+    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+        run_study(
+            grid_trials(asked.config, fingerprint=asked.fingerprint)[:trials],
+            ledger.records(asked.study),
+            study=asked.study,
+            ledger=ledger,
+            lease=lease,
+            start_executor=InlineExecutor,
+            folder=asked.folder,
+            progress=Progress(),
+        )
 
 
 class Target:
@@ -65,18 +81,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("launch"))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        asked = request("lr-width", STUDY)
-        with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-            run_study(
-                grid_trials(asked.config, fingerprint=asked.fingerprint),
-                [],
-                study=asked.study,
-                ledger=ledger,
-                lease=lease,
-                start_executor=InlineExecutor,
-                folder=asked.folder,
-                progress=Progress(),
-            )
+        drive(STUDY)
         yield Target()
 
 
@@ -140,6 +145,81 @@ def test_a_copy_that_was_damaged_is_neither_handed_out_nor_exported(target: Targ
         away.rename(trial)
     target.again()
     assert (target.folder / "ema.safetensors").read_bytes() == target.weights
+
+
+@pytest.mark.parametrize("name", ["target.of", "target.json", "ema.safetensors", "samples.png"])
+@pytest.mark.parametrize("plant", [Path.unlink, lambda path: (path.unlink(), os.mkfifo(path))], ids=["gone", "a pipe"])
+def test_what_is_missing_of_a_target_is_handed_out_again(
+    target: Target, name: str, plant: Callable[[Path], None]
+) -> None:
+    file = target.folder / name
+    kept = file.read_bytes()
+    plant(file)
+    assert target.again()[0].data == target.first
+    assert file.read_bytes() == kept
+
+
+def test_a_pipe_in_the_place_of_a_targets_curve_is_not_waited_for(target: Target) -> None:
+    os.mkfifo(curve := target.folder / "target-band.svg")
+    try:
+        target.again()
+    finally:
+        curve.unlink()
+
+
+def test_a_target_that_was_handed_out_to_another_ledger_is_to_this_one_too(target: Target) -> None:
+    (target.folder / "target.of").write_text("0" * 32)
+    sent = {file: file.stat().st_mtime_ns for file in Path("mlruns").rglob("samples.png")}
+    target.again()
+    assert (target.folder / "target.of").read_text() == target.first["run_id"]
+    again = {file: file.stat().st_mtime_ns for file in Path("mlruns").rglob("samples.png")}
+    assert len(sent) == 1
+    assert again != sent
+
+
+def test_a_full_disk_under_a_targets_picture_is_one_line_and_the_next_command_draws_it(target: Target) -> None:
+    picture = target.folder / "samples.png"
+    kept = picture.read_bytes()
+    (target.folder / "target.of").unlink()
+    temporary = [target.folder / name for name in (".samples.png", f".samples.png.{os.getpid()}.tmp")]
+    for place in temporary:
+        place.symlink_to("/dev/full")
+    with pytest.raises(BadInput, match="can't be written .No space left on device.: free some space"):
+        target.again()
+    assert not temporary[1].is_symlink()
+    temporary[0].unlink()
+    assert picture.read_bytes() == kept
+    target.again()
+    assert picture.read_bytes() == kept
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    return tmp_path
+
+
+def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(alone: Path) -> None:
+    study = [*STUDY, "search.base_lr=[2**-6,2**-5]"]
+    drive(study, trials=1)
+    with pytest.raises(StudyBusy, match="changed while this command waited for it: run the same command again"):
+        transfer("lr-width", [*study, *TARGET], say=lambda told: drive(study), force=True)
+    assert not list(alone.rglob("target-*")), "nothing was launched"
+    assert transfer("lr-width", [*study, *TARGET], say=print, force=True).data["metric"] is not None
+
+
+def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(alone: Path) -> None:
+    study = [*STUDY, "training.steps=40", "training.report_every=2"]
+    wrong = [*study, *TARGET, "target.steps=120", "target.base_lr=2**-2"]
+    drive(study)
+    with pytest.raises(TrialsFailed, match="was halted at step .*; its curve: "):
+        transfer("lr-width", wrong, say=print, force=True)
+    [curve] = alone.rglob("target-band.png")
+    curve.unlink()
+    curve.mkdir()
+    with pytest.raises(TrialsFailed, match=r"was halted at step .* with target\.guard=off$"):
+        transfer("lr-width", wrong, say=print, force=True)
 
 
 def test_a_file_takes_anothers_place_when_the_disk_has_it_and_not_before(

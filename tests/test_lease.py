@@ -15,7 +15,7 @@ import pytest
 
 from muxfer import processes
 from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
-from muxfer.lease import WATCHES, Claims, Holder, acquire
+from muxfer.lease import FOLDER_LOCK, WATCHES, Claims, Holder, acquire, hold_folder
 
 
 class Shelf:
@@ -232,6 +232,47 @@ def test_of_many_who_start_at_once_one_wins():
     assert (len(won), len(lost)) == (1, 7)
 
 
+@pytest.mark.parametrize(
+    ("last", "borne", "epoch"), [(0, 0, 1), (0, 6, 7), (2, 1, 3), (2, 2, 3), (2, 3, 4), (2, 9, 10)]
+)
+def test_a_lease_is_claimed_above_all_that_the_study_bears(last, borne, epoch):
+    """A store that came out of a backup, or another one, knows of no epoch that a spool or an attempt bears."""
+    shelf = Shelf()
+    if last:
+        shelf.claim(last, elsewhere())
+        shelf.let_go(last, elsewhere())
+    lease = acquire(shelf, "s", ttl_seconds=60, sleep=never, borne=lambda: borne)
+    assert lease.epoch == epoch == shelf.read().epoch
+    lease.release()
+    assert acquire(shelf, "s", ttl_seconds=60, sleep=never).epoch == epoch + 1
+
+
+def test_of_hosts_that_start_at_once_and_know_of_different_epochs_one_wins():
+    shelf, read, won, lost = Shelf(), threading.Barrier(4), [], []
+
+    def drive(number):
+        asked = []
+
+        def borne():
+            if not asked:
+                asked.append(read.wait())
+            return number
+
+        try:
+            won.append(acquire(shelf, "s", ttl_seconds=60, borne=borne))
+        except StudyBusy:
+            lost.append(number)
+
+    drivers = [threading.Thread(target=drive, args=(number,)) for number in range(4)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    assert (len(won), len(lost)) == (1, 3)
+    assert won[0].held()
+    assert not won[0].overtaken()
+
+
 @pytest.mark.parametrize("before", [["loser"], ["loser", "winner"]])
 def test_who_loses_a_race_over_a_fresh_study_is_not_named_as_its_driver(before):
     """Its claims on runs that the winner had not seen stand until it finds that it lost."""
@@ -256,6 +297,22 @@ def test_a_holder_finds_itself_fenced_and_lets_nothing_go():
     lease._beating.join()
     assert not lease.held()
     assert lease.lost
+    lease.release()
+    assert shelf.released == set()
+
+
+@pytest.mark.parametrize("claimed", [None, 6, 7, 8])
+def test_a_holder_whose_store_came_out_of_a_backup_finds_itself_fenced(claimed):
+    shelf = Shelf()
+    shelf.claim(6, dataclasses.replace(Holder.this_process(), started="1"))
+    lease = acquire(shelf, "s", ttl_seconds=600)
+    shelf.beaten.wait()
+    assert lease.epoch == 7
+    shelf.claims = {5: elsewhere("earlier")}
+    if claimed:
+        shelf.claim(claimed, elsewhere("other"))
+    assert lease.overtaken()
+    assert not lease.held()
     lease.release()
     assert shelf.released == set()
 
@@ -316,3 +373,32 @@ def test_an_outage_fences_nobody_and_stops_no_heart(how):
     assert lease.held()
     lease.release()
     assert not lease.held()
+
+
+def test_a_folder_is_kept_to_the_drivers_of_one_ledger(tmp_path):
+    home = tmp_path / "lr-width-01234567"
+    let_in = hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")
+    hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")()  # its lease says whether this one may
+    with pytest.raises(StudyBusy, match=r"a driver of another ledger, sqlite:///one.db, experiment muxfer: wait"):
+        hold_folder(home, "two", "sqlite:///two.db, experiment muxfer")
+    let_in()
+    assert not list(home.iterdir())
+    hold_folder(home, "two", "sqlite:///two.db, experiment muxfer")()
+
+
+def test_the_folder_of_a_driver_that_was_killed_is_free(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from muxfer.lease import hold_folder;"
+        " held = hold_folder(Path(sys.argv[1]), 'one', 'x'); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(StudyBusy):
+                hold_folder(tmp_path, "two", "y")
+        finally:
+            holder.kill()
+    assert (tmp_path / FOLDER_LOCK).read_text() == "one x"
+    hold_folder(tmp_path, "two", "y")()
+    assert not (tmp_path / FOLDER_LOCK).exists()

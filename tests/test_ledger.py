@@ -4,6 +4,7 @@ import os
 import resource
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,11 @@ def test_a_spool_gives_back_in_order_and_leaves_nothing(tmp_path):
     assert drained(spool) == numbered(9)
 
 
-def test_a_spool_is_read_in_chunks_and_goes_on_after_the_acknowledged_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "CHUNK_BYTES", 60)
+def test_a_spool_is_read_in_chunks_and_goes_on_after_the_acknowledged_one(tmp_path):
     spool = Spool(tmp_path / "spool.jsonl")
     for operation in numbered(*range(20)):
         spool.append(operation)
-    first, offset = spool.read()
+    first, offset = spool.read(60)
     assert 0 < len(first) < 20
     spool.acknowledge(offset)
     spool.close()
@@ -203,3 +203,68 @@ def test_a_driver_that_was_taken_over_writes_no_more(tmp_path):
         writer.flush(60)
     writer.stop(60)
     assert sink.taken == []
+
+
+class Laden:
+    """A writer with a spool to deliver, by a clock that goes on with each operation, so many seconds.
+
+    Until `left` is set whoever flushes looks at that clock before the ledger answers.
+    """
+
+    def __init__(self, path, monkeypatch, *, num_operations, seconds):
+        monkeypatch.setattr(ledger, "time", self)
+        self.now = 0.0
+        self.chunks = []
+        self.left = threading.Event()
+        self._seconds = seconds
+        self._looked = threading.Event()
+        spool = Spool(path)
+        for operation in numbered(*range(num_operations)):
+            spool.append({**operation, "text": "x" * 1000})
+        self.writer = Writer([spool], self._apply, held=self._look, surely_held=lambda: True, where="the ledger")
+
+    def monotonic(self):
+        return self.now
+
+    def _look(self):
+        self._looked.set()
+        return True
+
+    def _apply(self, operations):
+        self.now += self._seconds * len(operations)
+        self.chunks.append(len(operations))
+        self._looked.clear()
+        while not (self.left.is_set() or self._looked.wait(0.01)):
+            pass
+
+
+@pytest.fixture
+def laden(tmp_path, monkeypatch):
+    return partial(Laden, tmp_path / "spool.jsonl", monkeypatch)
+
+
+def test_a_ledger_that_is_slow_is_waited_for_as_long_as_it_takes_something(laden):
+    slow = laden(num_operations=150, seconds=1.5)
+    slow.writer.flush(60)
+    slow.writer.stop(60)
+    assert sum(slow.chunks) == 150
+    assert slow.now > 3 * 60
+
+
+def test_who_has_little_time_leaves_a_slow_ledger_the_rest(laden, tmp_path):
+    slow = laden(num_operations=150, seconds=1.5)
+    with pytest.raises(LedgerUnreachable, match="within 60 s: .*bytes wait in"):
+        slow.writer.flush(60, brief=True)
+    slow.writer._stopping = True
+    slow.left.set()
+    slow.writer.stop(60)
+    assert len(drained(Spool(tmp_path / "spool.jsonl"))) == 150 - sum(slow.chunks) > 0
+
+
+def test_a_quick_ledger_gets_much_at_a_time(laden):
+    quick = laden(num_operations=3000, seconds=0.0001)
+    quick.left.set()
+    quick.writer.flush(60)
+    quick.writer.stop(60)
+    assert sum(quick.chunks) == 3000
+    assert max(quick.chunks) > 900

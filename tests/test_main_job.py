@@ -29,6 +29,7 @@ SMALL = [
     "training.checkpoint_every=20",
     "evaluation.timesteps=2",
 ]
+HEAVY = ("torch", "numpy", "datasets", "mlflow", "safetensors")
 TARGET = ["target.width=64", "target.steps=240", "evaluation.sampling_steps=10", "evaluation.samples_per_class=2"]
 
 
@@ -65,6 +66,8 @@ def trial_runs(folder):
 def swept(tmp_path_factory):
     """A folder with a finished sweep, and the sweep's answer."""
     folder = tmp_path_factory.mktemp("main")
+    for name in HEAVY:  # somebody else's, in the folder that the command is typed in
+        (folder / f"{name}.py").write_text("raise SystemExit('canary')\n")
     return folder, answer(folder, "sweep", "lr-width", *SMALL)
 
 
@@ -111,8 +114,11 @@ def test_a_second_sweep_does_nothing(swept):
     litter[1].parent.mkdir()
     for left in litter:  # as drivers that were killed leave it
         left.write_text("{")
+    exporting = home / ".diffusers-01234567.4194999.tmp"
+    exporting.mkdir()
     again = answer(folder, "sweep", "lr-width", *SMALL)
     assert not any(left.exists() for left in litter)
+    exporting.rmdir()
     assert (again["ran"], again["skipped"], again["train_seconds"]) == (0, 6, 0)
     assert results(again) == results(first)
     assert again["verdict"] == first["verdict"]
@@ -120,6 +126,9 @@ def test_a_second_sweep_does_nothing(swept):
 
 def test_extending_the_grid_reuses_its_trials(swept):
     folder, first = swept
+    code, out, err = finish(start(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6]"))
+    assert (code, err.count("finished")) == (0, 0), err
+    assert "2 more settled trials of lr-width-" in out, "nothing is left out in silence"
     more = answer(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6,2**-4,2**-1]")
     assert (more["ran"], more["skipped"]) == (2, 6)
     assert results(first).items() <= results(more).items()
@@ -251,7 +260,9 @@ def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tell
         with pytest.raises(StudyBusy, match="is being driven"):
             commands.clean("lr-width", asked.overrides, confirmed=started_meanwhile)
     assert Path(first["folder"]).is_dir(), "the files of a sweep that was started while clean asked"
-    code, _, err = finish(start(tmp_path, "clean", "lr-width", *tiny, "--yes"))
+    code, _, err = finish(start(tmp_path, "clean", "lr-width", tiny[-1], "training.steps=60", "--yes"))
+    assert (code, "no study lr-width with training.steps=60 has files" in err) == (2, True), err
+    code, _, err = finish(start(tmp_path, "clean", "lr-width", tiny[-1], "training.steps=120", "--yes"))
     assert code == 0, err
     assert not list(tmp_path.glob("a/muxfer/*"))
     again = answer(tmp_path, "sweep", "lr-width", *tiny)

@@ -1,8 +1,10 @@
 """What a person sees while a study runs: lines where nobody watches, a table where somebody does."""
 
+import dataclasses
 import errno
 import io
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,13 +25,18 @@ def trial(number):
     )
 
 
-def ended(number, metric):
+def ended(number, metric, *, step=50, resumed_at=0):
     outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
     record = Record(
-        key=str(number), setting=trial(number).setting, replicate=0, outcome=outcome, metric=metric, step=50,
-        train_seconds=1.0,
+        key=str(number), setting=trial(number).setting, replicate=0, outcome=outcome, metric=metric, step=step,
+        resumed_at=resumed_at, train_seconds=1.0,
     )  # fmt: skip
-    return Report(key=str(number), step=50, record=record)
+    return Report(key=str(number), step=step, record=record)
+
+
+def failed(number, *, step):
+    record = dataclasses.replace(ended(number, None, step=step).record, outcome=Outcome.FAILED, error="broken")
+    return Report(key=str(number), step=step, record=record)
 
 
 def drive(stream):
@@ -45,7 +52,7 @@ def drive(stream):
 def test_elsewhere_each_event_is_a_line_without_colour():
     lines = drive(io.StringIO()).splitlines()
     assert lines[0] == "3 trials, 1 already done, 2 at a time"
-    assert lines[1].startswith("started  width=64 base_lr=2^-2 seed 0 at step 10")
+    assert lines[1] == "started  width=64 base_lr=2^-2 seed 0"
     assert "loss 0.5000 (2/3, " in lines[2]
     assert lines[3].startswith("diverged width=64 base_lr=2^-3 seed 0 at step 50 (3/3, 0s left)")
     assert "\x1b" not in "".join(lines)
@@ -63,13 +70,73 @@ def test_a_next_round_is_counted_and_said_once():
     assert "(2/2, 0s left)" in lines[3]
 
 
-def test_on_a_terminal_it_is_a_table_with_the_best_so_far_and_the_time_left(monkeypatch):
+def test_on_a_terminal_it_is_a_table_with_the_lowest_loss_so_far_and_the_time_left(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     shown = drive(Terminal())
     assert "3/3 done" in shown
-    assert "best 0.5000 at width=64 base_lr=2^-2" in shown
+    assert "lowest 0.5000 at width=64 base_lr=2^-2" in shown
     assert "0s left" in shown
     assert "diverged" in shown
+
+
+def test_a_step_is_named_of_a_trial_that_was_resumed_alone():
+    progress = Progress(stream := io.StringIO())
+    progress.start([trial(1), trial(2)], [], slots=2)
+    progress.update(Report(key="1", step=34))
+    progress.update(Report(key="2", step=74))
+    progress.update(ended(1, 0.5))
+    progress.update(ended(2, 0.4, step=100, resumed_at=70))
+    _, fresh, resumed, fresh_ended, resumed_ended = stream.getvalue().splitlines()
+    assert "step" not in fresh + resumed + fresh_ended
+    assert "loss 0.4000, resumed at step 70 (2/2, " in resumed_ended
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set: Progress takes its time from it alone."""
+    now = [0.0]
+    monkeypatch.setattr("muxfer.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock):
+    progress = Progress(io.StringIO())
+    progress.start([trial(1)], [], slots=1)
+    progress.update(Report(key="1", step=90))
+    assert progress._left() == "?", "nobody knows yet how fast it is"
+    clock[0] = 8.0
+    progress.update(Report(key="1", step=94))
+    assert progress._left() == "12s", "6 steps at 2 s each"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "left"),
+    [
+        ([90], ended(1, 0.5, step=100, resumed_at=80), 100),
+        ([], ended(1, 0.5, step=100, resumed_at=80), 100),
+        ([30], ended(1, 0.5, step=100), 20),
+        ([], ended(1, None, step=20), 100),
+        ([30, 90, 60], ended(1, 0.5, step=100, resumed_at=55), 29),
+        ([90], failed(1, step=95), 400),
+    ],
+    ids=[
+        "resumed",
+        "over at its first report",
+        "fresh",
+        "diverged",
+        "its process died and it was resumed",
+        "resumed, and failed",
+    ],
+)
+def test_nor_does_it_once_the_trial_is_over(clock, first, last, left):
+    progress = Progress(io.StringIO())
+    other = dataclasses.replace(trial(1), key="other")
+    progress.start([trial(1), other], [], slots=1)
+    for step in first:
+        progress.update(Report(key="1", step=step))
+    clock[0] = 20.0
+    progress.update(last)
+    assert progress._left() == show_seconds(left)
 
 
 def test_no_color_is_kept(monkeypatch):

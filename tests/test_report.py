@@ -3,7 +3,10 @@
 import csv
 import html.parser
 import io
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from urllib.parse import unquote
@@ -20,7 +23,7 @@ from muxfer.page import DARK, STYLE
 from muxfer.report import target_section, write, write_target
 from muxfer.tables import csv_text, table_text, tried
 from muxfer.trial import Outcome, Record
-from tests.synthetic import judged, make_search, make_study, points_of
+from tests.synthetic import check_of, judged, make_search, make_study, points_of
 
 HOSTILE = "<script>alert('x')</script>--> & \"$x^\" {} #aabbcc 幅"
 
@@ -290,6 +293,88 @@ def test_hostile_names_are_text(tmp_path):
     object.__setattr__(target, "kind", "target")
     section = Structure(target_section(HOSTILE, target, records, verdict, lineage={HOSTILE: HOSTILE}))
     assert "script" not in section.tags
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """A folder as `muxfer check` leaves it."""
+    folder = tmp_path_factory.mktemp("check")
+    (folder / "mup-width.json").write_text(json.dumps(check_of(folder)))
+    return folder
+
+
+def page_with(check, home):
+    records = make_study(widths=(32, 64), seeds=1)
+    return write("lr-width", home, records, judged(records), context={"check": check}).read_text()
+
+
+def test_a_coordinate_check_is_shown_with_the_figure_beside_it(checked, tmp_path):
+    moved = shutil.copytree(checked, tmp_path / "moved")
+    assert "under mup does not keep its coordinates at width 32, 64, 128, 256" in (
+        page := page_with(moved, tmp_path / "home")
+    )
+    assert "coordinate-check.svg" in page
+    for suffix in (".png", ".svg"):
+        copied = tmp_path / "home" / f"coordinate-check{suffix}"
+        assert copied.read_bytes() == (checked / f"mup-width{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("plant", ["the file names it", "the figure is a link"])
+def test_no_file_from_outside_a_check_comes_beside_the_page_which_goes_to_the_ledger(checked, tmp_path, plant):
+    folder, private = shutil.copytree(checked, tmp_path / "check"), [tmp_path / "key.png", tmp_path / "key.svg"]
+    file = folder / "mup-width.json"
+    for secret in private:
+        secret.write_text("<svg PRIVATE KEY")
+        if plant == "the figure is a link":
+            file.with_suffix(secret.suffix).unlink()
+            file.with_suffix(secret.suffix).symlink_to(secret)
+    named = private[0] if plant == "the file names it" else file.with_suffix(".png")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"figure": str(named)}))
+    assert "PRIVATE" not in page_with(folder, tmp_path / "home")
+    files = {path: path.read_bytes() for path in (tmp_path / "home").iterdir()}
+    assert not [path for path, content in files.items() if b"PRIVATE" in content]
+
+
+WRONG_CHECKS = {
+    "{}": b"{}",
+    "no JSON": b"\xff",
+    "a list": b"[]",
+    "deep": b"[" * 100_000,
+    "half a character": {"model": "\ud800"},
+    "a text for the sizes": {"sizes": "32"},
+    "lines without slopes": {"modules": [{}]},
+    "a number for the control": {"control": 5},
+    "a control without a verdict": {"control": {"parametrization": "standard"}},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_CHECKS)
+def test_a_page_is_written_without_a_check_of_another_form(checked, tmp_path, caplog, wrong):
+    folder, content = shutil.copytree(checked, tmp_path / "check"), WRONG_CHECKS[wrong]
+    file = folder / "mup-width.json"
+    whole = content if isinstance(content, bytes) else json.dumps(json.loads(file.read_text()) | content).encode()
+    file.write_bytes(whole)
+    assert "Coordinate check" not in page_with(folder, tmp_path / "home")
+    assert "muxfer check makes it again" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/nothing")])
+def test_a_page_is_written_whatever_stands_in_the_place_of_a_check(tmp_path, make):
+    (tmp_path / "check").mkdir()
+    make(tmp_path / "check" / "mup-width.json")
+    assert "Coordinate check" not in page_with(tmp_path / "check", tmp_path / "home")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("secret")])
+def test_a_targets_page_leaves_out_what_is_no_file_of_its_own(tmp_path, make):
+    (tmp_path / "secret").write_text("<svg PRIVATE")
+    records, files = make_study(), [tmp_path / "samples.png", tmp_path / "band.svg"]
+    for file in files:
+        make(file)
+    page = write_target(
+        "lr-width", tmp_path, target_record(), records, judged(records), samples=files[0], band=files[1]
+    )
+    assert re.findall(r"<h2>([^<]*)", page.read_text()) == ["Against its proxies"]
 
 
 def target_record(metric=0.21):

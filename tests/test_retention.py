@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from muxfer.errors import BadInput
 from muxfer.export import weights_of
 from muxfer.models import with_num_classes
 from muxfer.plan import grid_trials, study_of
-from muxfer.retention import Held, Retention, losers, planned
+from muxfer.retention import Held, Retention, highest_epoch, losers, planned
 from muxfer.task import with_setting
 from muxfer.training import checkpoint
 from muxfer.training.checkpoint import Snapshot
@@ -135,6 +136,58 @@ def test_an_export_of_weights_that_went_says_so(tmp_path):
         weights_of(record("a", 0.5), tmp_path)
 
 
+def test_what_could_not_be_deleted_is_not_forgotten(tmp_path):
+    """A ledger out of a backup, or another one: attempts of a higher epoch than ours lie there."""
+    save(tmp_path, "a", 10, attempt="attempt-0007-00")
+    save(tmp_path, "a", 20)
+    keeper = Retention(tmp_path, budget_bytes=1, running_bytes=0)
+    keeper.begin([record("a", 0.5)], epoch=1)
+    save(tmp_path, "b", 20)
+    keeper.settle(record("b", 0.1), running=[])
+    assert steps_of(tmp_path) == {"a": ["20", "10"], "b": ["20"]}
+    shutil.rmtree(tmp_path / "a" / "attempt-0007-00")
+    save(tmp_path, "c", 20)
+    keeper.settle(record("c", 0.2), running=[])
+    assert steps_of(tmp_path) == {"a": [], "b": ["20"], "c": []}
+
+
+def test_the_highest_epoch_is_of_real_attempts_alone(tmp_path):
+    assert highest_epoch(tmp_path) == 0
+    trials = tmp_path / "trials"
+    for name in (
+        "a/attempt-0007-03",
+        "a/attempt-0009-00",
+        "b/attempt-12345-00",
+        "b/attempt-mine-00",
+        "b/step-99999999",
+    ):
+        (trials / name).mkdir(parents=True)
+    (trials / "b" / "attempt-20000-00").write_text("a file")
+    (trials / "b" / f"attempt-{10**9}-00").mkdir()
+    outside = tmp_path / "outside" / "attempt-30000-00"
+    outside.mkdir(parents=True)
+    (trials / "c").symlink_to(outside.parent)
+    (trials / "b" / outside.name).symlink_to(outside)
+    assert highest_epoch(tmp_path) == 12345
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "trials").symlink_to(trials)
+    assert highest_epoch(tmp_path / "study") == 0
+
+
+def test_links_and_files_in_the_place_of_trials_are_let_be(tmp_path):
+    trials, outside = tmp_path / "trials", tmp_path / "outside"
+    save(trials, "a", 10, 20)
+    save(outside, "b", 10, 20)
+    (trials / "b").symlink_to(outside / "b")
+    (trials / "c").write_text("a file")
+    (trials / "a" / "attempt-0001-00" / "step-00000030").write_text("a file")
+    keeper = Retention(trials, budget_bytes=0, running_bytes=0)
+    keeper.begin([record(key, 0.5) for key in "abc"], epoch=1)
+    keeper.settle(record("b", 0.1), running=[])
+    assert steps_of(outside) == {"b": ["10", "20"]}
+    assert steps_of(trials)["a"] == ["20", "30"]
+
+
 SMALL = ["search.width=[16,32]", "search.base_lr=[2**-8,2**-6]", "model.base_width=32", "model.depth=1"]
 
 
@@ -172,6 +225,12 @@ def test_a_budget_that_cannot_hold_what_runs_is_refused(make_config, tmp_path):
         plan_of(make_config, tmp_path, checkpoints=6.99)
     with pytest.raises(BadInput, match="checkpoints.budget_gb -1.0: expected a number above 0"):
         make_config("checkpoints.budget_gb=-1")
+
+
+def test_a_folder_of_trials_that_is_a_link_is_refused_before_anything_starts(make_config, tmp_path):
+    (tmp_path / "trials").symlink_to(tmp_path)
+    with pytest.raises(BadInput, match="trials is a link to .*: expected a folder"):
+        plan_of(make_config, tmp_path / "trials")
 
 
 def test_without_a_budget_it_is_what_is_free_but_a_gigabyte(make_config, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """One trial from a job to a record: what it costs, what it refuses, where it goes on."""
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,24 @@ def test_a_second_attempt_goes_on_from_the_checkpoint_and_repeats_its_points(job
     assert (record.metric, points) == (whole.metric, all_points), "bit for bit the uninterrupted trial's"
 
 
+def test_what_a_trial_took_is_free_once_it_is_dropped(job):
+    """Not at some later collection of garbage: a slot takes trial after trial, on the same device."""
+    gc.collect()
+    gc.disable()
+    try:
+        trial_run = TrialRun(job)
+        while not trial_run.advance(0.0).last:
+            pass
+        tensors = trial_run.trainer.state().tensors
+        held = [trial_run.trainer, *trial_run.trainer.model.parameters()]
+        held += [*tensors["ema"].values(), *tensors["optimizer"].values()]
+        found = [weakref.ref(one) for one in held]
+        del trial_run, tensors, held
+        assert not [one() for one in found if one() is not None]
+    finally:
+        gc.enable()
+
+
 def test_other_data_than_the_studys_are_refused(job):
     changed = dataclasses.replace(job, trial=dataclasses.replace(job.trial, fingerprint="0" * 16))
     with pytest.raises(BadInput, match="changed since the sweep began"):
@@ -98,6 +118,25 @@ def test_each_attempt_has_a_folder_of_its_own(tmp_path):
     folders = [new_attempt(tmp_path, epoch=3) for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.name.startswith("attempt-0003-") for folder in folders)
+
+
+def test_the_number_of_an_attempt_is_read_off_attempts_alone(tmp_path):
+    for name in ("attempt-0003-07", "attempt-0003-x", "attempt-0004-09"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "attempt-0003-08").write_text("a file")
+    assert new_attempt(tmp_path, epoch=3).name == "attempt-0003-09"
+
+
+@pytest.mark.parametrize("link", ["trials", "trials/key"])
+def test_no_attempt_is_begun_behind_a_link(tmp_path, link):
+    outside = tmp_path / "outside"
+    (outside / "key").mkdir(parents=True)
+    path = tmp_path / "study" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)
+    with pytest.raises(BadInput, match=r"is a link to .*outside: expected a folder.*output_dir=FOLDER"):
+        new_attempt(tmp_path / "study" / "trials" / "key", epoch=1)
+    assert sorted(outside.rglob("*")) == [outside / "key"]
 
 
 def test_multiply_accumulates_are_the_dit_papers(make_config):

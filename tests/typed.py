@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def start(folder: Path, *arguments: str, stderr: IO[str] | int = subprocess.PIPE) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "muxfer", *arguments],
+        [sys.executable, "-P", "-m", "muxfer", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
         stdout=subprocess.PIPE,

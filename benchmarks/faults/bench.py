@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from muxfer.processes import locker, start_time, status
+
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = "MUXFER_FAULTS_BRIEF"
 """Set where the test suite asks: its sweeps are smaller, and where a row names a brief case it has that."""
@@ -183,7 +185,7 @@ class Sweep:
     def checkpoints(self) -> dict[tuple[str, int], int]:
         """The newest checkpoint's step of every (trial key, epoch), as it lies on the disk now."""
         found: dict[tuple[str, int], int] = {}
-        for manifest in self.folder.glob("muxfer/*/trials/*/attempt-*/step-*/manifest.json"):
+        for manifest in listed(self.folder, "muxfer/*/trials/*/attempt-*/step-*/manifest.json"):
             key, attempt = manifest.parents[2].name, manifest.parents[1].name
             place = key, int(attempt.split("-")[1])
             found[place] = max(found.get(place, 0), int(manifest.parent.name.removeprefix("step-")))
@@ -191,12 +193,13 @@ class Sweep:
 
     def look(self) -> None:
         """Remember which checkpoints there are, and that no point that was recorded is further on than one allows."""
+        runs = self.runs()  # first: whoever trains meanwhile is further on the disk
         for place, step in self.checkpoints().items():
             self._checkpoints[place] = max(step, self._checkpoints.get(place, 0))
         newest: dict[str, int] = {}
         for (key, _), step in self._checkpoints.items():
             newest[key] = max(newest.get(key, 0), step)
-        for key, run in self.runs().items():
+        for key, run in runs.items():
             ahead = max((step for _, step, _ in run.points), default=0) - newest.get(key, 0)
             assert ahead <= CHECKPOINT_EVERY, f"trial {key}: {ahead} steps were told of and lie in no checkpoint"
 
@@ -243,11 +246,18 @@ class Sweep:
                     found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")[:100]
         return found
 
-    def nobody_left(self) -> None:
+    def nobody_left(self, *, since: int | None = None) -> None:
+        """`since`: look at those born since then alone, see `processes.start_time`.
+
+        What a killed command left is the next one's to sweep, and that one may be hurt before it comes to it.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (alive := self.processes()) and time.monotonic() < deadline:
+        while (alive := self._born(since or 0)) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not alive, f"processes were left behind: {alive}"
+
+    def _born(self, since: int) -> dict[int, str]:
+        return {pid: name for pid, name in self.processes().items() if (start_time(pid) or -1) >= since}
 
     def nothing_left(self, allowed: Sequence[str] = ()) -> None:
         self.nobody_left()
@@ -268,6 +278,26 @@ class Run:
     points: tuple[tuple[str, int, float], ...]
     record: Mapping[str, Any]
     epoch: int
+
+
+def stop_between_writes(pid: int, database: Path | None) -> None:
+    """SIGSTOP; again, where it stands in a write to this SQLite file, which nobody could write to meanwhile."""
+    files = [] if database is None else [database, database.with_name(database.name + "-shm")]
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        while (found := status(pid)) is not None and found[0] not in "TZX":
+            time.sleep(0.001)
+        if locker(files) != pid:
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What lies there, looked at again where somebody removed a folder meanwhile: glob raises then."""
+    while True:
+        with suppress(FileNotFoundError):
+            return list(folder.glob(pattern))
 
 
 def new_folder(folder: Path, number: int) -> Path:

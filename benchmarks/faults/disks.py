@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.bench import (
@@ -26,6 +26,7 @@ from benchmarks.faults.bench import (
     SETTLE_SECONDS,
     STEPS,
     Sweep,
+    listed,
     new_folder,
     reference,
     wait_for,
@@ -89,6 +90,13 @@ def _disk(path: Path, megabytes: int = MEGABYTES) -> Iterator[Disk]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
+def _smallest_checkpoint(trials: Path) -> int:
+    """In bytes; looked at again where one was removed meanwhile."""
+    while True:
+        with suppress(FileNotFoundError):
+            return min(_bytes(path.parent) for path in listed(trials, "*/attempt-*/step-*/manifest.json"))
+
+
 def _own_mounts() -> bool:
     """A mount namespace for this process and its children; False where that is not allowed."""
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNT_NAMESPACE) != 0:
@@ -106,7 +114,7 @@ def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int
         process = sweep.start(BUDGET)
         number = rng.randint(1, 2)
         assert wait_for(lambda: len(sweep.checkpoints()) >= number, process)
-        smallest = min(_bytes(path.parent) for path in trials.glob("*/attempt-*/step-*/manifest.json"))
+        smallest = _smallest_checkpoint(trials)
         checkpoints.fill(leave=rng.randrange(smallest))
         ended = sweep.end(process)
         assert ended.code == 3, f"exit {ended.code}: {ended.err[-2000:]}"

@@ -11,7 +11,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.faults.bench import ADAPTIVE, GRID, Case, Ended, Sweep, new_folder, random_moment, wait_for
+from benchmarks.faults.bench import (
+    ADAPTIVE,
+    GRID,
+    Case,
+    Ended,
+    Sweep,
+    listed,
+    new_folder,
+    random_moment,
+    reference,
+    wait_for,
+)
+from muxfer.processes import start_time
 
 STOP_SECONDS = 30.0
 """How long a command may take to end after a signal, or after Ray died."""
@@ -34,6 +46,7 @@ def hurting(*hurts: Hurt, overrides: Callable[[int], Sequence[str]] = lambda see
         caused = 0
         for number in itertools.count():
             sweep, ended = Sweep(new_folder(folder, number), overrides(seed)), None
+            reference(sweep.name, sweep.overrides)  # makes it where there is none: nobody waits to be hurt meanwhile
             while caused < faults and ended is None:
                 ended = hurts[(seed + caused) % len(hurts)](sweep, rng)
                 caused += ended is None
@@ -90,7 +103,7 @@ def _stop(signum: signal.Signals, to_group: bool) -> Hurt:
             if chance < 0.75:
                 _next_checkpoint(sweep, process)
             time.sleep(rng.uniform(0.0, 2.0))
-        began = _handles(process.pid)
+        began, born = _handles(process.pid), start_time(process.pid)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signum) if to_group else process.send_signal(signum)
         ended = sweep.end(process, timeout=STOP_SECONDS)
@@ -103,7 +116,7 @@ def _stop(signum: signal.Signals, to_group: bool) -> Hurt:
         else:  # Python itself was starting: not a line of ours had run
             assert ended.code in (code, -signum, 1), f"exit {ended.code}: {ended.err[-2000:]}"
         if rng.random() < 0.5:  # else the next one starts while the last processes of this one are dying
-            sweep.nobody_left()
+            sweep.nobody_left(since=born)
         return None
 
     return stop
@@ -173,7 +186,7 @@ def _trial_process(sweep: Sweep, process: "subprocess.Popen[str]", but: set[int]
 
     def find() -> bool:
         if writing:
-            for temporary in sweep.folder.glob("muxfer/*/trials/*/attempt-*/.step-*.tmp"):
+            for temporary in listed(sweep.folder, "muxfer/*/trials/*/attempt-*/.step-*.tmp"):
                 found.append(int(temporary.name.split(".")[-2]))
         else:
             found.extend(pid for pid, title in sweep.processes().items() if title.startswith("ray::TrialActor"))
@@ -199,8 +212,8 @@ def _next_checkpoint(sweep: Sweep, process: "subprocess.Popen[str]") -> None:
 
 def _note(sweep: Sweep, newest: dict[tuple[str, str], int]) -> None:
     """Remember the newest whole checkpoint of every attempt, by trial key and the attempt's name."""
-    for attempt in sweep.folder.glob("muxfer/*/trials/*/attempt-*"):
-        steps = [int(step.name.removeprefix("step-")) for step in attempt.glob("step-*")]
+    for attempt in listed(sweep.folder, "muxfer/*/trials/*/attempt-*"):
+        steps = [int(step.name.removeprefix("step-")) for step in listed(attempt, "step-*")]
         place = attempt.parent.name, attempt.name
         newest[place] = max([*steps, newest.get(place, 0)])
 

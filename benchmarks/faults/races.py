@@ -12,7 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.bench import BRIEF, Case, Sweep, new_folder, random_moment, reference, results, wait_for
+from benchmarks.faults.bench import (
+    BRIEF,
+    Case,
+    Sweep,
+    new_folder,
+    random_moment,
+    reference,
+    results,
+    stop_between_writes,
+    wait_for,
+)
 from benchmarks.faults.server import serving
 from benchmarks.faults.wrapped import STEPS_SECONDS
 
@@ -130,7 +140,7 @@ def clock_steps(seed: int, folder: Path, faults: int) -> int:
                 process.kill()
                 sweep.end(process).expect(-signal.SIGKILL)
             else:
-                process.send_signal(signal.SIGSTOP)
+                stop_between_writes(process.pid, sweep.database)
                 stopped.append(process)
             continue
         answer = sweep.end(process).expect(0).answer

@@ -41,46 +41,53 @@ def serving(folder: Path) -> Iterator["Proxy"]:
     template = None if CACHE not in os.environ else Path(os.environ[CACHE], "server.db")
     if template is not None and template.exists():  # making the schema takes seconds
         shutil.copy(template, database)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-            *store,
-        ],
-        cwd=folder,
-        env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_until_healthy(process, port)
-        if template is not None and not template.exists():
-            template.parent.mkdir(parents=True, exist_ok=True)
-            copy = template.with_name(f"server-{os.getpid()}.db")
-            shutil.copy(database, copy)
-            copy.replace(template)
-        proxy = Proxy(port, database=database)
+    with hold_port() as held:
+        port = held.getsockname()[1]
+        store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                *store,
+            ],
+            cwd=folder,
+            env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            yield proxy
+            _wait_until_healthy(process, port)
+            if template is not None and not template.exists():
+                template.parent.mkdir(parents=True, exist_ok=True)
+                copy = template.with_name(f"server-{os.getpid()}.db")
+                shutil.copy(database, copy)
+                copy.replace(template)
+            proxy = Proxy(port, database=database)
+            try:
+                yield proxy
+            finally:
+                proxy.close()
         finally:
-            proxy.close()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def hold_port(port: int = 0) -> socket.socket:
+    """A free port of loopback that nobody else is given while this is open: a server may listen there beside it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", port))
+    return held
 
 
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:

@@ -26,6 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PRIMARY = "no-sweep"
 """The primary configuration alone, under a name that Hydra finds: it looks for `base` only behind another one."""
 SEARCHED = re.compile(r"search\.(?P<name>[a-z0-9_]+)=.*")
+POWER = re.compile(r"((?:^|[\[,:(]) *)(2\^[+-]?[\d.]+)(?= *(?:[\]},)]|$))")
 SEARCH_KEYS = frozenset((*SETTINGS, *(key.name for key in dataclasses.fields(Search))))
 MAX_OVERRIDES = 200
 MAX_OVERRIDE_CHARACTERS = 2_000
@@ -116,7 +117,7 @@ def _compose(name: str, overrides: list[str]) -> Composed:
             hydra_files.guarded(),
             initialize_config_dir(str(first), version_base="1.3"),
         ):
-            others, searched = _parted(overrides)
+            others, searched = _parted([_quoted(override) for override in overrides])
             config = hydra_compose(name, overrides=[*others, f"hydra.searchpath=[{path}]"])
             for key, value in searched.items():
                 OmegaConf.update(config, key, value, merge=False, force_add=True)
@@ -132,6 +133,18 @@ def _compose(name: str, overrides: list[str]) -> Composed:
     return Composed(plain=plain, variables=variables)
 
 
+def _quoted(override: str) -> str:
+    """What people write and Hydra's grammar has not, in quotes: ~/pictures, which no shell expands there, and 2^-7."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, equals, value = override.partition("=")
+    if value.startswith("~"):
+        value = QuotedString(text=value, quote=Quote.double).with_quotes()
+    elif not set(value) & set("'\"\\$"):
+        value = POWER.sub(r'\1"\2"', value)
+    return f"{key}{equals}{value}"
+
+
 def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The overrides for Hydra, and the values of those that name a known key of `search`.
 
@@ -144,7 +157,7 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     for override in overrides:
         found = SEARCHED.fullmatch(override)
         if found and found["name"] in SEARCH_KEYS and "${" not in override:
-            parsed = OverridesParser.create().parse_override(override)
+            (parsed,) = OverridesParser.create().parse_overrides([override])
             if not parsed.is_sweep_override():
                 searched[f"search.{found['name']}"] = parsed.value()
                 continue
@@ -191,6 +204,10 @@ def _depth(text: str) -> int:
 
 def _one_line(error: BaseException, sweep: str | None) -> str:
     """The sentence of a Hydra or OmegaConf error that a user can act on; names come with the nearest right one."""
+    from hydra.errors import OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return _misread(error.override, error.message)
     text = " ".join(str(error).split())[:2000]
     if variable := re.search(r"Environment variable '([^']+)' not found", text):
         where = re.search(r"full_key: (\S+)", text)
@@ -200,8 +217,9 @@ def _one_line(error: BaseException, sweep: str | None) -> str:
         return f"${{{lost[1]}}} stands for no key of the configuration: name one, or write the value out"
     unknown = re.search(r"not in struct full_key: (\S+)", text)
     if key := unknown or re.search(r"Could not override '([^']+)'", text):
-        known = _keys(_compose(sweep, []).plain) if sweep else []
-        return f"unknown key {key.group(1)}: {nearest(key.group(1), known)}"
+        config = _compose(sweep, []).plain if sweep else {}
+        groups = f"known: {', '.join(sorted(config))}; muxfer config NAME prints every key"
+        return f"unknown key {key.group(1)}: {nearest(key.group(1), _keys(config), groups)}"
     if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, wanted = choice.group(1).rpartition("/")
         options = {file.stem for folder in search_path("conf") for file in (folder / group).glob("*.yaml")}
@@ -210,6 +228,18 @@ def _one_line(error: BaseException, sweep: str | None) -> str:
         return f"{text.split(' 1. ')[0]}: to give a list use key=[value1,value2]"
     told = text.split(" See https")[0][:300]
     return f"the configuration can't be composed: {told or type(error).__name__}"
+
+
+def _misread(override: str, told: str) -> str:
+    """Why Hydra's parser refuses an override: what a function in it objects to, or its grammar."""
+    if told.startswith("Error parsing override"):
+        told = " ".join(told.partition("\n")[2].partition("\nSee https")[0].split())[:300]
+        return f"override {override[:60]!r}: {told}"
+    if any(override.count(opened) != override.count(closed) for opened, closed in ("[]", "{}", "()")):
+        remedy = "close each bracket that is opened"
+    else:
+        remedy = "write a text with signs or brackets in it as 'key=\"text\"'"
+    return f"override {override[:60]!r} is not of Hydra's grammar: {remedy}"
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,20 +3,23 @@
 It finds the store (`sqlite:///mlflow.db` unless told otherwise), creates a SQLite one under a file lock and with a
 write-ahead log, keeps mlflow quiet (no telemetry, no retries of minutes, nothing on stdout) and turns its failures into
 LedgerUnreachable and BadInput that never show a credential. Nothing here knows of studies or trials.
+
+Garbage collection is put off while much comes in: it goes through that again and again, and finds next to nothing to
+free. Measured on 2026-11-21: mlflow imports in 2.0 s of processor time instead of 2.7, 1,000 runs come in 0.7 s instead
+of 1.5.
 """
 
 import contextlib
-import gc
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from muxfer.adapters.garbage import uncollected
 from muxfer.adapters.tracking_uri import (
     LOCKED,
     check_port,
@@ -247,23 +250,6 @@ class TrackingStore:
 
     def _short(self, error: BaseException) -> str:
         return short_reason(error, self._secrets)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Put garbage collection off: it goes through what comes in again and again, and finds next to nothing to free.
-
-    Measured on 2026-11-21: mlflow imports in 2.0 s of processor time instead of 2.7, 1,000 runs come in 0.7 s instead
-    of 1.5.
-    """
-    if not gc.isenabled():  # another thread will end what it began
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _search(experiment_id: str, wanted: str, ask: Mapping[str, Any], client: Any) -> Any:

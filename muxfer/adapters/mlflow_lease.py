@@ -2,8 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,15 +18,9 @@ class LeaseRuns:
 
     Drivers that start a study at once may each make a run. Whoever acquires claims the epoch on every run it sees, in
     the order of their ids: the first of them that came into being is seen by all, so exactly one wins that one.
-
-    `borne` tells the highest epoch that the study's trials bear. It is asked where no claim is left (`mlflow gc` takes
-    what was deleted for good): epochs that began anew would make every record one of a late driver's.
     """
 
-    def __init__(
-        self, store: TrackingStore, experiment_id: str, study: Study, *, borne: Callable[[], int] = lambda: 0
-    ) -> None:
-        self._borne = borne
+    def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
         self._store = store
         self._experiment_id = experiment_id
         self._study = study
@@ -40,12 +33,7 @@ class LeaseRuns:
             self._store.create_run(self._experiment_id, name=self._study.label, start_ms=now_ms(), tags=tags)
             runs = self._search()
         self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
-        claims = claims_of(runs)
-        if claims.epoch:
-            return claims
-        borne = self._borne()
-        claims = claims_of(self._search())  # who claimed meanwhile may have begun a trial, which bears that epoch
-        return claims if claims.epoch else replace(claims, epoch=borne)
+        return claims_of(runs)
 
     def claim(self, epoch: int, holder: Holder) -> bool:
         for number, run_id in enumerate(self._run_ids):

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from muxfer.adapters.mlflow_client import Refused, TrackingStore
 from muxfer.adapters.mlflow_lease import LeaseRuns, claims_of, last_beat
+from muxfer.adapters.mlflow_operations import spooled
 from muxfer.adapters.mlflow_runs import (
     StudyRuns,
     check_schema,
@@ -40,9 +41,9 @@ from muxfer.adapters.tracking_uri import default_tracking_uri, masked
 from muxfer.config import LedgerConfig
 from muxfer.environment import hidden, masked_plain, recordable, resolved
 from muxfer.environment import masked as hide
-from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
+from muxfer.errors import BadInput, LedgerUnreachable, MuxferError, StudyBusy
 from muxfer.form import expect
-from muxfer.lease import HeldLease, Holder, acquire
+from muxfer.lease import HeldLease, Holder, acquire, hold_folder
 from muxfer.ledger import BACKOFF_SECONDS, Lease, Spool, Standing, Writer
 from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
 
@@ -53,6 +54,8 @@ ERROR_CHARACTERS = 3000
 """What an error's text may take in a record, written out as JSON; the record as a whole is one tag."""
 RUN_NAME_CHARACTERS = 250
 RELEASE_SECONDS = 5.0
+SPOOL = re.compile(r"spool-[0-9a-f]{8}-(\d{6,9})\.jsonl", re.ASCII)
+"""A spool's name, with the epoch of its lease; one of more digits was made up."""
 
 
 class MlflowLedger:
@@ -69,6 +72,7 @@ class MlflowLedger:
         self._writer: Writer | None = None
         self._runs: StudyRuns | None = None
         self._epoch = 0
+        self._home = folder
         self._lease: Lease | None = None
         self._held: Callable[[], bool] = lambda: False
         self._open_trials: set[str] = set()
@@ -105,8 +109,16 @@ class MlflowLedger:
             raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
         experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
         assert experiment is not None
-        leases = LeaseRuns(self._store, experiment[0], study, borne=partial(self._highest_epoch, study))
-        return acquire(leases, study.label, ttl_seconds=self._config.lease_seconds)
+        leases = LeaseRuns(self._store, experiment[0], study)
+        borne = partial(self._highest_epoch, study)
+        lease = acquire(leases, study.label, ttl_seconds=self._config.lease_seconds, borne=borne)
+        where = f"{self._store.where}, experiment {self._config.experiment}"
+        try:
+            lease.after_release = hold_folder(self._folder / study.label, content_hash(experiment[1]), where)
+        except StudyBusy:
+            lease.release()
+            raise
+        return lease
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
         config = None if config is None else _without_secrets(hidden(config, self._variables))
@@ -117,7 +129,7 @@ class MlflowLedger:
         self._held = lease.held
         self._open_trials.clear()
         shown = replace(study, identity=hidden(study.identity, self._variables))
-        home = self._folder / study.label
+        self._home = home = (self._folder / study.label).absolute()
         self._runs = StudyRuns(self._store, experiment[0], shown, home=home)
         is_new, self._written = self._runs.parent(config)
         # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
@@ -204,8 +216,7 @@ class MlflowLedger:
 
     def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None:
         self._open_trials.discard(record.key)
-        for path in artifacts:
-            self._write({"op": "file", "key": record.key, "path": str(path.absolute())})
+        self.attach(artifacts, key=record.key)
         plain = record.to_dict() | {"run_id": None}
         if record.error is not None:
             plain["error"] = _cut(hide(record.error))
@@ -213,11 +224,11 @@ class MlflowLedger:
 
     def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
         for path in artifacts:
-            self._write({"op": "file", "key": key, "path": str(path.absolute())})
+            self._write({"op": "file", "key": key, "path": spooled(path, self._home)})
 
-    def flush(self, timeout_seconds: float) -> None:
+    def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
         if self._writer is not None:
-            self._writer.flush(timeout_seconds)
+            self._writer.flush(timeout_seconds, brief=brief)
 
     def close(self) -> None:
         self._unchanged = None
@@ -239,13 +250,19 @@ class MlflowLedger:
             return
         self._write({"op": "rest", "paused": sorted(self._open_trials), "end_ms": now_ms()})
         try:
-            self._writer.flush(RELEASE_SECONDS)
+            self._writer.flush(RELEASE_SECONDS, brief=True)
         except MuxferError:
             _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
 
     def _highest_epoch(self, study: Study) -> int:
+        """That anything bears which this study has: its trials' runs, a spool yet to be replayed, an attempt."""
+        from muxfer.retention import highest_epoch
+
+        home = self._folder / study.label
         runs = [run for same in self._trial_runs(study).values() for run in same]
-        return max((max(highest_claim(run), newest_record(run)) for run in runs), default=0)
+        found = [max(highest_claim(run), newest_record(run)) for run in runs]
+        found += [int(spool[1]) for path in home.glob("spool-*") if (spool := SPOOL.fullmatch(path.name))]
+        return max([highest_epoch(home), *found])
 
     def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
         runs: dict[str, list[Any]] = {}

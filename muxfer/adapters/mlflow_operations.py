@@ -118,6 +118,12 @@ def _point(triple: Any) -> dict[str, Any]:
     return point
 
 
+def spooled(path: Path, home: Path) -> str:
+    """How a file is named in a spool: from `home` on, so that it is found there when the study's folder has moved."""
+    path = path.absolute()
+    return str(path.relative_to(home) if path.is_relative_to(home) else path)
+
+
 def own_file(path: str, home: Path) -> Path:
     """The file of that path, for as long as it lies in `home`. ValueError where it does not, by itself or by a link."""
     real = Path(os.path.realpath(home / path))

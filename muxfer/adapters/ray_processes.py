@@ -14,11 +14,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from muxfer.adapters import ray_sessions
+from muxfer.adapters.garbage import uncollected
 from muxfer.errors import BadInput, NoResources, TrialsFailed
 
 OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes; the default takes 30 % of the memory
@@ -64,9 +65,12 @@ class Cluster:
             _expect_answer(self.address)
         ray_sessions.sweep()
         import ray
+        from ray.job_config import JobConfig
 
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what went wrong reaches the user in records and errors
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+        options["job_config"] = JobConfig()
+        options["job_config"]._py_driver_sys_path = _Fixed()
         if self.folder is not None:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": f"{self.folder}/r"}
@@ -120,14 +124,9 @@ class Cluster:
         """
         import ray
 
-        gc.collect()
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with uncollected():
+            gc.collect()
             ray.shutdown()
-        finally:
-            if collecting:
-                gc.enable()
         self._sweep()
 
     def kill(self) -> None:
@@ -174,6 +173,17 @@ class Cluster:
             yield
         finally:
             services.ConsolePopen = plain
+
+
+class _Fixed(list[str]):
+    """The folders that Ray puts before all others on its workers' path: none.
+
+    It adds the one that the command was typed in, where a torch.py of somebody's would be taken for torch, and another
+    version of muxfer for this one. Plugins bring their folder along (`muxfer.plugins`).
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        pass
 
 
 def answers(address: str, *, timeout_seconds: float) -> bool:

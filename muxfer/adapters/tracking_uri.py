@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from muxfer.environment import masked as hide
 from muxfer.errors import BadInput, LedgerUnreachable
-from muxfer.processes import locker, status
+from muxfer.processes import locker, status, still_named
 from muxfer.trial import content_hash
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -137,7 +137,7 @@ def _locked(lock: Path) -> Iterator[None]:
     began = time.monotonic()
     while True:
         with lock.open("w") as file:
-            if _takes(file) and lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            if _takes(file) and still_named(file, lock):
                 try:
                     yield
                 finally:

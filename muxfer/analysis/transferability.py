@@ -244,13 +244,12 @@ class _Row:
         return 1 / len(cell.metrics)
 
     def _stability(self) -> dict[str, float | None]:
-        diverged = [cell.hp for cell in self.cells.values() if cell.outcome is Outcome.DIVERGED]
-        stable = [cell.hp for cell in self.finished]
-        highest = max(stable, default=None)
-        return {
-            "stable": highest,
-            "diverges": min((hp for hp in diverged if hp > (highest or -math.inf)), default=None),
-        }
+        """Up to the first divergence above the optimum: what finished beyond it was lucky, or never learnt."""
+        best = -math.inf if self.grid is None else self.grid.hp
+        diverged = (hp for hp, cell in self.cells.items() if hp > best and cell.outcome is Outcome.DIVERGED)
+        diverges = min(diverged, default=None)
+        stable = (cell.hp for cell in self.finished if diverges is None or cell.hp < diverges)
+        return {"stable": max(stable, default=None), "diverges": diverges}
 
 
 class _Study:

@@ -10,11 +10,14 @@ from typing import Any
 
 from muxfer.analysis.cells import TOLERATED_REGRET
 from muxfer.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, pretty, replace_file, save
-from muxfer.tables import finite, place_of_best, rows_csv, whole_powers
+from muxfer.tables import finite, place_of_best, rows_csv, whole_powers, with_interval
 from muxfer.trial import Verdict
 
 DODGE = 1.1
 """The grid's best stands so far to the left of the fitted one: where they agree, both are seen."""
+
+STABLE: dict[str, Any] = {"color": SOFT, "linestyle": ":", "marker": "_", "markersize": 9, "markeredgewidth": 1.8}
+"""The edge of stability: a dash at each axis value, for a line needs two of them."""
 
 FIELDS = ("grid", "choice", "fitted", "low", "high", "stable", "diverges")
 
@@ -81,9 +84,10 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
         if optimum.diverges is not None:
             axes.plot([axis], [place(optimum.diverges)], marker="x", color=color, markersize=7, mew=1.8, zorder=3)
             shown_y.append(place(optimum.diverges))
-    stable = [(axis, place(o.stable)) for axis, o in verdict.optimum.items() if o.stable is not None and o.diverges]
-    axes.plot([x for x, _ in stable], [y for _, y in stable], linestyle=":", color=SOFT, linewidth=1.2, zorder=2)
-    shown_y += [y for _, y in stable]
+    edges = _edges(verdict)
+    stable = [place(edges[axis]) if axis in edges else math.nan for axis in verdict.optimum]
+    axes.plot(list(verdict.optimum), stable, linewidth=1.2, zorder=2, **STABLE)
+    shown_y += [y for y in stable if finite(y)]
     _draw_drift(axes, verdict, place)
     low, high = min(shown_y), max(shown_y)
     margin = 0.12 * (high - low) or 0.5
@@ -91,6 +95,15 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
     if log2_hp:
         powers = whole_powers(low - margin, high + margin)
         axes.set_yticks(powers, [pretty(2.0**power) for power in powers])
+
+
+def _edges(verdict: Verdict) -> dict[float, float]:
+    """The largest stable value of each axis value where one above it diverged: elsewhere only the grid ends."""
+    return {
+        axis: optimum.stable
+        for axis, optimum in verdict.optimum.items()
+        if optimum.stable is not None and optimum.diverges is not None
+    }
 
 
 def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) -> None:
@@ -157,11 +170,15 @@ def _legend(verdict: Verdict) -> list[Any]:
     bare: dict[str, Any] = {"color": INK, "linestyle": "none"}
     handles = [Line2D([], [], marker="*", markersize=11, label="best of the grid", **bare)]
     if any(optimum.fitted is not None for optimum in verdict.optimum.values()):
-        handles.append(Line2D([], [], color=INK, linewidth=2.2, marker="o", markersize=6, label="fitted, 95 %"))
+        highs = [one.high for one in verdict.optimum.values()] + [one.high for one in verdict.regret]
+        handles.append(
+            Line2D([], [], color=INK, linewidth=2.2, marker="o", markersize=6, label=with_interval("fitted", highs))
+        )
     if verdict.drift_per_doubling.get("value") is not None:
         handles.append(Line2D([], [], color=SOFT, linewidth=1.4, label="drift"))
     if any(optimum.diverges is not None for optimum in verdict.optimum.values()):
         handles.append(Line2D([], [], marker="x", markersize=6, mew=1.8, label="diverges", **bare))
-        handles.append(Line2D([], [], color=SOFT, linewidth=1.4, linestyle=":", label="largest stable"))
+    if _edges(verdict):
+        handles.append(Line2D([], [], linewidth=1.4, label="largest stable", **STABLE))
     handles.append(Line2D([], [], color=SOFT, linewidth=1.4, linestyle="--", label="tolerated regret"))
     return handles

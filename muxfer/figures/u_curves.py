@@ -209,7 +209,10 @@ def _legend(
     bare: dict[str, Any] = {"color": INK, "linestyle": "none"}
     handles.append(Line2D([], [], marker="*", markersize=11, label="best of the grid", **bare))
     if any(fitted):
-        handles.append(Patch(facecolor=INK, alpha=0.16, linewidth=0, label="fitted, 95 %"))
+        if any(finite(verdict.noise) for _, _, verdict in panels):
+            handles.append(Patch(facecolor=INK, alpha=0.16, linewidth=0, label="fitted, 95 %"))
+        else:
+            handles.append(Line2D([], [], color=INK, linewidth=3.2, alpha=0.35, label="fitted"))
     if any(optimum.fitted is not None for _, _, verdict in panels for optimum in verdict.optimum.values()):
         handles.append(Line2D([], [], marker="|", markersize=9, mew=2.2, color=INK, linewidth=1.2, label="its optimum"))
     if any(len(cell.metrics) > 1 for table in tables for cell in all_cells(table)):

@@ -24,9 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from muxfer.errors import BadInput
+from muxfer.training.folders import attempts, folders, numbers
 
 KEEP = 2
 """Checkpoints kept of a running trial: should the last one turn out damaged, the one before is there."""
+
+_STEP = re.compile(r"step-[0-9]+")
+_HALF_WRITTEN = re.compile(r"\.step-.*\.tmp")
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
 
     The unusable ones above it are skipped with a warning to the log. None: nothing usable.
     """
-    for path in _newest_first(Path(trial_folder).glob("attempt-*/step-*")):
+    for path in _newest_first(_steps(Path(trial_folder))):
         try:
             return Checkpoint(path=path, snapshot=_read(path, key))
         except _Invalid as error:
@@ -99,40 +103,43 @@ def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | 
     """
     folder = Path(attempt_folder)
     kept = 0
-    for path in _newest_first(folder.glob("step-*")):
+    for path in _newest_first(folders(folder, _STEP)):
         if kept < keep:
             kept += _has_all_files(path)
         else:
             _remove(path)
-    for path in folder.glob(".step-*.tmp"):
+    for path in folders(folder, _HALF_WRITTEN):
         shutil.rmtree(path, ignore_errors=True)
     if not kept:
         return
-    for attempt in (path for path in folder.parent.glob("attempt-*") if _numbers(path) < _numbers(folder)):
+    for attempt in (path for path in attempts(folder.parent) if numbers(path) < numbers(folder)):
         _empty(attempt, but=resumed_from if kept < keep else None)
 
 
 def settle(trial_folder: str | Path, *, epoch: int) -> int:
-    """Delete all but the newest whole checkpoint of a trial that is over; returns the bytes of what is left.
+    """Delete all but the newest whole checkpoint of a trial that is over; returns the bytes that are left.
 
     Where a driver of a higher epoch than ours has begun an attempt nothing is deleted: it has taken us over.
     """
     folder = Path(trial_folder)
     if _taken_over(folder, epoch):
         return held_bytes(folder)
-    found = _newest_first(folder.glob("attempt-*/step-*"))
-    newest = next((path for path in found if _has_all_files(path)), None)
-    for attempt in folder.glob("attempt-*"):
+    newest = next((path for path in _newest_first(_steps(folder)) if _has_all_files(path)), None)
+    for attempt in attempts(folder):
         _empty(attempt, but=newest)
-    return 0 if newest is None else held_bytes(folder)
+    return held_bytes(folder)
 
 
-def discard(trial_folder: str | Path, *, epoch: int) -> None:
-    """Delete every checkpoint of a trial; its folder stays, empty: a sign that there were some. `epoch`: see settle."""
-    if _taken_over(Path(trial_folder), epoch):
-        return
-    for attempt in Path(trial_folder).glob("attempt-*"):
-        _empty(attempt, but=None)
+def discard(trial_folder: str | Path, *, epoch: int) -> int:
+    """Delete every checkpoint of a trial; returns the bytes that are left all the same. `epoch`: see settle.
+
+    Its folder stays, empty: a sign that there were some.
+    """
+    folder = Path(trial_folder)
+    if not _taken_over(folder, epoch):
+        for attempt in attempts(folder):
+            _empty(attempt, but=None)
+    return held_bytes(folder)
 
 
 def discarded(trial_folder: str | Path) -> bool:
@@ -144,34 +151,36 @@ def discarded(trial_folder: str | Path) -> bool:
 def held_bytes(trial_folder: str | Path) -> int:
     """What a trial's checkpoints take on the disk, unfinished ones too."""
     total = 0
+    if os.path.islink(trial_folder):
+        return total
     for root, _, names in os.walk(trial_folder):
         for name in names:
             with contextlib.suppress(OSError):  # a worker may just have pruned it
-                total += os.stat(os.path.join(root, name)).st_size
+                total += os.lstat(os.path.join(root, name)).st_size
     return total
 
 
-def _numbers(folder: Path) -> tuple[int, ...]:
-    """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
-    return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
-
-
 def _newest_first(checkpoints: Iterable[Path]) -> list[Path]:
-    return sorted(checkpoints, key=lambda path: (_numbers(path), _numbers(path.parent)), reverse=True)
+    return sorted(checkpoints, key=lambda path: (numbers(path), numbers(path.parent)), reverse=True)
+
+
+def _steps(trial_folder: Path) -> list[Path]:
+    return [path for attempt in attempts(trial_folder) for path in folders(attempt, _STEP)]
 
 
 def _taken_over(folder: Path, epoch: int) -> bool:
-    return any(_numbers(path) >= (epoch + 1,) for path in folder.glob("attempt-*"))
+    return any(numbers(path) >= (epoch + 1,) for path in attempts(folder))
 
 
 def _remove(path: Path) -> None:
-    (path / "manifest.json").unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
+    with contextlib.suppress(OSError):
+        (path / "manifest.json").unlink()  # first, so that half a deletion is no checkpoint
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _empty(attempt: Path, *, but: Path | None) -> None:
     """Delete an attempt's checkpoints and what it left half written; the attempt too when nothing stays."""
-    for path in (*attempt.glob("step-*"), *attempt.glob(".step-*.tmp")):
+    for path in (*folders(attempt, _STEP), *folders(attempt, _HALF_WRITTEN)):
         if path != but:
             _remove(path)
     with contextlib.suppress(OSError):  # not empty

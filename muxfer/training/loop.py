@@ -49,8 +49,7 @@ class Trainer:
     `groups` are AdamW's, each with `params`, `names` (one a parameter), `lr`, `weight_decay`, `eps`, `betas`; together
     they hold every trainable parameter once. `fold` is the factor by which a parameter's gradient enters the clipping
     norm, by name, 1 where absent. `predict` calls the model. `features` [N, T, E] of the training pictures, on the
-    CPU, are what REPA aligns a middle block with. `on_checkpoint` is called between steps, at every `checkpoint_every`
-    and at the end.
+    CPU, are what REPA aligns a middle block with.
 
     `step` counts the steps done. Steps are numbered from 0; `diverged_at` is the number of the step whose loss or
     gradient was not finite, or that brought the mean loss over 20 steps after warm-up above twice the loss of step 0.
@@ -71,11 +70,9 @@ class Trainer:
         features_NTE: torch.Tensor | None = None,
         grad_clip: float | None = None,
         device: str = "cpu",
-        on_checkpoint: "Callable[[Trainer], None] | None" = None,
     ) -> None:
         self.model = model.to(device).train()
         self.objective, self.data, self.training, self.evaluation = objective, data, training, evaluation
-        self.on_checkpoint = on_checkpoint
         self.device = torch.device(device)
         self.step = 0
         self.diverged_at: int | None = None
@@ -109,15 +106,19 @@ class Trainer:
         """Whether every step is done and none diverged."""
         return self.step >= self.training.steps and self.diverged_at is None
 
-    def advance(self, seconds: float) -> list[Point]:
-        """Train for about so long (one step at least), to the end or to divergence; returns the new points."""
+    def advance(self, seconds: float, on_checkpoint: "Callable[[Trainer], None] | None" = None) -> list[Point]:
+        """Train for about so long (one step at least), to the end or to divergence; returns the new points.
+
+        `on_checkpoint` is called between steps, at every `checkpoint_every` and at the end. It is not kept: a trainer
+        that holds its holder is a cycle, and fills the device until garbage is collected, some trials later.
+        """
         num_points = len(self.points)
         stop_at = time.perf_counter() + seconds
         while self.step < self.training.steps and self.diverged_at is None:
             self._run_chunk()
             boundary = self.step % self.training.checkpoint_every == 0 or self.step == self.training.steps
-            if boundary and self.diverged_at is None and self.on_checkpoint is not None:
-                self.on_checkpoint(self)
+            if boundary and self.diverged_at is None and on_checkpoint is not None:
+                on_checkpoint(self)
             if time.perf_counter() >= stop_at:
                 break
         return self.points[num_points:]

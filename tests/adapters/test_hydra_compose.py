@@ -246,6 +246,60 @@ def test_what_is_searched_needs_no_plus_and_a_misspelt_key_is_told():
         compose("lr-width", ["search.grad_clp=[1,2]"])
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("[2^-9,2^-8]", (2.0**-9, 2.0**-8)),
+        ("[2^-9, 2^-7.5 ]", (2.0**-9, 2.0**-7.5)),
+        ("2^-7", (2.0**-7,)),
+        ("['2^-9',2**-8]", (2.0**-9, 2.0**-8)),
+        ("{grid:[2^-9,2^-8]}", (2.0**-9, 2.0**-8)),
+    ],
+)
+def test_a_power_of_two_may_be_typed_as_it_is_printed(given, read):
+    config = parse(compose("lr-width", [f"search.base_lr={given}", "optimizer.base_lr=2^-6"]))
+    assert config.search.grids["base_lr"] == read
+    assert config.optimizer.base_lr == 2.0**-6
+
+
+def test_a_power_of_two_in_a_quoted_text_stays_as_it_is():
+    assert compose("lr-width", ["description='2^-9, and 2^-8'"])["description"] == "2^-9, and 2^-8"
+
+
+@pytest.mark.parametrize("value", ["~", "~/pictures", "~ann/my pictures", '~/a"b\\', "~/a,b", "~/${description}"])
+def test_a_path_may_begin_with_a_tilde(value):
+    given = ["description=d", f"output_dir={value}", "data=image_folder", f"data.path={value}"]
+    config = compose("lr-width", [*given, "data.image_size=32"])
+    assert config["output_dir"] == config["data"]["path"] == value.replace("${description}", "d")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("search.base_lr=[1,2", "close each bracket"),
+        ("training.steps=[1,2", "close each bracket"),
+        ("search.base_lr=[3^-2]", "as 'key=\"text\"'"),
+        ("description=rate 2^-9", "as 'key=\"text\"'"),
+        ("training.steps=range(1,2,3,4)", "too many positional arguments"),
+    ],
+)
+def test_what_hydra_cannot_read_is_named_with_a_remedy(override, told):
+    with pytest.raises(BadInput) as refused:
+        compose("lr-width", [override])
+    assert str(refused.value).startswith(f"override {override!r}")
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("composing", [lambda key: compose("lr-width", [key]), lambda key: compose_model("dit", [key])])
+def test_of_an_unknown_key_that_is_near_none_the_groups_are_told(composing):
+    with pytest.raises(BadInput) as refused:
+        composing("foo=3")
+    told = str(refused.value)
+    assert told.startswith("unknown key foo: known: check, checkpoints, compute, data, ")
+    assert told.endswith(", training; muxfer config NAME prints every key")
+    assert "model.width" not in told
+
+
 def test_two_lists_for_one_setting_are_refused():
     with pytest.raises(BadInput, match="to give a list use"):
         compose("lr-width", ["search.base_lr=[1],[2]"])

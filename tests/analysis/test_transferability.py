@@ -145,6 +145,21 @@ def test_the_distance_to_the_largest_stable_rate_is_said():
     assert verdict_of(study()).optimum[64].diverges is None
 
 
+def test_what_finished_beyond_a_divergence_is_not_stable():
+    optimum = verdict_of(study(diverged=(-5,))).optimum[64]
+    assert (optimum.grid, optimum.stable, optimum.diverges) == (2**-7, 2**-6, 2**-5)
+
+
+def test_a_divergence_below_the_optimum_is_no_edge_above_it():
+    optimum = verdict_of(study(diverged=(-10,))).optimum[64]
+    assert (optimum.grid, optimum.stable, optimum.diverges) == (2**-7, 2**-4, None)
+
+
+def test_where_nothing_finished_nothing_is_stable():
+    optimum = verdict_of(study(diverged=range(-10, -3))).optimum[64]
+    assert (optimum.grid, optimum.stable, optimum.diverges) == (None, None, 2**-10)
+
+
 @pytest.mark.parametrize(("exponents", "end"), [(range(-7, -3), "lower end"), (range(-10, -6), "upper end")])
 def test_an_optimum_at_the_grids_end_abstains(exponents, end):
     verdict = verdict_of(study(exponents=exponents))

@@ -5,7 +5,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.bench import IDENTITY
+from benchmarks.faults.server import hold_port
 from muxfer.adapters.mlflow_ledger import MlflowLedger
 from muxfer.config import LedgerConfig
 from muxfer.trial import Outcome, Point, Record, Study, Trial
@@ -30,12 +30,18 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.port = 0
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        with hold_port(self.port) as held:
+            self.port = held.getsockname()[1]
+            self._start()
+
+    def _start(self) -> None:
         command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         store += ["--artifacts-destination", str(self.folder / "artifacts")]

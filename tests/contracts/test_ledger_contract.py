@@ -342,6 +342,27 @@ def test_no_spool_sends_a_file_from_outside_the_study(drive, tmp_path, links, ca
     assert artifacts(newer, parent) == {"config.json", "sample grid.png"}
 
 
+def test_a_file_that_waits_in_a_spool_is_sent_from_where_the_study_lies_by_then(drive, config, tmp_path):
+    ledger, lease = drive()
+    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
+    ledger.begin(trial())
+    weights, page = own_file(tmp_path, "target-x/ema.safetensors"), own_file(tmp_path, "report.html")
+    ledger.settle(record(epoch=lease.epoch), artifacts=[weights])
+    ledger.attach([page])
+    ledger.close()
+    lease.before_release = None
+    lease.release()
+    (tmp_path / "muxfer").rename(tmp_path / "moved")
+    newer = MlflowLedger(config, folder=tmp_path / "moved")
+    lease = newer.acquire(STUDY)
+    newer.open(STUDY, None, lease)
+    [parent] = newer._read({"muxfer.kind": "study"})
+    assert artifacts(newer, parent) == {"config.json", "report.html"}
+    assert artifacts(newer, runs_of(newer)[0]) == {"task.json", "ema.safetensors"}
+    lease.release()
+    newer.close()
+
+
 def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its_record(drive, monkeypatch, caplog):
     ledger, lease = drive()
 

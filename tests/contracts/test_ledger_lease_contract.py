@@ -1,6 +1,7 @@
 """One driver at a time, and nothing missed or doubled when a driver is stopped or a server goes away."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -14,11 +15,13 @@ from contextlib import closing
 
 import pytest
 
+from benchmarks.faults.bench import stop_between_writes
 from muxfer.adapters.mlflow_lease import LeaseRuns
 from muxfer.adapters.mlflow_ledger import MlflowLedger
+from muxfer.adapters.tracking_uri import sqlite_path
 from muxfer.config import LedgerConfig
 from muxfer.errors import LedgerUnreachable, StudyBusy
-from muxfer.lease import Holder
+from muxfer.lease import Holder, acquire
 from muxfer.ledger import Spool, Writer
 from tests.contracts.conftest import NUMBERS, PATIENCE, ROOT, STUDY, Server, curve, points, record, runs_of, trial
 
@@ -36,6 +39,18 @@ def test_the_lease_is_one_even_where_a_race_made_two_runs(drive, config):
     won = [old.claim(epoch + 1, us), new.claim(epoch + 1, them)]
     assert won == [True, False]
     assert [holder.token for holder in new.read().holders] == ["us"]
+
+
+def test_drivers_of_two_ledgers_never_work_in_one_folder(drive, config, tmp_path):
+    _, lease = drive()
+    other = MlflowLedger(
+        dataclasses.replace(config, experiment=f"{config.experiment}.other"), folder=tmp_path / "muxfer"
+    )
+    with pytest.raises(StudyBusy, match=f"another ledger, .*, experiment {config.experiment}: wait until it has ended"):
+        other.acquire(STUDY)
+    assert other.driver(STUDY) is None, "it gave its own lease back"
+    lease.release()
+    other.acquire(STUDY).release()
 
 
 def test_an_epoch_that_no_run_bears_is_nobodys(drive, config, monkeypatch):
@@ -58,7 +73,7 @@ def test_who_claims_while_another_one_asks_for_the_epochs_that_trials_bear_is_no
     ledger, lease = drive()
     lease.release()
     experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
-    fresh, us = dataclasses.replace(STUDY, key="fresh"), Holder.this_process()
+    fresh, us = dataclasses.replace(STUDY, key="fresh"), dataclasses.replace(Holder.this_process(), since="the other's")
 
     def others_claim_and_begin():
         other = LeaseRuns(ledger._store, experiment, fresh)
@@ -66,8 +81,32 @@ def test_who_claims_while_another_one_asks_for_the_epochs_that_trials_bear_is_no
         assert other.claim(1, us)
         return 1
 
-    claims = LeaseRuns(ledger._store, experiment, fresh, borne=others_claim_and_begin).read()
-    assert (claims.epoch, [holder.token for holder in claims.holders]) == (1, [us.token])
+    leases = LeaseRuns(ledger._store, experiment, fresh)
+    with pytest.raises(StudyBusy, match="the other's"):
+        acquire(leases, fresh.label, ttl_seconds=600, borne=others_claim_and_begin)
+    assert leases.read().epoch == 1
+
+
+def test_a_ledger_that_knows_less_than_a_spool_and_attempts_on_the_disk_goes_on_above_them(drive, tmp_path):
+    """As one that came out of a backup: the spool of its last driver would claim its trials above the new one."""
+    ledger, lease = drive()
+    ledger.begin(trial())
+    ledger.flush(PATIENCE)
+    lease.release()
+    home = tmp_path / "muxfer" / STUDY.label
+    spool = ledger._writer.spool.path.name.replace("-000001.", "-000004.")
+    begun = {"op": "begin", "key": "key0", "epoch": 4, "name": "a", "start_ms": 1, "tags": {}, "params": {}, "task": {}}
+    (home / spool).write_text(json.dumps(begun) + "\n")
+    (home / "spool-0123abcd-9999999999.jsonl").write_text("")  # made up, to leave nobody a number
+    newer, lease = drive()
+    assert lease.epoch == 5
+    newer.begin(trial())
+    newer.settle(record(epoch=lease.epoch))
+    newer.flush(PATIENCE)
+    assert [found.epoch for found in newer.records(STUDY)] == [5]
+    lease.release()
+    (home / "trials" / "key0" / "attempt-0007-00").mkdir(parents=True)
+    assert drive()[1].epoch == 8
 
 
 def test_where_no_lease_is_left_epochs_go_on_from_those_that_the_trials_bear(drive, config):
@@ -200,12 +239,12 @@ def test_a_database_that_an_earlier_version_left_half_made_is_made_anew(holder, 
     assert line(process) == "HELD"
 
 
-def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive):
+def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive, config):
     other = holder(ttl_seconds=1.0)
     assert line(other) == "READY"
     go(other)
     assert line(other) == "HELD"
-    os.kill(other.pid, signal.SIGSTOP)
+    stop_between_writes(other.pid, sqlite_path(config.tracking_uri))
     assert drive(lease_seconds=1.0)[1].epoch == 2
     os.kill(other.pid, signal.SIGCONT)
     assert line(other) == "FENCED"

@@ -145,6 +145,47 @@ def test_attempts_are_ordered_by_their_numbers_however_many_digits_these_have(tm
     assert [path.name for path in tmp_path.iterdir()] == [new]
 
 
+def tidy(trial):
+    prune(trial / "attempt-0002-00", keep=1)
+    checkpoint.settle(trial, epoch=2)
+    return checkpoint.discard(trial, epoch=2)
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["attempt-0000-00", "attempt-9999-00", "attempt-0001-00/step-00000005", "attempt-0001-00/.step-00000005.tmp"],
+)
+def test_nothing_behind_a_link_is_deleted_or_looked_for(trial, tmp_path_factory, link):
+    outside = tmp_path_factory.mktemp("outside")
+    save(outside, snapshot(99), key="k")
+    for name in ("step-by-step-notes", ".step-1.tmp"):
+        (outside / name).mkdir()
+        (outside / name / "mine.txt").touch()
+    (outside / "manifest.json").write_text("{}")
+    there = sorted(outside.rglob("*"))
+    (trial / link).symlink_to(outside)
+    assert load_newest(trial, key="k").snapshot.step == 30
+    tidy(trial)
+    assert sorted(outside.rglob("*")) == there
+    assert load_newest(trial, key="k") is None, "what is the trial's own goes"
+
+
+def test_a_trial_that_is_a_link_keeps_all_and_takes_nothing(trial, tmp_path_factory):
+    link = tmp_path_factory.mktemp("study") / "k"
+    link.symlink_to(trial)
+    prune(link / "attempt-0002-00")
+    assert checkpoint.settle(link, epoch=2) == checkpoint.discard(link, epoch=2) == 0
+    assert len(list(trial.glob("attempt-*/step-*"))) == 4
+
+
+def test_files_with_the_names_of_checkpoints_stop_nothing(trial):
+    names = ["step-00000005", "step-00000040", ".step-00000040.1.tmp"]
+    for file in (trial / "attempt-0003-00", *(trial / f"attempt-{i:04d}-00" / name for i in (1, 2) for name in names)):
+        file.write_text("mine")
+    assert load_newest(trial, key="k").snapshot.step == 30
+    assert tidy(trial) == 7 * len("mine")
+
+
 def test_an_attempt_with_nothing_whole_takes_nothing_from_those_before(trial):
     save(trial / "attempt-0003-00", snapshot(40), key="k")
     (trial / "attempt-0003-00" / "step-00000040" / "state.json").unlink()

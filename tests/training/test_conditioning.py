@@ -119,14 +119,14 @@ class Noisy(nn.Module):
 def test_what_a_model_draws_in_its_own_forward_is_the_steps(make_trainer, make_model, tmp_path):
     """Without it a resumed run would part from the uninterrupted one: no generator state is saved."""
 
-    def build(**options):
-        return make_trainer(model=Noisy(make_model()), fold={}, steps=20, checkpoint_every=10, **options)
+    def build():
+        return make_trainer(model=Noisy(make_model()), fold={}, steps=20, checkpoint_every=10)
 
     def save(trainer):
-        checkpoint.save(tmp_path / f"at-{trainer.step}" / "attempt-0", trainer.state(), key="k")
+        checkpoint.save(tmp_path / f"at-{trainer.step}" / "attempt-0001-00", trainer.state(), key="k")
 
-    straight = build(on_checkpoint=save)
-    straight.advance(1e9)
+    straight = build()
+    straight.advance(1e9, save)
     metric = straight.validate()
     for step in (10, 20):
         torch.rand(3)  # another process has drawn other numbers before

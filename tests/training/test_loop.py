@@ -20,16 +20,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer, make_model, tmp_
     straight.advance(FOREVER)
 
     def save(trainer):
-        checkpoint.save(tmp_path / f"attempt-{trainer.step:03d}", trainer.state(), key="k")
+        checkpoint.save(tmp_path / f"attempt-0001-{trainer.step:02d}", trainer.state(), key="k")
         if trainer.step in stops:
             raise InterruptedError
 
     for attempt in range(len(stops)):
-        trainer = make_trainer(model=make_model(seed=9 if attempt else 0), on_checkpoint=save)
+        trainer = make_trainer(model=make_model(seed=9 if attempt else 0))
         if attempt:
             trainer.restore(checkpoint.load_newest(tmp_path, key="k").snapshot)
         with pytest.raises(InterruptedError):
-            trainer.advance(FOREVER)
+            trainer.advance(FOREVER, save)
     resumed = make_trainer(model=make_model(seed=9))
     resumed.restore(checkpoint.load_newest(tmp_path, key="k").snapshot)
     assert resumed.step == stops[-1]
@@ -45,16 +45,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer, make_model, tmp_
 
 @pytest.mark.parametrize("objective", [RectifiedFlow(name="rectified_flow"), DDPM(name="ddpm")])
 def test_a_resumed_dit_equals_the_uninterrupted_one(make_trainer, tmp_path, objective):
-    def build(**options):
+    def build():
         torch.manual_seed(0)
         sizes = {"width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 1, "num_classes": 10}
         model = DiT(**sizes, learn_sigma=objective.name == "ddpm")
-        return make_trainer(model=model, fold={}, objective=objective, steps=12, checkpoint_every=6, **options)
+        return make_trainer(model=model, fold={}, objective=objective, steps=12, checkpoint_every=6)
 
-    straight = build(
-        on_checkpoint=lambda at: at.step == 6 and checkpoint.save(tmp_path / "attempt-0", at.state(), key="k")
-    )
-    straight.advance(FOREVER)
+    def save(trainer):
+        if trainer.step == 6:
+            checkpoint.save(tmp_path / "attempt-0001-00", trainer.state(), key="k")
+
+    straight = build()
+    straight.advance(FOREVER, save)
     resumed = build()
     resumed.restore(checkpoint.load_newest(tmp_path, key="k").snapshot)
     resumed.advance(FOREVER)
@@ -194,16 +196,14 @@ def test_a_last_update_that_breaks_the_weights_is_divergence(make_trainer):
 
 def test_no_checkpoint_is_offered_once_diverged(make_trainer):
     offered = []
-    trainer = make_trainer(
-        model=Explode([0.0] * 9 + [math.nan]), fold={}, on_checkpoint=lambda at: offered.append(at.step)
-    )
-    trainer.advance(FOREVER)
+    trainer = make_trainer(model=Explode([0.0] * 9 + [math.nan]), fold={})
+    trainer.advance(FOREVER, lambda at: offered.append(at.step))
     assert (trainer.diverged_at, offered) == (9, [])
 
 
 def test_checkpoints_are_offered_on_their_steps_and_at_the_end(make_trainer):
     offered = []
-    make_trainer(steps=25, on_checkpoint=lambda at: offered.append(at.step)).advance(FOREVER)
+    make_trainer(steps=25).advance(FOREVER, lambda at: offered.append(at.step))
     assert offered == [10, 20, 25]
 
 

@@ -1,0 +1,42 @@
+"""Which folders below a study's are ours, by their names. Without torch: every command asks.
+
+A study's folder may come from others. A link may lead anywhere, so nothing is deleted, or looked for, behind one.
+"""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from muxfer.errors import BadInput
+
+_ATTEMPT = re.compile(r"attempt-[0-9]+-[0-9]+")
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise BadInput where one of the folders that we are about to work in is a link."""
+    for path in paths:
+        if path.is_symlink():
+            raise BadInput(
+                f"{path} is a link to {os.path.realpath(path)}: expected a folder, for muxfer deletes nothing behind a"
+                " link; put the folder itself there, or give another one with output_dir=FOLDER"
+            )
+
+
+def attempts(trial_folder: Path) -> list[Path]:
+    return folders(trial_folder, _ATTEMPT)
+
+
+def folders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
+    """The folders, so named, below `parent`, which may be missing. Links are none, nor is anything behind one."""
+    if parent.is_symlink():
+        return []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(parent) as entries:
+        found = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return [path for path in found if names is None or names.fullmatch(path.name)]
+    return []
+
+
+def numbers(folder: Path) -> tuple[int, ...]:
+    """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
