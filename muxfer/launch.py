@@ -140,9 +140,8 @@ def transfer(
 
         with driving(asked, study, ledger, None) as lease:
             records = ledger.records(study)
-            if {r.key: r for r in records_of(ledger, study, trials)} != {
-                r.key: r for r in proxies
-            }:  # another driver was waited for
+            known = {record.key: record for record in proxies}
+            if {record.key: record for record in records_of(ledger, study, trials)} != known:  # another drove meanwhile
                 raise StudyBusy(
                     f"the trials of study {study.label} changed while this command waited for it: run the same command"
                     " again to choose anew"

@@ -41,9 +41,10 @@ RACE_SECONDS = 0.5
 """How long the losers of a race may take to let go, before a holder is named."""
 WATCHES = 20
 """How often a silent holder is looked at before it is taken over."""
-FOLDER_LOCK, MAX_LOCK_CHARACTERS = ".driver.lock", 4000
 SILENT_TTLS = 10
 """After how many times-to-live without a heartbeat a driver is shown as silent: two hosts' clocks may differ."""
+FOLDER_LOCK, MAX_LOCK_CHARACTERS = ".driver.lock", 4000
+"""Below a study's folder; it holds the identity of a ledger, and what to call that."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,8 +138,8 @@ class Progress:
             table.add_row(show_setting(record.setting), str(record.replicate), str(record.step), loss, style=style)
         for key, step in steps.items():
             trial = self.trials[key]
-            steps = trial.task["training"]["steps"]
-            table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{steps}", "…")
+            last = trial.task["training"]["steps"]
+            table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{last}", "…")
         told = f"lowest {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
         line = f"{len(records)}/{len(self.trials)} done · {told} · {self._left()} left"
         return Group(table, Text(line, style="italic"))

@@ -69,7 +69,7 @@ DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform
         (["training.warmup_steps=1000"], "expected 0 to training.steps 180"),
         (["training.label_dropout=1"], "expected a number in [0, 1)"),
         (["model.width=1,2"], "to give a list use key=[value1,value2]"),
-        (["model.width=["], "no viable alternative"),
+        (["model.width=["], "is not of Hydra's grammar: close each bracket"),
         (["data=../../etc/passwd"], "named inside ./conf"),
         (["data=/etc/passwd"], "named inside ./conf"),
         (["hydra.run.dir=/tmp/evil"], "not part of a study"),
