@@ -145,9 +145,9 @@ def optimum(folder: Path, records: Sequence[Record], verdict: Verdict) -> Sectio
         return None  # a drawn search at one task: it has a best setting and no curve
     files = optimum_figure(verdict, folder / "optimum")
     caption = (
-        f"Left: the best {verdict.hp} at each {verdict.axis}, with the 95 % interval of the fitted one; the grey wedge"
-        " is the drift's interval. Right: what the choice made there costs at the largest, with its interval; a star is"
-        " as measured."
+        f"Left: the best {verdict.hp} at each {verdict.axis}. Right: what the choice made there costs at the largest; a"
+        " star is as measured. Where the noise is known the fitted ones and the costs have their 95 % intervals, and"
+        " the drift's is a grey wedge."
     )
     header, *rows = optimum_rows(verdict)
     drift = drift_text(verdict)
