@@ -24,7 +24,7 @@ browser:
 	@command -v chromium > /dev/null || ! command -v apt-get > /dev/null || if [ "$$(id -u)" = 0 ]; \
 	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
-	else echo "no chromium for tests/test_browser.py: sudo apt-get install chromium fonts-dejavu-core"; fi
+	else echo "no chromium for tests/report/test_browser.py: sudo apt-get install chromium fonts-dejavu-core"; fi
 
 test check: export MUXFER_REQUIRE_BROWSER := $(if $(shell command -v apt-get),1,0)
 

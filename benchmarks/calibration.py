@@ -17,7 +17,7 @@ import numpy as np
 
 from muxfer.analysis.cells import Cell, Table
 from muxfer.analysis.transferability import judge_table
-from muxfer.figures import replace_file
+from muxfer.report.figures import replace_file
 from muxfer.trial import Outcome, Verdict
 
 ROOT = Path(__file__).parents[1]

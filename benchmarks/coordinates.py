@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from muxfer.task import Task
+from muxfer.config.task import Task
 
 WIDTHS = (32, 64, 128, 256)
 DEPTHS = (2, 4, 8, 16)
@@ -89,10 +89,10 @@ class Result:
 
 @lru_cache(maxsize=64)
 def task_of(overrides: tuple[str, ...]) -> Task:
-    from muxfer.adapters.hydra_compose import compose
-    from muxfer.models import with_num_classes
-    from muxfer.parse import parse
-    from muxfer.training.data import load
+    from muxfer.config.hydra_compose import compose
+    from muxfer.config.models import with_num_classes
+    from muxfer.config.parse import parse
+    from muxfer.data.source import load
 
     task = parse(compose("lr-width", overrides)).task
     return replace(task, model=with_num_classes(task.model, load(task.data).num_classes))
@@ -102,7 +102,7 @@ def run(job: Job) -> Result:
     """One check in this process, on one thread."""
     import torch
 
-    from muxfer.coordinates import changes_training, check_coordinates
+    from muxfer.models.coordinate_run import changes_training, check_coordinates
     from muxfer.mup.mutants import MUTANTS
 
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from benchmarks import recorded
 from muxfer.analysis.cells import percent, settled_table, shown
 from muxfer.analysis.proxy_size import parameters_times_samples
 from muxfer.analysis.transferability import bands, judge
-from muxfer.figures import compare_figure, replace_file
+from muxfer.report.figures import compare_figure, replace_file
 from muxfer.trial import Record
 
 SMALLEST, TARGET = 32.0, 256.0

@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.commands import ROOT
-from muxfer.adapters.hydra_compose import compose
 from muxfer.analysis.loss_band import Curve, LossBand, Smoother, first_breach, loss_band
-from muxfer.config import Config
-from muxfer.inline import InlineExecutor
-from muxfer.models import with_num_classes
-from muxfer.parse import parse
-from muxfer.plan import make_trial
-from muxfer.training.data import load
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import with_num_classes
+from muxfer.config.parse import parse
+from muxfer.config.study import Config
+from muxfer.data.source import load
+from muxfer.executors.base import Job
+from muxfer.executors.inline import InlineExecutor
+from muxfer.study.trials import make_trial
 from muxfer.training.optim import rate_multiplier
-from muxfer.worker import Job
 
 TINY = [
     "model.base_width=32",

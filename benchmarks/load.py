@@ -25,11 +25,11 @@ from benchmarks.commands import ROOT
 from benchmarks.reporter import CURVES
 from benchmarks.reporters import finished, writing
 from benchmarks.timing import Row, spread
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
-from muxfer.proposal import proposing
-from muxfer.request import request
-from muxfer.task import to_plain
+from muxfer.config.study import LedgerConfig
+from muxfer.config.task import to_plain
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.study.resolve import request
+from muxfer.study.rounds import proposing
 from muxfer.trial import Point, Study, Trial, content_hash
 
 DATA = ROOT / "docs" / "data" / "load.json"

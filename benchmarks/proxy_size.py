@@ -15,8 +15,8 @@ from benchmarks import recorded
 from benchmarks.evidence import written
 from muxfer.analysis.cells import percent, shown
 from muxfer.analysis.proxy_size import Candidate, ProxyFront, described, parameters_times_samples, proxy_front
-from muxfer.figures import replace_file
-from muxfer.figures.proxies import proxies_figure
+from muxfer.report.figures import replace_file
+from muxfer.report.figures.proxies import proxies_figure
 
 CSV = recorded.DATA / "proxy-size.csv"
 PAGE = recorded.DATA.parent / "proxy-size.md"

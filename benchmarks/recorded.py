@@ -4,8 +4,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from muxfer.figures import replace_file
-from muxfer.tables import ordered, rows_csv
+from muxfer.analysis.cells import ordered
+from muxfer.report.figures import replace_file
+from muxfer.report.format import rows_csv
 from muxfer.trial import Outcome, Record
 
 OWN = ("replicate", "outcome", "metric", "step", "num_parameters", "train_seconds")
@@ -16,8 +17,9 @@ DATA = Path(__file__).parents[1] / "docs" / "data"
 
 def export(name: str, overrides: Sequence[str], path: Path) -> list[Record]:
     """Write the settled trials of a recorded study; run it in the ledger's folder, with the sweep's own overrides."""
-    from muxfer.request import open_ledger, request
-    from muxfer.transfer import the_study
+    from muxfer.study.match import the_study
+    from muxfer.study.resolve import request
+    from muxfer.study.session import open_ledger
 
     asked = request(name, overrides)
     with open_ledger(asked, existing=True) as ledger:

@@ -17,12 +17,12 @@ from benchmarks.commands import ROOT
 from benchmarks.faults.server import serving
 from benchmarks.reporter import points_of
 from benchmarks.timing import Row, spread
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
-from muxfer.ledger import Writer
-from muxfer.study import run_study
+from muxfer.config.study import LedgerConfig
+from muxfer.executors.base import Job, Report
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.ledger.writer import Writer
+from muxfer.study.loop import run_study
 from muxfer.trial import Outcome, Point, Record, Study, Trial, content_hash
-from muxfer.worker import Job, Report
 
 NUM_REPORTERS = 64
 STEPS_A_REPORT = 10

@@ -8,16 +8,21 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Row, interleaved, ratios, spread
-from muxfer import plan
-from muxfer.cost import training_flops
+from muxfer.config.settings import with_setting
+from muxfer.config.task import Task
+from muxfer.data.source import load
+from muxfer.data.stream import Stream
+from muxfer.executors.base import Job
+from muxfer.executors.worker import TrialRun
+from muxfer.models.build import build_model
+from muxfer.models.count import measure
 from muxfer.mup import param_groups
-from muxfer.request import request
-from muxfer.task import Task, with_setting
+from muxfer.study.cost import training_flops
+from muxfer.study.resolve import request
+from muxfer.study.trials import make_trial
 from muxfer.training import objective as objectives
-from muxfer.training.data import Stream, load
 from muxfer.training.optim import build_adamw, rate_multiplier, set_rates
 from muxfer.trial import Trial
-from muxfer.worker import Job, TrialRun, build_model, measure
 
 WIDTHS = (128, 256)
 ENDLESS = ("training.steps=1000000", "training.checkpoint_every=1000000", "training.report_every=1")
@@ -31,7 +36,7 @@ def proxy(width: int, *overrides: str) -> tuple[Task, Trial]:
     asked = request("lr-width", overrides)
     setting = {"width": width, "base_lr": 2.0**-7}
     task = with_setting(asked.config.task, setting)
-    return task, plan.make_trial(task, setting, replicate=0, fingerprint=asked.fingerprint)
+    return task, make_trial(task, setting, replicate=0, fingerprint=asked.fingerprint)
 
 
 class Reference:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from benchmarks.steps import proxy
 from benchmarks.timing import Row, interleaved, ratios, spread
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
+from muxfer.config.study import LedgerConfig
+from muxfer.executors.base import Job
+from muxfer.executors.worker import TrialRun
+from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Point, Study, Trial
-from muxfer.worker import Job, TrialRun
 
 INTERVAL = 10
 

@@ -6,174 +6,15 @@ whatever one asks of them). A signal ends a command with 130 or 143, resumable. 
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import importlib
-import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import click
 
 from muxfer import __version__
-from muxfer.adapters import ray_sessions
-from muxfer.environment import masked, masked_plain, one_line, printable
-from muxfer.errors import BadInput, MuxferError
-
-_BEGAN = time.monotonic()
-"""Before every heavy import, for which a user waits too; on a clock that nobody sets."""
-INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-STOP_SECONDS = 15.0
-"""How long a command that was told to stop may take to end in order."""
-AGAIN_SECONDS = 0.05
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-
-class Interrupted(BaseException):
-    """A signal asked the command to stop. Not an Exception: nothing may swallow it."""
-
-    def __init__(self, signum: int) -> None:
-        self.exit_code = INTERRUPTED[signal.Signals(signum)]
-        super().__init__(f"stopped by {signal.Signals(signum).name}; type the same command again to go on")
-
-
-def say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads any more, or its disk is full: the work goes on
-        print(printable(masked(line)), file=sys.stderr, flush=True)
-
-
-def _open_streams() -> None:
-    """What the caller closed leads nowhere: else the next file that is opened has its number, and is written into."""
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-            os.set_inheritable(descriptor, True)
-            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
-
-
-@contextlib.contextmanager
-def _answer_on_stdout() -> Iterator[IO[str]]:
-    """The real stdout for the answer; everything else that is printed meanwhile goes to stderr."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    answer = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
-    try:
-        yield answer
-    finally:
-        with contextlib.suppress(OSError):  # what could not be written is tried again, and was told of
-            answer.close()
-
-
-def _run(module: str, function: str, *given: Any, as_json: bool = False, **more: Any) -> NoReturn:
-    """Run muxfer.MODULE.FUNCTION, print its Answer, and leave with its exit code. Signals stand before imports."""
-
-    told: list[Interrupted] = []
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if not told:
-            told.append(Interrupted(signum))
-            # A library may wait for ever: then what a kill -9 leaves must do.
-            late = threading.Timer(STOP_SECONDS, _give_up, [told[0]])
-            late.daemon = True
-            late.start()
-            ray_sessions.end()
-        if _is_importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-            return
-        _ignore_signals()
-        raise told[0]
-
-    def swallowed(lost: sys.UnraisableHookArgs) -> None:
-        """What is raised in a finalizer goes no further."""
-        if not isinstance(lost.exc_value, Interrupted):
-            sys.__unraisablehook__(lost)
-            return
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-
-    with _answer_on_stdout() as stdout:
-        try:
-            sys.unraisablehook = swallowed
-            for number in (signal.SIGALRM, *INTERRUPTED):
-                signal.signal(number, stop)
-            if names := click.get_current_context().meta.get("muxfer.plugins"):
-                importlib.import_module("muxfer.plugins").allow(names, folder=os.getcwd())
-            answer = getattr(importlib.import_module(f"muxfer.{module}"), function)(*given, **more)
-            wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-            text = masked(answer.text)
-            if as_json:
-                text = json.dumps(masked_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
-            code = answer.exit_code
-            _ignore_signals()  # what is answered is done
-            _tell(printable(text), stdout)
-        except (Exception, Interrupted) as error:
-            code = _explain(told[0] if told else error)  # what broke on the way out is of no interest
-            if told:  # maybe before it came to what a killed driver left
-                ray_sessions.sweep()
-    _leave(code)
-
-
-def _tell(text: str, stdout: IO[str]) -> None:
-    try:
-        print(text, file=stdout, flush=True)
-    except BrokenPipeError:  # nobody reads any more
-        pass
-    except OSError as error:
-        raise _unwritten(error) from None
-
-
-def _unwritten(error: OSError) -> BadInput:
-    told = f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
-    return BadInput(told)
-
-
-def _explain(error: BaseException) -> int:
-    """Say why a command ended; its exit code."""
-    match error:
-        case MuxferError() | Interrupted():
-            say(f"muxfer: {one_line(str(error))}")
-            return error.exit_code
-        case click.Abort():
-            say("muxfer: not confirmed; nothing was done")
-            return 2
-        case _:
-            import traceback
-
-            say(f"muxfer {__version__} met a bug of its own; please report it with this traceback")
-            say("".join(traceback.format_exception(error)))
-            return 1
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: its C++ may abort where we raise, and the lock of imports swallows it."""
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
-        frame = frame.f_back
-    return frame is not None
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGALRM, *INTERRUPTED):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _give_up(error: Interrupted) -> NoReturn:
-    say(f"muxfer: {error} (it did not end in order within {STOP_SECONDS:g} s)")
-    _leave(error.exit_code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End now: a thread of a library must not keep a finished command alive, nor change its exit code."""
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    ray_sessions.end()
-    os._exit(code)
+from muxfer.invoke import UNWRITABLE, Interrupted, explain, leave, open_streams, run_command, say, unwritten
+from muxfer.redaction import one_line
 
 
 def _keep_plugins(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
@@ -182,7 +23,7 @@ def _keep_plugins(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]
 
 def _complaint(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "name":
-        from muxfer.adapters.hydra_compose import sweep_names
+        from muxfer.config.hydra_compose import sweep_names
 
         return f"the NAME of a sweep is missing: {', '.join(sweep_names())}"
     return error.format_message().rstrip(".")
@@ -204,13 +45,13 @@ class OneLineErrors(click.Group):
     """Usage errors in one line, as every other error of ours; and a help that can't be written is one."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        _open_streams()
+        open_streams()
         try:
             return self._parse(*args, **{**kwargs, "standalone_mode": False})
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            _leave(_explain(_unwritten(error)))
+            leave(explain(unwritten(error)))
         except click.ClickException as error:
             ctx = getattr(error, "ctx", None)
             say(f"muxfer: {one_line(_complaint(error))}; see {ctx.command_path if ctx else 'muxfer'} --help")
@@ -219,7 +60,7 @@ class OneLineErrors(click.Group):
             sys.exit(130)
         except Interrupted as error:  # told to stop while it was ending
             say(f"muxfer: {error}")
-            _leave(error.exit_code)
+            leave(error.exit_code)
 
     def _parse(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -275,9 +116,9 @@ def sweep(
       muxfer sweep lr-width optimizer.parametrization=standard search.seeds=3
     """
     if dry_run:
-        _run("proposal", "dry_run", name, overrides, as_json=as_json)
-    _run(
-        "commands",
+        run_command("dry_run", "dry_run", name, overrides, as_json=as_json)
+    run_command(
+        "sweep",
         "sweep",
         name,
         overrides,
@@ -317,7 +158,9 @@ def transfer(
     if law is not None and flops is None:
         raise click.UsageError(f"--law {law} sizes the target at a budget: give --flops as well")
     sizing = {"flops": flops, "law": law}
-    _run("launch", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force, **sizing)
+    run_command(
+        "transfer", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force, **sizing
+    )
 
 
 @main.command(short_help="What sweep NAME costs before anything runs")
@@ -334,7 +177,7 @@ def plan(name: str, overrides: tuple[str, ...], as_json: bool, budget: float | N
       muxfer plan mmdit-random scale=paper
       muxfer plan lr-width scale=paper --budget 0.03
     """
-    _run("budget", "plan", name, overrides, as_json=as_json, budget=budget)
+    run_command("plan", "plan", name, overrides, as_json=as_json, budget=budget)
 
 
 @main.command(short_help="Does the optimum transfer? Of sweep NAME, or of a table")
@@ -364,12 +207,12 @@ def verdict(
             raise click.UsageError(f"--{min(given, default='log2-hp')} goes with --table FILE.csv alone")
         if name is None:
             raise click.UsageError("verdict needs the NAME of a sweep, or --table FILE.csv")
-        _run("commands", "verdict", name, overrides, as_json=as_json)
+        run_command("verdict", "verdict", name, overrides, as_json=as_json)
     if name is not None:
         raise click.UsageError(f"--table {table} and the sweep {name!r} exclude each other: give one")
     if missing := [f"--{key} COL" for key in ("axis", "hp", "metric") if key not in given]:
         raise click.UsageError(f"--table needs {', '.join(missing)} as well: the columns to read")
-    _run("table_verdict", "verdict", table, as_json=as_json, log2_hp=log2_hp, **given)
+    run_command("verdict_table", "verdict", table, as_json=as_json, log2_hp=log2_hp, **given)
 
 
 @main.command(short_help="Scaling laws of isoFLOP sweep NAME, or of a table")
@@ -394,7 +237,7 @@ def fit(name: str | None, overrides: tuple[str, ...], as_json: bool, **options: 
         raise click.UsageError("fit needs the NAME of an isoFLOP sweep, or --table FILE.csv, and not both")
     if options["against"] is not None and options["against_table"] is not None:
         raise click.UsageError("--against NAME and --against-table FILE.csv exclude each other: give one")
-    _run("fit", "fit", name, overrides, as_json=as_json, **options)
+    run_command("fit", "fit", name, overrides, as_json=as_json, **options)
 
 
 @main.command(short_help="Figures and page of sweep NAME again, from the ledger")
@@ -408,7 +251,7 @@ def report(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     \b
       muxfer report lr-width
     """
-    _run("commands", "report", name, overrides, as_json=as_json)
+    run_command("report", "report", name, overrides, as_json=as_json)
 
 
 @main.command(short_help="How sweep NAME stands, or every study of the ledger")
@@ -423,7 +266,7 @@ def status(name: str | None, overrides: tuple[str, ...], as_json: bool, watch: b
     \b
       muxfer status lr-width --watch
     """
-    _run("status", "status", name, overrides, as_json=as_json, say=say, watch=watch)
+    run_command("status", "status", name, overrides, as_json=as_json, say=say, watch=watch)
 
 
 @main.command(short_help="Run the failed trials of sweep NAME again")
@@ -438,7 +281,7 @@ def retry(name: str, overrides: tuple[str, ...], as_json: bool, failed: bool) ->
     \b
       muxfer retry lr-width --failed
     """
-    _run("commands", "retry", name, overrides, as_json=as_json, say=say)
+    run_command("retry", "retry", name, overrides, as_json=as_json, say=say)
 
 
 @main.command(short_help="Write the weights of RUN for another library")
@@ -454,7 +297,7 @@ def export(run: str, overrides: tuple[str, ...], as_json: bool, to: str, folder:
     \b
       muxfer export 3f9c --to diffusers
     """
-    _run("export", "export", run, overrides, as_json=as_json, to=to, folder=folder)
+    run_command("export", "export", run, overrides, as_json=as_json, to=to, folder=folder)
 
 
 @main.command(short_help="One model: its size, each parameter's role and scales")
@@ -472,7 +315,7 @@ def model(name: str, overrides: tuple[str, ...], as_json: bool, scales: str | No
       muxfer model dit +size=xl_2
       muxfer model lr-width model.width=256 --scales scales.json
     """
-    _run("describe", "model", name, overrides, as_json=as_json, scales=scales)
+    run_command("model", "model", name, overrides, as_json=as_json, scales=scales)
 
 
 @main.command(short_help="Do a model's coordinates stay put as it grows?")
@@ -488,7 +331,7 @@ def check(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
       muxfer check dit check.sizes=[64,128,256,512]
       muxfer check dit check=depth optimizer.parametrization=completep model.base_depth=4
     """
-    _run("check", "check", name, overrides, as_json=as_json, say=say)
+    run_command("check", "check", name, overrides, as_json=as_json, say=say)
 
 
 @main.command(short_help="The whole configuration of sweep NAME, as YAML")
@@ -500,7 +343,7 @@ def config(name: str, overrides: tuple[str, ...]) -> None:
     \b
       muxfer config lr-width model.depth=6
     """
-    _run("commands", "show_config", name, overrides)
+    run_command("config", "show_config", name, overrides)
 
 
 @main.command(short_help="Remove checkpoints and reports; the ledger is kept")
@@ -521,7 +364,7 @@ def clean(name: str | None, overrides: tuple[str, ...], yes: bool) -> None:
             say("")  # nobody typed the end of that line
             raise
 
-    _run("commands", "clean", name, overrides, confirmed=confirmed)
+    run_command("clean", "clean", name, overrides, confirmed=confirmed)
 
 
 @main.command(short_help="Is everything here that a sweep needs?")
@@ -536,7 +379,7 @@ def doctor(overrides: tuple[str, ...], as_json: bool) -> None:
       muxfer doctor
       muxfer doctor ledger.tracking_uri=http://mlflow.lab:5000 compute.address=10.0.0.1:6379
     """
-    _run("doctor", "doctor", "lr-width", overrides, as_json=as_json)
+    run_command("doctor", "doctor", "lr-width", overrides, as_json=as_json)
 
 
 @main.command(
@@ -550,7 +393,7 @@ def ui(arguments: tuple[str, ...]) -> None:
     \b
       muxfer ui --port 5000
     """
-    from muxfer import commands
+    from muxfer.commands.ui import ui_environment
 
-    environment = {**os.environ, **commands.ui_environment(), "PYTHONSAFEPATH": "1"}  # no ./mlflow.py of the folder's
+    environment = {**os.environ, **ui_environment(), "PYTHONSAFEPATH": "1"}  # no ./mlflow.py of the folder's
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], environment)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, TypedDict
 
-from muxfer.form import expect
+from muxfer.validate import expect
 
 NUMERICS_VERSION = 1
 """Part of every trial key. Raised whenever the same task would train to other numbers than before."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.adapters.hydra_compose import compose
-from muxfer.config import Config
-from muxfer.parse import parse
+from muxfer.config.hydra_compose import compose
+from muxfer.config.parse import parse
+from muxfer.config.study import Config
 
 for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
     os.environ.setdefault(name, "0")

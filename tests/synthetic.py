@@ -60,7 +60,7 @@ def make_search(num=24, seed=0):
 
 def real_study():
     """The records and training curves of `muxfer sweep lr-width` at four widths with three seeds, on 2 cores."""
-    rows = json.loads((Path(__file__).parent / "data" / "lr-width.json").read_text())
+    rows = json.loads((Path(__file__).parent / "fixtures" / "lr-width.json").read_text())
     points = {
         row["key"]: [Point(name="train_loss", step=step, value=value) for step, value in row.pop("train_loss", [])]
         for row in rows
@@ -70,9 +70,9 @@ def real_study():
 
 def check_of(folder):
     """A coordinate check that passes but for one line, as `muxfer check` leaves it: its JSON, and its figure."""
-    from muxfer.check import check_data  # these bring torch along
-    from muxfer.figures.check import coordinate_figure
+    from muxfer.commands.check import check_data  # these bring torch along
     from muxfer.mup.slopes import MEASURES, CoordinateCheck, Line
+    from muxfer.report.figures.check import coordinate_figure
 
     sizes = (32, 64, 128, 256)
     lines = []

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from muxfer import commands, request
 from muxfer.cli import main
-from muxfer.task import to_plain
+from muxfer.commands.ui import ui_environment
+from muxfer.config.task import to_plain
+from muxfer.study import resolve as request
+from muxfer.study import session
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,7 +93,7 @@ def test_resources_that_no_node_has_are_5(tmp_path, more):
 def test_the_dashboard_keeps_its_usage_to_itself_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("DO_NOT_TRACK", "false")
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
-    given = commands.ui_environment()
+    given = ui_environment()
     assert (given["MLFLOW_DISABLE_TELEMETRY"], "DO_NOT_TRACK" in given) == ("true", False)
 
 
@@ -132,7 +134,7 @@ def driven(folder, name="lr-width", ledger="mlflow.db"):
     """A study of `name` is being driven here, recorded in the ledger of that file; gives its folder."""
     uri = f"ledger.tracking_uri=sqlite:///{folder}/{ledger}"
     asked = request.request(name, [uri, f"output_dir={folder}/muxfer"])
-    with request.open_ledger(asked) as opened, request.driving(asked, asked.study, opened, to_plain(asked.config)):
+    with session.open_ledger(asked) as opened, session.driving(asked, asked.study, opened, to_plain(asked.config)):
         (asked.home / "trials").mkdir(parents=True)
         yield asked.home
 
@@ -278,9 +280,9 @@ def importing():
     import swallowing
     time.sleep(60)
 
-sys.modules["muxfer.work"] = types.SimpleNamespace(**globals())
+sys.modules["muxfer.commands.work"] = types.SimpleNamespace(**globals())
 with click.Context(click.Command("work")):
-    cli._run("work", sys.argv[1])
+    cli.run_command("work", sys.argv[1])
 """
 SWALLOWING = """
 import os, signal, time

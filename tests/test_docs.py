@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from muxfer import cli, errors
-from muxfer.adapters.hydra_compose import compose, compose_model
-from muxfer.describe import model
-from muxfer.parse import parse, parse_part
-from muxfer.request import request
+from muxfer import cli, errors, invoke
+from muxfer.commands.model import model
+from muxfer.config.hydra_compose import compose, compose_model
+from muxfer.config.parse import parse, parse_part
+from muxfer.study.resolve import request
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -82,7 +82,7 @@ def test_every_command_of_the_readme_can_be_typed(words, tmp_path, monkeypatch):
 
 def test_the_readme_has_every_exit_code_and_every_command_that_leaves_with_6():
     (told,) = re.findall(r"^Exit codes: (.*?)\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    codes = {error.exit_code for error in errors.MuxferError.__subclasses__()} | {0, 1} | {*cli.INTERRUPTED.values()}
+    codes = {error.exit_code for error in errors.MuxferError.__subclasses__()} | {0, 1} | {*invoke.INTERRUPTED.values()}
     assert {int(code) for code in re.findall(r"\d+", told)} == codes
     helps = {verb: command.get_help(click.Context(command)) for verb, command in cli.main.commands.items()}
     assert {words.split()[0] for words in re.findall(r"`([^`]+)`", told)} == {

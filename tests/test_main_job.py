@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from muxfer import commands, request
+from muxfer.commands.clean import clean
 from muxfer.errors import StudyBusy
+from muxfer.study import resolve as request
+from muxfer.study import session
 from tests.typed import start
 
 SMALL = [
@@ -251,14 +253,14 @@ def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tell
     first = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert "s3cret" not in Path(first["report"]).read_text()
     asked = request.request("lr-width", [*tiny, f"output_dir={tmp_path}/a/muxfer"])
-    with request.open_ledger(asked) as ledger, contextlib.ExitStack() as driven:
+    with session.open_ledger(asked) as ledger, contextlib.ExitStack() as driven:
 
         def started_meanwhile(question):
             driven.callback(ledger.acquire(asked.study).release)
             return True
 
         with pytest.raises(StudyBusy, match="is being driven"):
-            commands.clean("lr-width", asked.overrides, confirmed=started_meanwhile)
+            clean("lr-width", asked.overrides, confirmed=started_meanwhile)
     assert Path(first["folder"]).is_dir(), "the files of a sweep that was started while clean asked"
     code, _, err = finish(start(tmp_path, "clean", "lr-width", tiny[-1], "training.steps=60", "--yes"))
     assert (code, "no study lr-width with training.steps=60 has files" in err) == (2, True), err

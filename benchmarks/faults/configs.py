@@ -120,7 +120,7 @@ FILES: tuple[str, ...] = (
 
 def in_process(seed: int, folder: Path, faults: int) -> int:
     """Mutate, compose, parse, and list the trials: a plan, or BadInput in one line; nothing is ever made by it."""
-    from muxfer.environment import one_line
+    from muxfer.redaction import one_line
 
     rng = random.Random(seed)
     os.environ.pop("NOT_SET", None)
@@ -233,8 +233,8 @@ def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tup
 
 def _plan(name: str, overrides: Sequence[str]) -> None:
     """As `muxfer sweep NAME --dry-run` does it, up to the trials."""
-    from muxfer.proposal import proposing
-    from muxfer.request import request
+    from muxfer.study.resolve import request
+    from muxfer.study.rounds import proposing
 
     asked = request(name, overrides, planned=True)
     proposing(asked.config, fingerprint=asked.fingerprint)([])
@@ -243,11 +243,11 @@ def _plan(name: str, overrides: Sequence[str]) -> None:
 def _plan_of(data: Mapping[str, Any]) -> None:
     from dataclasses import replace
 
-    from muxfer.models import with_num_classes
-    from muxfer.parse import parse
-    from muxfer.plan import study_of
-    from muxfer.proposal import proposing
-    from muxfer.request import output_folder
+    from muxfer.config.models import with_num_classes
+    from muxfer.config.parse import parse
+    from muxfer.study.resolve import output_folder
+    from muxfer.study.rounds import proposing
+    from muxfer.study.trials import study_of
 
     config = parse(data)
     config = replace(config, model=with_num_classes(config.model, 10))
@@ -257,7 +257,7 @@ def _plan_of(data: Mapping[str, Any]) -> None:
 
 
 def _composed() -> Mapping[str, Any]:
-    from muxfer.adapters.hydra_compose import compose
+    from muxfer.config.hydra_compose import compose
 
     return compose("lr-width")
 
@@ -288,7 +288,7 @@ def _overrides(rng: random.Random) -> list[str]:
 
 def _yaml(rng: random.Random, folder: Path) -> list[str]:
     """A file in ./sweeps or ./conf/model, and the overrides that make it count."""
-    from muxfer.adapters.hydra_compose import packaged
+    from muxfer.config.hydra_compose import packaged
 
     text = rng.choice(FILES)
     if rng.random() < 0.6:

@@ -32,9 +32,10 @@ from benchmarks.faults.bench import (
     wait_for,
 )
 from benchmarks.faults.losses import refusal
-from muxfer.request import Request, request
+from muxfer.executors.base import Job
+from muxfer.executors.worker import TrialRun
+from muxfer.study.resolve import Request, request
 from muxfer.trial import Record
-from muxfer.worker import Job, TrialRun
 
 MEGABYTES = 4
 DATABASE_MEGABYTES = 16
@@ -216,7 +217,7 @@ def _job(folder: Path) -> Job:
     """The first trial of the bench's grid, of width 16, in this process."""
     import torch
 
-    from muxfer.plan import grid_trials
+    from muxfer.study.trials import grid_trials
 
     torch.set_num_threads(1)
     asked = _asked(folder)

@@ -51,7 +51,15 @@ NAMES = (
         "\u2025/evil",
     ),
     *("a" * 300, "\u00e9" * 150, "a" * 10_000, "x/" * 2000 + "evil", "", " ", ".hidden", "con", "a:b", "file:///evil"),
-    *("os:system", "builtins:eval", "subprocess:Popen", "torch:load", "muxfer.worker:TrialRun", "os", "__main__"),
+    *(
+        "os:system",
+        "builtins:eval",
+        "subprocess:Popen",
+        "torch:load",
+        "muxfer.executors.worker:TrialRun",
+        "os",
+        "__main__",
+    ),
 )
 
 
@@ -87,7 +95,7 @@ def names(seed: int, folder: Path, faults: int) -> int:
 
 
 def _sweep(name: str) -> None:
-    from muxfer.adapters.hydra_compose import compose, compose_model
+    from muxfer.config.hydra_compose import compose, compose_model
 
     for read in (compose, compose_model):
         with contextlib.suppress(BadInput):
@@ -96,7 +104,7 @@ def _sweep(name: str) -> None:
 
 
 def _group(name: str) -> None:
-    from muxfer.adapters.hydra_compose import compose
+    from muxfer.config.hydra_compose import compose
 
     for group in ("model", "+size", "scale", "training@model"):
         with contextlib.suppress(BadInput):
@@ -105,7 +113,7 @@ def _group(name: str) -> None:
 
 
 def _plugin(name: str) -> None:
-    from muxfer.plugins import allow
+    from muxfer.models.plugins import allow
 
     known = set(sys.modules)
     allow([name], folder=os.getcwd())
@@ -113,22 +121,22 @@ def _plugin(name: str) -> None:
 
 
 def _table(name: str) -> None:
-    from muxfer.adapters.pandas_table import read_columns
+    from muxfer.commands.csv_columns import read_columns
 
     read_columns(name, ["a"])
     raise AssertionError("a table was read")
 
 
 def _scales(name: str) -> None:
-    from muxfer.describe import _write
-    from muxfer.request import user_path
+    from muxfer.commands.model import _write
+    from muxfer.files import user_path
 
     _inside_only(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
 
 
 def _export_folder(name: str) -> None:
-    from muxfer.export import _new_folder
-    from muxfer.request import user_path
+    from muxfer.commands.export import _new_folder
+    from muxfer.files import user_path
 
     def act() -> None:
         with _new_folder(user_path(name, "--folder")) as temporary:
@@ -138,14 +146,14 @@ def _export_folder(name: str) -> None:
 
 
 def _figure(name: str) -> None:
-    from muxfer.fit import _figure_stem
+    from muxfer.commands.fit import _figure_stem
 
     _figure_stem(name, "runs.csv")
 
 
 def _inside_only(name: str, act: Callable[[], object], path: str) -> None:
     """What was typed may lead anywhere; here only where it leads inside is it done, and else that it would be done."""
-    from muxfer.request import user_path
+    from muxfer.files import user_path
 
     where = user_path(path, "here").resolve()
     if Path.cwd() in where.parents:
@@ -153,8 +161,8 @@ def _inside_only(name: str, act: Callable[[], object], path: str) -> None:
 
 
 def _target(name: str) -> None:
-    from muxfer.families import family_of
-    from muxfer.models import Declared
+    from muxfer.config.models import Declared
+    from muxfer.models.families import family_of
 
     sizes = {"family": "declared", "width": 4, "base_width": 4, "depth": 1, "head_dim": 4, "patch": 1, "image_size": 8}
     family_of(Declared(**sizes, channels=1, target=name, sizes={"w": "width"}, inputs={"x": "image"}))  # type: ignore[arg-type]
@@ -162,8 +170,8 @@ def _target(name: str) -> None:
 
 
 def _words(name: str) -> None:
-    from muxfer.adapters.hydra_compose import compose
-    from muxfer.request import words_of
+    from muxfer.config.hydra_compose import compose
+    from muxfer.study.resolve import words_of
 
     sweep, *overrides = words_of(name, "--against")
     compose(sweep, overrides)
@@ -171,8 +179,8 @@ def _words(name: str) -> None:
 
 
 def _uri(name: str) -> None:
-    from muxfer.adapters.tracking_uri import masked, sqlite_path
-    from muxfer.environment import one_line
+    from muxfer.ledger.tracking_uri import masked, sqlite_path
+    from muxfer.redaction import one_line
 
     for password in ("hunter22", "@hunter22", "hunter22@", "/hunter22", "hunter22/x@y", "a@/hunter22", "5/hunter22"):
         for uri in (f"http://u:{password}@{name}", f"postgresql://u:{password}@h/{name}"):
@@ -187,8 +195,9 @@ def _uri(name: str) -> None:
 
 
 def _output_dir(name: str) -> None:
-    from muxfer.parse import parse
-    from muxfer.request import check_writable, output_folder
+    from muxfer.config.parse import parse
+    from muxfer.files import check_writable
+    from muxfer.study.resolve import output_folder
 
     plain = {**_plain(), "output_dir": name}
     where = output_folder(parse(plain))
@@ -196,10 +205,10 @@ def _output_dir(name: str) -> None:
 
 
 def _data_path(name: str) -> None:
-    from muxfer.parse import parse
-    from muxfer.request import user_path
-    from muxfer.task import ImageFolder
-    from muxfer.training.data import load
+    from muxfer.config.parse import parse
+    from muxfer.config.task import ImageFolder
+    from muxfer.data.source import load
+    from muxfer.files import user_path
 
     config = parse({**_plain(), "data": {"name": "image_folder", "path": name, "image_size": 8, "channels": 1}})
     assert isinstance(config.data, ImageFolder)
@@ -230,7 +239,7 @@ def _by_command(name: str) -> None:
 
 
 def _plain() -> dict[str, Any]:
-    from muxfer.adapters.hydra_compose import compose
+    from muxfer.config.hydra_compose import compose
 
     if not _PLAIN:
         _PLAIN.update(compose("lr-width"))
@@ -262,8 +271,8 @@ class _Experiments:
         self._write(text=name)
 
     def _write(self, *, study: str = "lr-width", experiment: str = "muxfer", text: str = "x") -> None:
-        from muxfer.adapters.mlflow_ledger import MlflowLedger
-        from muxfer.config import LedgerConfig
+        from muxfer.config.study import LedgerConfig
+        from muxfer.ledger.mlflow_ledger import MlflowLedger
         from muxfer.trial import Outcome, Record, Study, Trial
 
         self._number += 1

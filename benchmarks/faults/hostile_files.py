@@ -170,9 +170,9 @@ def _ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
     """_target_ and model.target, by which other systems run what a configuration names."""
-    from muxfer.families import family_of
-    from muxfer.parse import parse
-    from muxfer.request import request
+    from muxfer.config.parse import parse
+    from muxfer.models.families import family_of
+    from muxfer.study.resolve import request
 
     canary = home.parents[1] / "canary"
     call = f"_target_: os.system\ncommand: touch {canary}\n_args_: ['touch {canary}']\n"
@@ -203,7 +203,7 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _climbing(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A configuration outside the folders, asked for by an override, a list of defaults, a package or a search path."""
-    from muxfer.adapters.hydra_compose import compose
+    from muxfer.config.hydra_compose import compose
 
     (home.parent / "outside" / "evil.yaml").write_text("family: dit\nwidth: 9999\n")
     up = rng.choice(
@@ -226,8 +226,8 @@ def _climbing(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
-    from muxfer.fit import fit
-    from muxfer.table_verdict import verdict
+    from muxfer.commands.fit import fit
+    from muxfer.commands.verdict_table import verdict
 
     file = home / rng.choice(["runs.csv", "runs.pkl", "runs.csv.gz"])
     formula = b"flops,params,loss\n=cmd|' /C calc'!A0,1,1\n"
@@ -238,8 +238,8 @@ def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
     """Pictures that are none, or programs (PostScript), under the name of one."""
-    from muxfer.task import ImageFolder
-    from muxfer.training.data import load
+    from muxfer.config.task import ImageFolder
+    from muxfer.data.source import load
 
     canary = home.parents[1] / "canary"
     postscript = (
@@ -255,7 +255,7 @@ def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A target's own files, which `export` reads where its checkpoints went."""
-    from muxfer.export import model_of, weights_of
+    from muxfer.commands.export import model_of, weights_of
     from muxfer.trial import Outcome, Record, Study
 
     record = Record(
@@ -275,8 +275,8 @@ def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _database(rng: random.Random, home: Path, bomb: bytes) -> None:
-    from muxfer.adapters.mlflow_ledger import MlflowLedger
-    from muxfer.config import LedgerConfig
+    from muxfer.config.study import LedgerConfig
+    from muxfer.ledger.mlflow_ledger import MlflowLedger
 
     file = home / "mlflow.db"
     kind = rng.randrange(4)
@@ -291,7 +291,8 @@ def _database(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _spool(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A spool of others: what is no operation is left out, no file from outside the study is sent, the rest is done."""
-    from muxfer.request import driving, open_ledger, request
+    from muxfer.study.resolve import request
+    from muxfer.study.session import driving, open_ledger
 
     study, trial, _ = _ledger_of_one()
     asked = request("lr-width", TINY)
@@ -346,7 +347,8 @@ def _state(rng: random.Random, home: Path, bomb: bytes) -> None:
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
             (folder / name).write_bytes(bomb)
-    from muxfer.request import open_ledger, request
+    from muxfer.study.resolve import request
+    from muxfer.study.session import open_ledger
 
     asked = request("lr-width", TINY)
     with open_ledger(asked) as ledger:
@@ -358,9 +360,10 @@ def _state(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
     """A study of one trial in the ledger of the current folder: it, its trial, and the record as it stands there."""
-    from muxfer.plan import grid_trials
-    from muxfer.request import driving, open_ledger, request
-    from muxfer.task import to_plain
+    from muxfer.config.task import to_plain
+    from muxfer.study.resolve import request
+    from muxfer.study.session import driving, open_ledger
+    from muxfer.study.trials import grid_trials
     from muxfer.trial import Outcome, Record
 
     asked = request("lr-width", TINY)
@@ -378,7 +381,7 @@ def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
 
 def _ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
     """What Tune would restore from, in each folder of the study, before and while a real sweep runs there."""
-    from muxfer.request import request
+    from muxfer.study.resolve import request
 
     sweep = Sweep(home, TINY)
     study = request("lr-width", TINY).home

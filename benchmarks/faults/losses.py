@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmarks.faults.bench import Sweep, new_folder, runs_of
 from muxfer.errors import BadInput
+from muxfer.executors.base import Job
+from muxfer.executors.worker import TrialRun
 from muxfer.trial import Outcome, Record
-from muxfer.worker import Job, TrialRun
 
 STEPS = 24
 STUDY = (
@@ -118,9 +119,11 @@ def refusal(act: Callable[[], object]) -> str:
 
 def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str) -> None:
     """Train, look into the database, type it again, judge, report, and try to transfer."""
-    from muxfer import commands, launch
-    from muxfer.plan import grid_trials
-    from muxfer.request import request
+    from muxfer.commands import transfer as launch
+    from muxfer.commands.report import report
+    from muxfer.commands.verdict import verdict
+    from muxfer.study.resolve import request
+    from muxfer.study.trials import grid_trials
 
     asked = request("lr-width", overrides)
     trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
@@ -134,8 +137,8 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
         assert runs[key].status == "FINISHED", f"{name}: trial {key} stands as {runs[key].status}"
         assert all(math.isfinite(value) for _, _, value in runs[key].points), f"{name}: a point is not finite"
     assert _drive(overrides, {}) == (records, 0), f"{name}: what is settled was run again"
-    assert commands.verdict("lr-width", overrides).data["verdict"] == "abstains"  # of a single width
-    assert "</html>" in Path(commands.report("lr-width", overrides).data["report"]).read_text()
+    assert verdict("lr-width", overrides).data["verdict"] == "abstains"  # of a single width
+    assert "</html>" in Path(report("lr-width", overrides).data["report"]).read_text()
     taken: list[str] = []
 
     def transfer() -> None:
@@ -182,13 +185,14 @@ def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dic
     """The sweep as far as its records: all of it but Ray and the page."""
     import torch
 
-    from muxfer.inline import InlineExecutor
-    from muxfer.progress import Progress
-    from muxfer.proposal import proposing
-    from muxfer.request import driving, open_ledger, request
-    from muxfer.retention import planned
-    from muxfer.study import run_study
-    from muxfer.task import to_plain
+    from muxfer.config.task import to_plain
+    from muxfer.executors.inline import InlineExecutor
+    from muxfer.study.loop import run_study
+    from muxfer.study.progress import Progress
+    from muxfer.study.resolve import request
+    from muxfer.study.retention import planned
+    from muxfer.study.rounds import proposing
+    from muxfer.study.session import driving, open_ledger
 
     torch.set_num_threads(1)
     _injected.clear()

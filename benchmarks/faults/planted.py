@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from benchmarks.faults.bench import BRIEF, ROOT, Sweep, new_folder
 from benchmarks.faults.server import serving
-from muxfer.adapters import ray_sessions
+from muxfer.executors import ray_sessions
 
 NAMES = (
     "PLANTED_RAW",

@@ -169,8 +169,8 @@ def _in_order(sweep: Sweep) -> None:
 
 def _read(sweep: Sweep) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]]]:
     """What our own readers say of records and of points, in the shapes of `bench.results` and `bench.reference`."""
-    from muxfer.adapters.mlflow_ledger import MlflowLedger
-    from muxfer.config import LedgerConfig
+    from muxfer.config.study import LedgerConfig
+    from muxfer.ledger.mlflow_ledger import MlflowLedger
 
     ledger = MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{sweep.database}"), folder=sweep.folder / "muxfer")
     [study] = ledger.studies()

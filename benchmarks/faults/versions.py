@@ -1,7 +1,7 @@
 """Ledgers written by every earlier version of ours: today's commands read them, and refuse one of a newer version.
 
-`tests/data/ledgers/COMMIT.sql.gz` is the dump of a database that our code of that commit filled, with @FOLDER@ where
-its folder stood; COMMIT.json is what it said of it. `python -m benchmarks.faults.versions COMMIT` makes both.
+`tests/fixtures/ledgers/COMMIT.sql.gz` is the dump of a database that our code of that commit filled, with @FOLDER@
+where its folder stood; COMMIT.json is what it said of it. `python -m benchmarks.faults.versions COMMIT` makes both.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.faults.bench import ROOT, Sweep, new_folder, results
 
-LEDGERS = ROOT / "tests" / "data" / "ledgers"
+LEDGERS = ROOT / "tests" / "fixtures" / "ledgers"
 FOLDER = "@FOLDER@"
 OVERRIDES = (
     *("search.width=[16,32]", "search.base_lr=[2**-8,2**-6,2**-1]"),

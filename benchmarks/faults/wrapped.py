@@ -40,7 +40,7 @@ def step_clock(seed: int) -> None:
 
 def stop_before(kind: str, number: int) -> None:
     """SIGSTOP of this very process as it is about to make the so many-th write of a kind."""
-    from muxfer.adapters.mlflow_client import TrackingStore
+    from muxfer.ledger.mlflow_client import TrackingStore
 
     log = TrackingStore.log
     left = [number]
@@ -62,8 +62,8 @@ def stop_before_points(number: int) -> None:
     A point bears no epoch, and MLflow writes it unasked: what one driver says between its last look at the lease and
     the write would stand. So it stops before that look.
     """
-    from muxfer.adapters.mlflow_client import TrackingStore
-    from muxfer.ledger import Writer
+    from muxfer.ledger.mlflow_client import TrackingStore
+    from muxfer.ledger.writer import Writer
 
     step, log = Writer._step, TrackingStore.log
     left = [number]
@@ -89,9 +89,9 @@ def _between_questions() -> threading.RLock:
     """Who holds it knows that no thread is asking the store anything.
 
     One stopped in a transaction would keep a SQLite file locked for as long as it stands still, and nobody could take
-    over: that this is told, tests/adapters/test_tracking_uri.py shows.
+    over: that this is told, tests/ledger/test_tracking_uri.py shows.
     """
-    from muxfer.adapters.mlflow_client import TrackingStore
+    from muxfer.ledger.mlflow_client import TrackingStore
 
     asks = TrackingStore._ask
     between = threading.RLock()

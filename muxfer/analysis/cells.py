@@ -5,11 +5,14 @@ side: it closes a bracket, it is not dropped.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
+from muxfer.config.settings import AXES
 from muxfer.errors import BadInput
-from muxfer.trial import Outcome, Record, Setting
+from muxfer.trial import Optimum, Outcome, Record, Setting, Verdict
 
 TOLERATED_REGRET = 0.02
 """An optimum transfers while the largest task loses at most this share of its best loss by using it."""
@@ -121,3 +124,88 @@ def bracket(row: Mapping[float, Cell], best: Cell) -> tuple[Cell | None, Cell | 
     below = max((cell for cell in settled if cell.hp < best.hp), key=lambda cell: cell.hp, default=None)
     above = min((cell for cell in settled if cell.hp > best.hp), key=lambda cell: cell.hp, default=None)
     return below, above
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One setting at the largest axis value: its mean metric, None if any of its replicates has none."""
+
+    setting: Setting
+    metric: float | None
+
+
+def tried(records: Sequence[Record], axis: str) -> list[Tried]:
+    """Every settled setting at the largest axis value, the best first, what diverged last.
+
+    Finalists have one setting more than the others, the steps they were trained on for: they cannot be compared.
+    """
+    proxies = [r for r in records if r.kind == "proxy" and r.outcome is not Outcome.FAILED]
+    names = Counter(frozenset(record.setting) for record in proxies)
+    proxies = [r for r in proxies if names[frozenset(r.setting)] == max(names.values())]
+    largest = max((float(r.setting.get(axis, 0)) for r in proxies), default=0.0)
+    groups: dict[tuple[tuple[str, Any], ...], list[Record]] = {}
+    for record in proxies:
+        if float(record.setting.get(axis, 0)) == largest:
+            groups.setdefault(tuple(sorted(record.setting.items())), []).append(record)
+    found = []
+    for setting, group in groups.items():
+        metrics = [record.metric for record in group if record.metric is not None]
+        mean = math.fsum(metrics) / len(metrics) if len(metrics) == len(group) else None
+        found.append(Tried(setting=dict(setting), metric=mean))
+    return sorted(found, key=lambda one: (one.metric is None, one.metric or 0.0))
+
+
+def varied(found: Sequence[Tried], axis: str) -> list[str]:
+    """What was searched over: settings with more than one value, but for those that make another task."""
+    names = sorted({name for one in found for name in one.setting} - {axis, *AXES})
+    return [name for name in names if len({one.setting.get(name) for one in found}) > 1]
+
+
+def place_of_best(optimum: Optimum) -> float | None:
+    """The vertex where there is one, else what muxfer takes."""
+    return next((x for x in (optimum.fitted, optimum.choice, optimum.grid) if x is not None), None)
+
+
+def ordered(records: Iterable[Record]) -> list[Record]:
+    """As every list of trials shows them: proxies first, by setting, then by replicate."""
+
+    def place(record: Record) -> list[tuple[str, float, str]]:
+        items = sorted(record.setting.items())
+        return [(name, 0.0, value) if isinstance(value, str) else (name, float(value), "") for name, value in items]
+
+    return sorted(records, key=lambda record: (record.kind != "proxy", place(record), record.replicate, record.key))
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def mean_of(table: Table) -> str:
+    num_seeds = max((len(cell.metrics) for cell in all_cells(table)), default=1)
+    return f", mean of {num_seeds} seeds" if num_seeds > 1 else ""
+
+
+def grid_optimum(verdict: Verdict, axis: float) -> float | None:
+    return verdict.optimum[axis].grid if axis in verdict.optimum else None
+
+
+def best_losses(table: Table) -> dict[float, float | None]:
+    """The lowest mean loss at each axis value; None: nothing finished there."""
+    return {
+        axis: min((cell.mean for cell in row.values() if cell.mean is not None), default=None)
+        for axis, row in table.items()
+    }
+
+
+def is_log2(table: Table) -> bool:
+    """Whether the setting is drawn over its log2: wherever it has one. A column that is log2 already is negative."""
+    hps = hp_values(table)
+    return bool(hps) and hps[0] > 0
+
+
+def hp_values(table: Table) -> list[float]:
+    return sorted({cell.hp for cell in all_cells(table)})
+
+
+def all_cells(table: Table) -> list[Cell]:
+    return [cell for row in table.values() for cell in row.values()]

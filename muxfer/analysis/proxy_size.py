@@ -18,7 +18,7 @@ from typing import Any
 
 from muxfer.analysis.cells import percent, shown
 from muxfer.analysis.transferability import inside_grid, judge
-from muxfer.task import AXES
+from muxfer.config.settings import AXES
 from muxfer.trial import Optimum, Outcome, Record, Regret
 
 TOLERANCES = (0.01, 0.02)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from muxfer.errors import BadInput, nearest
-from muxfer.mup.laws import measure
+from muxfer.mup.initialization import measure
 from muxfer.mup.rules import Law, Plan, Scale, check_parametrization, scale_of
 from muxfer.mup.shapes import Build, Outline, infer_roles, measure_laws, outline
 

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
 from muxfer.errors import BadInput, nearest
-from muxfer.mup.laws import Recorder, measure, recording
+from muxfer.mup.initialization import Recorder, measure, recording
 from muxfer.mup.rules import ROLES, Law
 
 Build = Callable[[int], nn.Module]

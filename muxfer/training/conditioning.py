@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from muxfer.data.captions import Captions
 from muxfer.errors import BadInput
-from muxfer.training.captions import Captions
 
 Source = Callable[["Conditioning", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

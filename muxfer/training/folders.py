@@ -12,6 +12,9 @@ from muxfer.errors import BadInput
 
 _ATTEMPT = re.compile(r"attempt-[0-9]+-[0-9]+")
 
+MAX_EPOCH = 10**9
+"""No lease gets so far: a folder of that epoch and above was made up, to leave nobody a number."""
+
 
 def refuse_links(*paths: Path) -> None:
     """Raise BadInput where one of the folders that we are about to work in is a link."""
@@ -40,3 +43,13 @@ def folders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
 def numbers(folder: Path) -> tuple[int, ...]:
     """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
     return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
+
+
+def highest_epoch(home: Path) -> int:
+    """The highest lease's epoch that an attempt at a trial bears, of the study whose folder is `home`; 0 without any.
+
+    By the names of folders alone, and behind no link. A lease that claims no higher one, from a ledger that began anew
+    or came out of a backup, would be taken for one that was taken over.
+    """
+    epochs = (numbers(attempt)[0] for trial in folders(home / "trials") for attempt in attempts(trial))
+    return max((epoch for epoch in epochs if epoch < MAX_EPOCH), default=0)

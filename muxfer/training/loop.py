@@ -11,16 +11,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import nn
 
-from muxfer.task import DDPM, Evaluation, RectifiedFlow, Training
+from muxfer.config.task import DDPM, Evaluation, RectifiedFlow, Training
+from muxfer.data.dataset import Dataset
+from muxfer.data.stream import Ahead, Batch, Stream
+from muxfer.randomness import generator_of
 from muxfer.training import objective as objectives
 from muxfer.training.checkpoint import Snapshot
-from muxfer.training.data import Batch, Dataset, Stream, generator_of
 from muxfer.training.optim import AveragedWeights, Clip, build_adamw, rate_multiplier, set_rates
 from muxfer.trial import Point
 
@@ -96,7 +97,7 @@ class Trainer:
             replicate=replicate,
         )
         self._chunk_steps = 1 if self.device.type == "cpu" else CHUNK_ON_GPU
-        self._ahead = _Ahead(self._stream.batch) if self.device.type == "cuda" else None
+        self._ahead = Ahead(self._stream.batch) if self.device.type == "cuda" else None
         self._first_loss: float | None = None
         self._recent: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
         self._unreported: list[tuple[float, float]] = []
@@ -322,25 +323,6 @@ class Trainer:
             raise ValueError(f"groups must hold every trainable parameter once, by its name; differing: {differing}")
         if unknown := sorted(fold.keys() - {name for name, _ in self.model.named_parameters()}):
             raise ValueError(f"fold names what the model does not have: {unknown[:3]}")
-
-
-class _Ahead:
-    """Prepares the next step's batch in a thread, so that a GPU does not wait for the CPU's random numbers."""
-
-    def __init__(self, prepare: Callable[[int], Batch]) -> None:
-        self._prepare = prepare
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._next: tuple[int, Future[Batch]] | None = None
-
-    def take(self, step: int) -> Batch:
-        ready = self._next
-        batch = (
-            ready[1].result()
-            if ready is not None and ready[0] == step
-            else self._pool.submit(self._prepare, step).result()
-        )
-        self._next = (step + 1, self._pool.submit(self._prepare, step + 1))
-        return batch
 
 
 def _copy(to: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:

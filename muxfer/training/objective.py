@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from muxfer.task import DDPM, RectifiedFlow
+from muxfer.config.task import DDPM, RectifiedFlow
 
 FLOW_TIMESTEPS = 1000
 """The model sees t in [0, 1] as t * 1000, the convention of diffusers' FlowMatchEulerDiscreteScheduler."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from muxfer.task import Training
+from muxfer.config.task import Training
 
 
 def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:

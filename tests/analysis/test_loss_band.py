@@ -17,7 +17,7 @@ from muxfer.analysis.loss_band import (
     loss_band,
     smoothed,
 )
-from muxfer.task import Training
+from muxfer.config.task import Training
 from muxfer.training.optim import rate_multiplier
 
 

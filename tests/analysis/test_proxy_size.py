@@ -10,7 +10,7 @@ import pytest
 
 from muxfer.analysis.proxy_size import described, parameters_times_samples, proxy_front
 from muxfer.errors import BadInput
-from muxfer.figures.proxies import proxies_figure
+from muxfer.report.figures.proxies import proxies_figure
 from muxfer.trial import Outcome, Record
 
 RATES = tuple(2.0**exponent for exponent in (-9, -8, -7, -6, -5, -4, -3))

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks.faults.bench import IDENTITY
 from benchmarks.faults.server import hold_port
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
+from muxfer.config.study import LedgerConfig
+from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Outcome, Point, Record, Study, Trial
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 """What the doctor says of a real MLflow server that asks nobody who they are."""
 
-from muxfer import doctor
-from muxfer.request import looking
+from muxfer.commands import doctor
+from muxfer.study.resolve import looking
 
 
 def test_a_server_tells_its_version_and_one_that_is_open_to_all_fails(server, tmp_path, monkeypatch):

@@ -6,15 +6,16 @@ import pytest
 
 from benchmarks.faults.bench import results
 from benchmarks.faults.versions import LEARNED, OVERRIDES, check_numerics, content, make_newer, names, restore, said_of
-from muxfer import commands
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
+from muxfer.commands import retry, verdict
+from muxfer.commands import sweep as commands
+from muxfer.commands.status import status
+from muxfer.config.study import LedgerConfig
 from muxfer.errors import BadInput
-from muxfer.inline import InlineExecutor
-from muxfer.proposal import proposing
-from muxfer.request import request
-from muxfer.status import status
-from muxfer.worker import Job
+from muxfer.executors.base import Job
+from muxfer.executors.inline import InlineExecutor
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.study.resolve import request
+from muxfer.study.rounds import proposing
 
 
 @pytest.fixture(params=names())
@@ -52,22 +53,22 @@ def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
     assert (answer.data["ran"], answer.data["skipped"]) == (0, len(said["sweep"]["trials"]))
     assert results(answer.data) == results(said["sweep"])
     assert answer.data["best"] == said["sweep"]["best"]
-    verdict = json.loads(json.dumps(commands.verdict("lr-width", overrides).data))
-    assert verdict == answer.data["verdict"]
+    judged = json.loads(json.dumps(verdict.verdict("lr-width", overrides).data))
+    assert judged == answer.data["verdict"]
 
 
 def test_a_study_of_earlier_numerics_is_judged_and_its_trials_are_not_gone_on_with(earlier, monkeypatch):
     said, _, overrides = earlier
-    before = commands.verdict("lr-width", overrides).data
+    before = verdict.verdict("lr-width", overrides).data
     (stood,) = status("lr-width", [], say=print).data["studies"]
-    monkeypatch.setattr("muxfer.plan.NUMERICS_VERSION", 2)
-    monkeypatch.setattr("muxfer.commands.NUMERICS_VERSION", 2)
+    monkeypatch.setattr("muxfer.study.trials.NUMERICS_VERSION", 2)
+    monkeypatch.setattr("muxfer.commands.retry.NUMERICS_VERSION", 2)
     asked = request("lr-width", overrides)
     assert asked.study.key != said["sweep"]["study"]
-    assert commands.verdict("lr-width", overrides).data == before
+    assert verdict.verdict("lr-width", overrides).data == before
     assert status("lr-width", [], say=print).data["studies"] == [stood]
     with pytest.raises(BadInput, match="trained with numerics 1, this version has 2"):
-        commands.retry("lr-width", overrides, say=print)
+        retry.retry("lr-width", overrides, say=print)
 
 
 @pytest.mark.parametrize("command", ["verdict", "report", "sweep"])

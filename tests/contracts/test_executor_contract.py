@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.adapters.ray_tune import RayExecutor
-from muxfer.config import Compute
-from muxfer.inline import InlineExecutor
+from muxfer.config.study import Compute
+from muxfer.executors.base import Executor, Job, Report
+from muxfer.executors.inline import InlineExecutor
+from muxfer.executors.ray_tune import RayExecutor
 from muxfer.trial import Outcome
-from muxfer.worker import Executor, Job, Report
 
-HELPERS = str(Path(__file__).parents[1] / "adapters")
+HELPERS = str(Path(__file__).parents[1] / "executors")
 sys.path.insert(0, HELPERS)
 from fake_trials import WORKER, job  # noqa: E402
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.bench import IDENTITY
-from muxfer.adapters.mlflow_client import Refused
-from muxfer.adapters.mlflow_ledger import ERROR_CHARACTERS, MlflowLedger
-from muxfer.config import LedgerConfig
+from muxfer.config.study import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
-from muxfer.recorded import expect_taken
+from muxfer.ledger.mlflow_client import Refused
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.ledger.mlflow_tags import ERROR_CHARACTERS
+from muxfer.study.recorded import expect_taken
 from muxfer.trial import Outcome
 from tests.contracts.conftest import (
     PATIENCE,

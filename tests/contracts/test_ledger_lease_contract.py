@@ -16,13 +16,15 @@ from contextlib import closing
 import pytest
 
 from benchmarks.faults.bench import stop_between_writes
-from muxfer.adapters.mlflow_lease import LeaseRuns
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.adapters.tracking_uri import sqlite_path
-from muxfer.config import LedgerConfig
+from muxfer.config.study import LedgerConfig
 from muxfer.errors import LedgerUnreachable, StudyBusy
-from muxfer.lease import Holder, acquire
-from muxfer.ledger import Spool, Writer
+from muxfer.ledger.holder import Holder
+from muxfer.ledger.lease import acquire
+from muxfer.ledger.mlflow_lease import LeaseRuns
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.ledger.spool import Spool
+from muxfer.ledger.tracking_uri import sqlite_path
+from muxfer.ledger.writer import Writer
 from tests.contracts.conftest import NUMBERS, PATIENCE, ROOT, STUDY, Server, curve, points, record, runs_of, trial
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.faults.outages import LOST
 from benchmarks.faults.server import Proxy
-from muxfer.adapters.mlflow_ledger import MlflowLedger
-from muxfer.config import LedgerConfig
+from muxfer.config.study import LedgerConfig
 from muxfer.errors import LedgerUnreachable
+from muxfer.ledger.mlflow_ledger import MlflowLedger
 from tests.contracts.conftest import (
     NUMBERS,
     PATIENCE,

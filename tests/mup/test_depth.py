@@ -18,16 +18,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from muxfer.analysis.transferability import best_setting, judge
+from muxfer.config.models import Uvit
+from muxfer.config.parse import parse_task
+from muxfer.config.settings import with_setting
 from muxfer.errors import BadInput
-from muxfer.families import family_of
-from muxfer.models import Uvit
+from muxfer.models.build import build_model, mup_plan
+from muxfer.models.families import family_of
 from muxfer.mup import Plan, check_same_base, fold_factors, make_plan, param_groups, parametrize, scale_of
-from muxfer.parse import parse_task
-from muxfer.plan import grid_trials, study_of
-from muxfer.task import with_setting
-from muxfer.transfer import target_run
+from muxfer.study.trials import grid_trials, study_of
+from muxfer.transfer.target import target_run
 from muxfer.trial import Outcome, Record
-from muxfer.worker import build_model, mup_plan
 from proxy_models import FAMILIES
 
 BASE, OTHER, WIDTH, BASE_DEPTH, DEPTH = 16, 32, 48, 2, 6

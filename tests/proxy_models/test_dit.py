@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from muxfer.adapters.hydra_compose import compose
-from muxfer.models import Dit
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import Dit
+from muxfer.config.parse import parse_part
+from muxfer.models.count import ModelCost, measure
 from muxfer.mup import make_plan, parametrize
-from muxfer.parse import parse_part
-from muxfer.worker import ModelCost, measure
 from proxy_models import FAMILIES
 from proxy_models.attention import CrossAttention, attend
 from proxy_models.dit import BLOCKS, AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, DiT, InContextBlock

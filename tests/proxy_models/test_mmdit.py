@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from muxfer.adapters.diffusers_weights import from_diffusers, to_diffusers
-from muxfer.adapters.hydra_compose import compose
-from muxfer.families import family_of
-from muxfer.models import Mmdit
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import Mmdit
+from muxfer.config.parse import parse_part
+from muxfer.models.count import measure
+from muxfer.models.diffusers_weights import from_diffusers, to_diffusers
+from muxfer.models.families import family_of
 from muxfer.mup import make_plan, parametrize
-from muxfer.parse import parse_part
-from muxfer.worker import measure
 from proxy_models import FAMILIES
 from proxy_models.mmdit import JointBlock, MMDiT, Projector
 

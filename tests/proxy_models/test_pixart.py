@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from muxfer.adapters.hydra_compose import compose
-from muxfer.families import family_of
+from muxfer.config.hydra_compose import compose
+from muxfer.config.parse import parse_part
+from muxfer.models.families import family_of
 from muxfer.mup import make_plan, parametrize
-from muxfer.parse import parse_part
 from proxy_models import FAMILIES
 from proxy_models.pixart import PixArt
 

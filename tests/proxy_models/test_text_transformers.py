@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from muxfer.families import family_of
-from muxfer.models import CrossAttention, InContext
+from muxfer.config.models import CrossAttention, InContext
+from muxfer.models.build import conditioning
+from muxfer.models.count import measure
+from muxfer.models.families import family_of
 from muxfer.mup import make_plan
-from muxfer.worker import conditioning, measure
 from proxy_models import FAMILIES
 from proxy_models.cross_attention import Block as CrossBlock
 from proxy_models.cross_attention import CrossAttentionTransformer

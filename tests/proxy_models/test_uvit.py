@@ -6,12 +6,13 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from muxfer.adapters.hydra_compose import compose
-from muxfer.families import family_of
-from muxfer.models import Uvit
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import Uvit
+from muxfer.config.parse import parse_part
+from muxfer.models.build import conditioning
+from muxfer.models.count import measure
+from muxfer.models.families import family_of
 from muxfer.mup import make_plan
-from muxfer.parse import parse_part
-from muxfer.worker import conditioning, measure
 from proxy_models.uvit import Block, UViT
 
 SMALL = {

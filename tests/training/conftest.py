@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from muxfer.task import Digits, Evaluation, RectifiedFlow, Training
-from muxfer.training.data import Dataset, load
+from muxfer.config.task import Digits, Evaluation, RectifiedFlow, Training
+from muxfer.data.dataset import Dataset
+from muxfer.data.source import load
 from muxfer.training.loop import Trainer
 
 torch.set_num_threads(1)

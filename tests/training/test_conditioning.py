@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from muxfer.config.models import SOURCES
+from muxfer.data.captions import embed_captions
 from muxfer.errors import BadInput
-from muxfer.models import SOURCES
 from muxfer.training import checkpoint
-from muxfer.training.captions import embed_captions
 from muxfer.training.conditioning import Conditioning
 
 CAPTIONS = embed_captions(["one", "one two three"], text_dim=8, pooled_dim=4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from muxfer.task import DDPM, RectifiedFlow
+from muxfer.config.task import DDPM, RectifiedFlow
 from muxfer.training import checkpoint
 from proxy_models.dit import DiT
 

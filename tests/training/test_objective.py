@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from muxfer.task import DDPM, RectifiedFlow
+from muxfer.config.task import DDPM, RectifiedFlow
 from muxfer.training.objective import _table, losses, timesteps
 from muxfer.training.sampling import guided_prediction
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from muxfer.task import Training
+from muxfer.config.task import Training
 from muxfer.training.optim import AveragedWeights, Clip, build_adamw, rate_multiplier, set_rates
 
 

@@ -1,1 +1,0 @@
-"""One heavy library a file; nobody else imports it."""

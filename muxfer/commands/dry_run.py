@@ -1,0 +1,54 @@
+"""`muxfer sweep --dry-run`: every trial, its state and its cost."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from muxfer.commands.answer import Answer
+from muxfer.config.parse import parse_task
+from muxfer.report.format import show_setting
+from muxfer.study.cost import training_flops
+from muxfer.study.loop import trial_folder
+from muxfer.study.resolve import request
+from muxfer.study.rounds import proposing
+from muxfer.study.search import num_settings
+from muxfer.study.session import open_ledger
+
+
+def dry_run(name: str, overrides: Sequence[str]) -> Answer:
+    """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
+    from muxfer.executors.worker import resume_step
+    from muxfer.models.count import counter
+    from muxfer.study.speeds import hours_at, speeds_of
+
+    asked = request(name, overrides, planned=True)
+    propose = proposing(asked.config, fingerprint=asked.fingerprint)
+    with open_ledger(asked) as ledger:
+        recorded = ledger.records(asked.study)
+    trials = propose(recorded)
+    records = {record.key: record for record in recorded}
+    count = counter(asked.config)
+    speeds, _ = speeds_of(asked, count)
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        record = records.get(trial.key)
+        step = resume_step(trial_folder(asked.folder, asked.study, trial), key=trial.key)
+        state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
+        task = parse_task(trial.task)
+        cost = count(task.model)
+        flops = training_flops(cost.macs, samples=task.training.steps * task.training.batch_size)
+        hours = hours_at(flops, cost.macs, speeds) if record is None else record.train_seconds / 3600
+        rows.append(
+            {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
+            | {"parameters": cost.parameters, "flops": flops, "hours": hours}
+        )
+    lines = [
+        f"{row['key']}  {show_setting(row['setting']):<30} seed {row['replicate']}  {row['flops']:.2e} FLOPs  "
+        f"{'   -   ' if row['hours'] is None else format(row['hours'], '.4f') + ' h'}  {row['state']}"
+        for row in rows
+    ]
+    search = asked.config.search
+    to_ask = 0 if search.num_settings is None else search.seeds * num_settings(search) - len(trials)
+    if to_ask:
+        lines.append(f"up to {to_ask} more, which depend on how these end")
+    data = {"sweep": name, "study": asked.study.key, "trials": rows, "to_ask": to_ask}
+    return Answer(data=data, text="\n".join(lines))

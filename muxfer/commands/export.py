@@ -1,0 +1,215 @@
+"""The export command: the averaged weights of a recorded run, as a folder that another library loads as its own.
+
+The run is found in the ledger, its model in the study's identity (a target's in its own files), its weights in its
+checkpoint. Refused: a run that the ledger lacks or that did not finish, the beginning of several, weights that are not
+on this host, a folder that holds anything else than an earlier export.
+"""
+
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muxfer.commands.answer import Answer
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import Model
+from muxfer.config.parse import parse, parse_part
+from muxfer.config.settings import place_of
+from muxfer.config.study import Config
+from muxfer.errors import BadInput
+from muxfer.files import content_of, user_path
+from muxfer.ledger.base import Ledger
+from muxfer.ledger.tracking_uri import masked, sqlite_path
+from muxfer.processes import gone
+from muxfer.redaction import resolved
+from muxfer.study.resolve import output_folder, tracking_uri
+from muxfer.transfer.outputs import handed_out
+from muxfer.trial import Outcome, Record, Study
+
+if TYPE_CHECKING:
+    import torch
+
+EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
+"""Names of the files that an export consists of."""
+MOST_SHOWN = 5
+
+
+def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> Answer:
+    """Write a finished trial or target, by its run id, its key or the beginning of one, as a model of library `to`."""
+    from muxfer.models.diffusers_weights import save, to_diffusers
+
+    assert to == "diffusers"
+    for override in overrides:
+        if not override.startswith("ledger."):
+            raise BadInput(f"override {override[:60]!r} has no effect on an export: only ledger.KEY=VALUE has")
+    config = parse(compose("lr-width", overrides))  # any sweep will do: of the configuration the ledger alone counts
+    with _ledger(config) as ledger:
+        study, record = find(ledger, run, where=masked(tracking_uri(config)))
+    home = _home(record, output_folder(config) / study.label)
+    model, weights = model_of(study, record, home), weights_of(record, home)
+    class_name, arguments, state = to_diffusers(model, weights)
+    final = home / f"diffusers-{record.key[:8]}" if folder is None else user_path(folder, "--folder")
+    with _new_folder(final) as temporary:
+        parameters = save(temporary, class_name, arguments, state)
+    lines = [
+        f"run {record.run_id}: {model.family}, width {model.width}, validation loss {record.metric:.4f}",
+        f"folder: {final}",
+        f"load it with: diffusers.{class_name}.from_pretrained({str(final)!r})",
+    ]
+    return Answer(
+        data={"run_id": record.run_id, "class": class_name, "folder": str(final), "parameters": parameters},
+        text="\n".join(lines),
+    )
+
+
+def find(ledger: Ledger, run: str, *, where: str) -> tuple[Study, Record]:
+    """The one finished run whose id or trial key is, or begins with, `run`."""
+    runs = [(study, record) for study in ledger.studies() for record in ledger.records(study)]
+    found = [pair for pair in runs if run in (pair[1].run_id, pair[1].key)]
+    if run and not found:
+        found = [pair for pair in runs if any(name and name.startswith(run) for name in _names(pair[1]))]
+    if not found:
+        raise BadInput(
+            f"no run {run[:64]!r} with a result in the ledger {where}: expected a run id of MLflow or a trial's key, or"
+            " the beginning of one; muxfer sweep NAME --dry-run lists the keys"
+        )
+    if len(found) > 1:
+        shown = [f"{record.run_id} (key {record.key})" for _, record in found[:MOST_SHOWN]]
+        more = [f"{len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
+        raise BadInput(f"run {run[:64]!r} fits {len(found)} runs, say which one: {', '.join([*shown, *more])}")
+    [(study, record)] = found
+    if record.outcome is not Outcome.FINISHED:
+        raise BadInput(f"run {record.run_id} {record.outcome} at step {record.step}: only a finished one is exported")
+    return study, record
+
+
+def model_of(study: Study, record: Record, home: Path) -> Model:
+    """The model that was trained: a proxy's from its study and setting, a target's from the file that lies with it."""
+    if record.kind == "proxy":
+        plain = dict(study.identity["model"])
+        for name, value in record.setting.items():
+            if (place := place_of(name)) is not None and place[0] == "model":
+                plain[place[1]] = value
+        return parse_part("model", {"model": plain})
+    try:
+        about = json.loads(content_of(_target(record, home) / "target.json") or b"")
+    except (ValueError, RecursionError) as error:
+        raise _not_here(record, _target(record, home)) from error
+    if not isinstance(about, dict) or not isinstance(about.get("task"), dict):
+        raise _not_here(record, _target(record, home))
+    return parse_part("model", resolved(about["task"], {}))
+
+
+def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
+    """The averaged weights of the last checkpoint; of a target whose checkpoints went, what it handed out."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from muxfer.training import checkpoint
+
+    folder = home / "trials" / record.key
+    found = checkpoint.load_newest(folder, key=record.key)
+    if found is not None and found.snapshot.step == record.step:
+        return dict(found.snapshot.tensors["ema"])
+    if record.kind == "target" and (content := handed_out(_target(record, home))) is not None:
+        with suppress(SafetensorError):
+            return load(content)
+    if checkpoint.discarded(folder):
+        raise BadInput(
+            f"the checkpoint of run {record.run_id} went so that those of better trials fit on the disk"
+            " (checkpoints.budget_gb): export a better one"
+        )
+    raise _not_here(record, folder)
+
+
+def _home(record: Record, here: Path) -> Path:
+    """The study's folder: where this host has it now, a copy too, or else where the driver had it."""
+    if record.checkpoint is None:
+        return here
+    recorded = Path(record.checkpoint)
+    if not recorded.is_absolute() or recorded.parts[-4:-2] != ("trials", record.key):
+        raise BadInput(
+            f"run {record.run_id} is recorded with checkpoint {record.checkpoint[:60]!r}: expected"
+            f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; mend or delete the run in the ledger"
+        )
+    home, own = recorded.parents[3], (here / "trials" / record.key, _target(record, here))
+    lies_here = any(map(os.path.isdir, own))  # False too for what no file system takes
+    return here if lies_here or not os.path.isdir(home) else home
+
+
+def _names(record: Record) -> tuple[str | None, str]:
+    return record.run_id, record.key
+
+
+def _target(record: Record, home: Path) -> Path:
+    return home / f"target-{record.key[:8]}"
+
+
+def _not_here(record: Record, path: Path) -> BadInput:
+    return BadInput(
+        f"the weights of run {record.run_id} are not on this host, or damaged ({path}): export them where they were"
+        " trained, or bring the study's folder here"
+    )
+
+
+@contextmanager
+def _ledger(config: Config) -> Iterator[Ledger]:
+    """The ledger that a configuration names; none is made."""
+    from muxfer.ledger.mlflow_ledger import MlflowLedger
+
+    uri = tracking_uri(config)
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise BadInput(f"no ledger at {masked(uri)}: export where the sweep ran, or give ledger.tracking_uri=URI")
+    ledger = MlflowLedger(config.ledger, folder=output_folder(config))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def _new_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that takes its place once it is whole; an earlier export there goes then.
+
+    What an export that was killed left is put right first. BadInput where the disk refuses.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        _tidy(final)
+        if final.exists() and not (final.is_dir() and all(EXPORTED.fullmatch(path.name) for path in final.iterdir())):
+            raise BadInput(f"{final} exists and is no earlier export: give another, --folder DIR")
+        temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{final} can't be written ({reason}): give another, --folder DIR") from error
+    finally:
+        with suppress(OSError):
+            _tidy(final)
+
+
+def _tidy(final: Path) -> None:
+    """Remove what exports to `final` left beside it that are over; one that was set aside takes its place again.
+
+    Over are those of processes that are gone, and of our own pid: a container begins to count again.
+    """
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        named = re.fullmatch(r"\.(\d+)\.(tmp|old)", left.name[len(final.name) + 1 :], re.ASCII)
+        if named is None or left.is_symlink() or not (int(named[1]) == os.getpid() or gone(int(named[1]))):
+            continue
+        if named[2] == "old" and not final.exists():
+            left.rename(final)
+        else:
+            shutil.rmtree(left, ignore_errors=True)

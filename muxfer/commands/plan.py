@@ -1,0 +1,225 @@
+"""The plan command: what a study costs before anything runs, and which proxies a budget pays for.
+
+Models are counted on the meta device, each once; hours come from what the ledger has measured, and from nothing else.
+No ledger is made, no data is read that is only planned.
+"""
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from muxfer.commands.answer import Answer
+from muxfer.config.settings import place_of, with_setting
+from muxfer.config.study import Config
+from muxfer.config.task import Task
+from muxfer.errors import BadInput
+from muxfer.models.count import Measure, counter
+from muxfer.report.plan_text import plan_lines, proposal_lines
+from muxfer.study import trials as planning
+from muxfer.study.cost import (
+    SIZES,
+    STEP_SHARES,
+    Part,
+    Proposal,
+    parts,
+    propose,
+    samples_seen,
+    training_flops,
+    tuning_ratio,
+)
+from muxfer.study.resolve import Request, request
+from muxfer.study.search import grid
+from muxfer.study.speeds import hours_at, speeds_of
+from muxfer.trial import Setting
+
+SAME_COUNT = 1.25
+"""A paper's own parameter count stands for models that we count within this factor of it: not for another width."""
+
+HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Widths that are proposed, in heads: a proxy is chosen in steps of a third or a half."""
+
+MAX_PROPOSALS = 8
+
+
+def plan(name: str, overrides: Sequence[str], *, budget: float | None = None) -> Answer:
+    """Trials, FLOPs, shares of the target and hours of a study; with a budget the proxies that stay below it."""
+    asked = request(name, overrides, planned=True)
+    if budget is not None and not 0 < budget < 1:
+        raise BadInput(f"--budget {budget:g}: expected a share of the target's FLOPs between 0 and 1, such as 0.05")
+    planning.check_search(asked.config)
+    data, why = costs(asked)
+    lines = plan_lines(data, why)
+    if budget is not None:
+        count = counter(asked.config)
+        proposals = _proposals(asked.config, _target(asked.config), budget, count)
+        again = " ".join(shlex.quote(word) for word in ("muxfer", "sweep", name, *overrides))
+        rows = [_proposal(one, asked.config, again, count) for one in proposals[:MAX_PROPOSALS]]
+        data |= {"budget": budget, "proposals": rows}
+        lines += ["", *proposal_lines(rows, budget)]
+    return Answer(data=data, text="\n".join(lines))
+
+
+def costs(asked: Request) -> tuple[dict[str, Any], str]:
+    """What the request's study and target cost, as the command's JSON; and why hours are not known, if they aren't."""
+    count = counter(asked.config)
+    target = _target(asked.config)
+    found = parts(asked.config.task, asked.config.search, _settings(asked.config, count))
+    flops = [part.trials * _flops(part.task, count) for part in found]
+    target_flops = _flops(target, count)
+    speeds, why = speeds_of(asked, count)
+    hours = [hours_at(spent, count(part.task.model).macs, speeds) for spent, part in zip(flops, found, strict=True)]
+    target_hours = hours_at(target_flops, count(target.model).macs, speeds)
+    data: dict[str, Any] = {
+        "sweep": asked.name,
+        "study": asked.study.key,
+        "trials": sum(part.trials for part in found),
+        "proxy_flops": sum(flops),
+        "target_flops": target_flops,
+        **_ratios(asked.config, found, target, count),
+        "tuning_ratio_flops": sum(flops) / target_flops,
+        "hours": None if None in hours else sum(spent for spent in hours if spent is not None),
+        "target_hours": target_hours,
+        "sizes": [
+            {
+                "setting": dict(part.sizes),
+                "parameters": count(part.task.model).parameters,
+                "macs": count(part.task.model).macs,
+                "flops": spent / part.trials,
+                "trials": part.trials,
+                "hours": time,
+            }
+            for part, spent, time in zip(found, flops, hours, strict=True)
+        ],
+        "target": {
+            "width": target.model.width,
+            "depth": target.model.depth,
+            "steps": target.training.steps,
+            "batch_size": target.training.batch_size,
+            "parameters": count(target.model).parameters,
+        },
+    }
+    return data, why
+
+
+def _settings(config: Config, count: Measure) -> list[Setting]:
+    if config.search.sampler != "isoflop":
+        return grid(config.search)
+    from muxfer.study.isoflop import isoflop_settings
+
+    return list(isoflop_settings(config.search, config.task, count))
+
+
+def _target(config: Config) -> Task:
+    """The target's task as far as its cost goes: what is tuned does not change it."""
+    sizes = {key: getattr(config.target, key) for key in ("width", "steps", "depth", "batch_size")}
+    changed = {key: value for key, value in sizes.items() if value is not None}
+    return with_setting(config.task, {**changed, "warmup_steps": 0})
+
+
+def _flops(task: Task, count: Measure) -> float:
+    return training_flops(count(task.model).macs, samples=samples_seen(task))
+
+
+def _ratios(config: Config, found: Sequence[Part], target: Task, count: Measure) -> dict[str, float]:
+    """Equation 1 with our count of parameters and, where the paper's stands for these models, with the paper's."""
+    own = [count(part.task.model).parameters for part in found]
+    own_target = count(target.model).parameters
+    samples = [part.trials * samples_seen(part.task) for part in found]
+    counted = tuning_ratio(list(zip(own, samples, strict=True)), (own_target, samples_seen(target)))
+    ratios = {"tuning_ratio": counted, "tuning_ratio_counted": counted}
+    published = config.published
+    if published is None:
+        return ratios
+    pairs = [(published.target_params, own_target), *((published.proxy_params, counted_) for counted_ in own)]
+    if all(abs(math.log(theirs / ours)) < math.log(SAME_COUNT) for theirs, ours in pairs):
+        theirs = [(published.proxy_params, seen) for seen in samples]
+        ratios["tuning_ratio"] = tuning_ratio(theirs, (published.target_params, samples_seen(target)))
+    if published.pretrainings is not None:
+        ratios["experts_ratio"] = ratios["tuning_ratio"] / published.pretrainings
+    return ratios
+
+
+def _proposals(config: Config, target: Task, budget: float, count: Measure) -> list[Proposal]:
+    """Widths from half the base width on, from which the paper saw transfer hold, and shares of the target's steps.
+
+    What the study itself has is tried too, however small.
+    """
+    search, training = config.search, config.training
+    if search.sampler == "isoflop":
+        raise BadInput("--budget: an isoFLOP study has its budgets in search.flops, and needs no proposal")
+    own = [int(width) for width in search.grids.get("width", (config.model.width,))]
+    smallest = min(config.model.base_width // 2, *own)
+    of_target = _flops(target, count)
+    share_per_step = {}
+    for width in sorted({*own, *(heads * config.model.head_dim for heads in HEADS)}):
+        if not smallest <= width < target.model.width:
+            continue
+        try:
+            macs = count(with_setting(config.task, {"width": width}).model).macs
+        except BadInput:
+            continue  # no model of this width can be built
+        share_per_step[width] = training_flops(macs, samples=training.batch_size) / of_target
+    warmup = max(_values(config, "warmup_steps"), default=training.warmup_steps)
+    lengths = {training.steps, *(round(share * target.training.steps) for share in STEP_SHARES)}
+    return propose(
+        share_per_step,
+        sorted(steps for steps in lengths if max(warmup, 1) <= steps <= target.training.steps),
+        budget=budget,
+        wanted=_num_settings(config),
+        seeds=search.seeds,
+        unit=_unit(config),
+        final_steps=search.finalists * (search.finalist_steps or 0),
+    )
+
+
+def _values(config: Config, name: str) -> Sequence[float]:
+    if (space := config.search.spaces.get(name)) is not None:
+        return [2.0**bound if space.log2 else bound for bound in space.bounds]
+    return config.search.grids.get(name, ())
+
+
+def _num_settings(config: Config) -> int:
+    """How many settings the study tries at one size."""
+    search = config.search
+    return _unit(config) * len(search.grids.get(search.hp, (0,))) * (search.num_settings or 1)
+
+
+def _unit(config: Config) -> int:
+    """How many of those share one value of the tuned setting: the combinations of all others that have a grid."""
+    hp = config.search.hp
+    return math.prod(len(values) for name, values in config.search.grids.items() if name not in (*SIZES, hp))
+
+
+def _proposal(one: Proposal, config: Config, again: str, count: Measure) -> dict[str, Any]:
+    sizes = {"width": one.width, "batch_size": config.training.batch_size, "steps": one.steps}
+    words = []
+    for name, value in sizes.items():
+        place = place_of(name)
+        assert place is not None
+        if name in config.search.grids:
+            words.append(f"search.{name}=[{value}]")
+        elif getattr(getattr(config, place[0]), place[1]) != value:
+            words.append(f"{place[0]}.{place[1]}={value}")
+    words += _fewer_settings(one.settings, config)
+    model = with_setting(config.task, {"width": one.width}).model
+    return {
+        **sizes,
+        "parameters": count(model).parameters,
+        "settings": one.settings,
+        "trials": one.settings * config.search.seeds + config.search.finalists * config.search.seeds,
+        "ratio_flops": one.share,
+        "command": " ".join([again, *(shlex.quote(word) for word in words)]),
+    }
+
+
+def _fewer_settings(settings: int, config: Config) -> list[str]:
+    """The override that cuts a search down: fewer draws, or the middle of the tuned setting's grid."""
+    search, keep = config.search, settings // _unit(config)
+    if settings >= _num_settings(config):
+        return []
+    if search.num_settings is not None:
+        return [f"search.num_settings={keep}"]
+    values = search.grids[search.hp]
+    first = (len(values) - keep) // 2
+    return [f"search.{search.hp}=[{','.join(map(repr, values[first : first + keep]))}]"]

@@ -1,0 +1,160 @@
+"""The status command: what is recorded, who drives it, how far each trial is; from the ledger alone, from anywhere.
+
+Without a name it lists the studies, one line each, and does not read their trials: a ledger holds tens of thousands.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from muxfer.commands.answer import Answer
+from muxfer.config.parse import parse
+from muxfer.errors import BadInput
+from muxfer.ledger.base import Ledger, Standing
+from muxfer.ledger.holder import Holder
+from muxfer.report.format import show_seconds, show_setting
+from muxfer.study.match import the_study
+from muxfer.study.resolve import Say, looking, request
+from muxfer.study.rounds import proposing
+from muxfer.study.session import open_ledger
+from muxfer.trial import Study, Trial
+
+ANY = "lr-width"
+"""A sweep that is always there: without a name only its ledger and folder are asked for."""
+WATCH_SECONDS = 2.0
+STATES = ("finished", "diverged", "pruned", "failed", "running", "interrupted", "paused", "to run")
+
+
+def status(name: str | None, overrides: Sequence[str], *, say: Say, watch: bool = False) -> Answer:
+    """How the studies of a name stand, or which there are; `watch` says so again until nobody drives them."""
+    asked = request(name, overrides, planned=True) if name is not None and overrides else looking(name or ANY)
+    with open_ledger(asked, existing=True) as ledger:
+        told = ""
+        while True:
+            studies = sorted(ledger.studies(name), key=lambda study: study.label)
+            if name is not None and overrides:
+                studies = [the_study(studies, asked.study, asked.overridden)]
+            if name is not None and not studies:
+                raise BadInput(f"this ledger has no study of sweep {name}: run muxfer sweep {name} first")
+            found = [_study(study, ledger, trials=name is not None) for study in studies]
+            text = "\n".join("\n".join(_lines(one)) for one in found) or "no study is recorded yet"
+            if not watch or not any(one["state"] == "running" for one in found):
+                return Answer(data={"studies": found}, text=text)
+            if text != told:
+                say(text + "\n")
+                told = text
+            time.sleep(WATCH_SECONDS)
+
+
+def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
+    holder = ledger.driver(study)
+    data: dict[str, Any] = {
+        "sweep": study.name,
+        "study": study.key,
+        "label": study.label,
+        "state": "at rest" if holder is None else _driven(holder),
+        "driver": None if holder is None else {"host": holder.host, "pid": holder.pid, "since": holder.since},
+    }
+    if holder is not None and holder.beat is not None:
+        data["driver"]["beat"] = holder.beat.isoformat()
+    if not trials:
+        return data
+    config = parse(ledger.config(study))
+    standings = {standing.key: standing for standing in ledger.standings(study)}
+    records = [standing.record for standing in standings.values() if standing.record is not None]
+    fingerprint, numerics = str(study.identity["data_fingerprint"]), study.identity["numerics"]
+    wanted = proposing(config, fingerprint=fingerprint, numerics=numerics)(records)
+    states = {trial.key: _state(standings.get(trial.key), driven=data["state"] == "running") for trial in wanted}
+    counts = Counter(states.values())
+    settled = [record for record in records if record.key in states]
+    best = min((r for r in settled if r.metric is not None), key=lambda record: record.metric or 0.0, default=None)
+    data |= {
+        "trials": len(wanted),
+        "states": {state: counts[state] for state in STATES if counts[state]},
+        "lowest": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
+        "seconds_left": _seconds_left(wanted, standings) if data["state"] == "running" else None,
+        "underway": [
+            _underway(trial, standings[trial.key], states[trial.key])
+            for trial in wanted
+            if states[trial.key] in ("running", "interrupted")
+        ],
+        "failed": [
+            {"key": record.key, "setting": dict(record.setting), "replicate": record.replicate, "error": record.error}
+            for record in settled
+            if record.outcome == "failed"
+        ],
+        "targets": [
+            {"key": s.key, "state": _state(s, driven=data["state"] == "running"), "step": s.step, "loss": s.loss}
+            | ({} if s.record is None else {"step": s.record.step, "metric": s.record.metric})
+            for s in standings.values()
+            if s.kind == "target"
+        ],
+    }
+    return data
+
+
+def _driven(holder: Holder) -> str:
+    alive = holder.alive()
+    if alive is None:
+        return "silent" if holder.silent() else "running"
+    return "running" if alive else "interrupted"
+
+
+def _state(standing: Standing | None, *, driven: bool) -> str:
+    if standing is None:
+        return "to run"
+    if standing.record is not None:
+        return str(standing.record.outcome)
+    return ("running" if driven else "interrupted") if standing.running else "paused"
+
+
+def _underway(trial: Trial, standing: Standing, state: str) -> dict[str, Any]:
+    about = {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
+    return about | {"step": standing.step, "steps": trial.task["training"]["steps"], "train_loss": standing.loss}
+
+
+def _seconds_left(trials: Sequence[Trial], standings: Mapping[str, Standing]) -> float | None:
+    """By the FLOPs that are left, at the pace of the trials that have ended, as many at a time as run now."""
+    ended = {key: standing.record for key, standing in standings.items() if standing.record is not None}
+    spent = sum(record.train_seconds for record in ended.values())
+    done = sum(trial.cost_flops for trial in trials if trial.key in ended)
+    slots = sum(standing.running for standing in standings.values())
+    if not (spent and done and slots):
+        return None
+    left = 0.0
+    for trial in trials:
+        if trial.key not in ended:
+            step = standings[trial.key].step if trial.key in standings else 0
+            left += trial.cost_flops * (1 - step / trial.task["training"]["steps"])
+    return left * spent / done / slots
+
+
+def _lines(one: Mapping[str, Any]) -> list[str]:
+    driver = one["driver"]
+    who = "" if driver is None else f", pid {driver['pid']} on {driver['host']} since {driver['since']}"
+    if one["state"] == "interrupted":
+        who += " is dead: type the same command to go on"
+    if one["state"] == "silent":
+        who += (
+            f" can't be seen from here, its heart last beat at {driver['beat']}: if it is dead, type the same command"
+        )
+    head = f"{one['label']}: {one['state']}{who}"
+    if "trials" not in one:
+        return [head]
+    counts = ", ".join(f"{count} {state}" for state, count in one["states"].items())
+    left = one["seconds_left"]
+    lines = [head, f"  {one['trials']} trials: {counts}{'' if left is None else f', {show_seconds(left)} left'}"]
+    if one["lowest"] is not None:
+        lines.append(f"  lowest loss {one['lowest']['metric']:.4f} at {show_setting(one['lowest']['setting'])}")
+    for trial in one["underway"]:
+        loss = "" if trial["train_loss"] is None else f", training loss {trial['train_loss']:.4f}"
+        what = f"{show_setting(trial['setting'])} seed {trial['replicate']}"
+        lines.append(f"  {trial['state']} {what}: step {trial['step']} of {trial['steps']}{loss}")
+    for trial in one["failed"]:
+        what = f"{show_setting(trial['setting'])} seed {trial['replicate']}"
+        lines.append(f"  failed {what}: {trial['error']}; muxfer retry {one['sweep']} --failed")
+    for target in one["targets"]:
+        loss = "" if target.get("metric") is None else f", validation loss {target['metric']:.4f}"
+        lines.append(f"  target {target['key'][:8]}: {target['state']} at step {target['step']}{loss}")
+    return lines

@@ -1,0 +1,255 @@
+"""`muxfer verdict --table`: does the optimum transfer along the axis, in anybody's table?
+
+One row a run: an axis (width, batch, steps), a setting, a metric, and a seed where runs share one. Rows become the
+judge's cells at once: ten million of them would be too many records. What the rows say twice is counted once
+and said; what they say in two ways is refused. The order of the rows never matters.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from muxfer.analysis.cells import Cell, Table
+from muxfer.analysis.transferability import judge_table
+from muxfer.commands.answer import Answer
+from muxfer.commands.csv_columns import lines_of, read_columns
+from muxfer.errors import BadInput, NotAYes
+from muxfer.report.format import TERMINAL
+from muxfer.report.text import cells_text
+from muxfer.trial import Outcome, Verdict
+
+MAX_VALUES = 2_000
+"""Distinct values of an axis or a setting; more are no grid."""
+
+MAX_CELLS = 100_000
+
+MAX_SHOWN = 64
+"""Rows, or columns, of a table that a person still reads in a terminal."""
+
+SAME = 1e-9
+"""Values of a grid that differ relatively by no more are one value, written by two programs."""
+
+ODD = 0x9E3779B97F4A7C15
+"""Multiplied by it, modulo 2^64, the bits of numbers lie in no order, and back by its inverse."""
+
+MAX_REPLICATES = 1_000
+"""A cell with more runs hands the judge the means of this many groups of them."""
+
+EXTREME = 1e20
+"""No number is above it, nor (but for 0) below its inverse: ratios of such numbers still have squares of squares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The file, and which column is what. `seed` None: runs of different cells share nothing."""
+
+    path: str
+    axis: str
+    hp: str
+    metric: str
+    seed: str | None = None
+
+    def refuse(self, row: int, what: str) -> BadInput:
+        return BadInput(f"{self.path}, line {lines_of(self.path, [row])[0]}: {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped:
+    """The table as cells. A replicate of a cell is the mean of `per_replicate` runs; a cell has at most `most` runs."""
+
+    table: Table
+    num_rows: int
+    num_duplicates: int
+    per_replicate: float
+    most: int
+
+
+def verdict(
+    path: str,
+    *,
+    axis: str,
+    hp: str,
+    metric: str,
+    mode: str = "min",
+    log2_hp: bool = False,
+    seed: str | None = None,
+) -> Answer:
+    """The answer to `muxfer verdict --table`; exit code 0 where the optimum transfers, else 6."""
+    columns = Columns(path=path, axis=axis, hp=hp, metric=metric, seed=seed)
+    named = [name for name in (axis, hp, metric, seed) if name is not None]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise BadInput(f"column {twice!r} is named twice: --axis, --hp, --metric and --seed are different columns")
+    values = read_columns(path, named)
+    sign = -1.0 if mode == "max" else 1.0
+    grouped = group(values, columns, sign=sign, log2_hp=log2_hp)
+    judged = judge_table(grouped.table, axis=axis, hp=hp, log2_hp=log2_hp, paired=seed is not None)
+    if judged.noise is not None:
+        judged = replace(judged, noise=judged.noise * math.sqrt(grouped.per_replicate))
+    notes = list(_notes(grouped, columns, log2_hp=log2_hp))
+    data = {
+        **judged.to_dict(),
+        "table": path,
+        "metric": metric,
+        "mode": mode,
+        "rows": grouped.num_rows,
+        "duplicates": grouped.num_duplicates,
+        "notes": notes,
+    }
+    text = _text(grouped, judged, metric, notes, sign=sign)
+    return Answer(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
+
+
+def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, log2_hp: bool) -> Grouped:
+    """Cells by axis value and setting; the metric times `sign` is to be made small. BadInput names the line."""
+    axis_levels, axis_codes = _levels(values, columns.axis, columns)
+    hp_levels, hp_codes = _levels(values, columns.hp, columns)
+    if axis_levels[0] <= 0:
+        row = int(np.argmin(values[columns.axis]))
+        raise columns.refuse(row, f"{columns.axis} is {axis_levels[0]:g}, expected a size above 0 (not its logarithm)")
+    if log2_hp and hp_levels[0] <= 0:
+        told = f"{columns.hp} is {hp_levels[0]:g}, which has no log2"
+        row = int(np.argmin(values[columns.hp]))
+        raise columns.refuse(row, f"{told}; leave --log2-hp off where the column is log2 already")
+    metrics = _to_be_small(values[columns.metric], columns, sign=sign)
+    seeds = None
+    if columns.seed is not None:
+        _must_be_finite(values[columns.seed], columns.seed, columns)
+        seeds = np.unique(values[columns.seed], return_inverse=True)[1]
+    codes = axis_codes * len(hp_levels) + hp_codes
+    order = np.argsort(codes.astype(np.uint16) if codes.max() < 1 << 16 else codes, kind="stable")
+    codes = codes[order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    found = codes[starts]
+    if len(found) > MAX_CELLS:
+        raise BadInput(
+            f"{columns.path} has {len(found)} pairs of {columns.axis} and {columns.hp}, more than {MAX_CELLS}: expected"
+            " a grid; round the setting to one"
+        )
+    places = [(float(axis_levels[code // len(hp_levels)]), float(hp_levels[code % len(hp_levels)])) for code in found]
+    parts = np.split(order, starts[1:])
+    if seeds is None:
+        runs = [_shuffled(np.unique(metrics[rows])) for rows in parts]
+        size = max(map(len, runs))
+        numbers = [np.arange(len(each)) for each in runs]
+    else:
+        pairs = [_one_a_seed(rows, metrics, seeds, columns) for rows in parts]
+        runs, numbers = [kept for kept, _ in pairs], [number for _, number in pairs]
+        size = int(seeds.max()) + 1
+    per_group = math.ceil(size / MAX_REPLICATES)
+    table: dict[float, dict[float, Cell]] = {}
+    for (axis, hp), each, number in zip(places, runs, numbers, strict=True):
+        table.setdefault(axis, {})[hp] = _cell(axis, hp, each, number // per_group)
+    num_replicates = sum(len(cell.metrics) for row in table.values() for cell in row.values())
+    num_finite = sum(int(np.isfinite(each).sum()) for each in runs)
+    return Grouped(
+        table=table,
+        num_rows=len(metrics),
+        num_duplicates=len(metrics) - sum(map(len, runs)),
+        per_replicate=num_finite / max(num_replicates, 1),
+        most=max(map(len, runs)),
+    )
+
+
+def _to_be_small(metrics: np.ndarray, columns: Columns, *, sign: float) -> np.ndarray:
+    """Infinite where the run diverged: no number, or an infinite one."""
+    metrics = np.where(np.isfinite(metrics), sign * metrics + 0.0, np.inf)
+    extreme = _extreme(metrics) & np.isfinite(metrics)
+    if extreme.any():
+        row = int(np.argmax(extreme))
+        told = f"{columns.metric} is {sign * metrics[row]:g}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
+        raise columns.refuse(row, f"{told}; leave it empty where the run diverged")
+    return metrics
+
+
+def _must_be_finite(values: np.ndarray, name: str, columns: Columns) -> None:
+    bad = _extreme(values)
+    if bad.any():
+        row = int(np.argmax(bad))
+        given = "empty" if np.isnan(values[row]) else f"{values[row]:g}"
+        told = f"{name} is {given}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
+        raise columns.refuse(row, f"{told}; only a metric may be empty")
+
+
+def _extreme(values: np.ndarray) -> np.ndarray:
+    """NaN included."""
+    size = np.abs(values)
+    return ~((size <= EXTREME) & (size >= 1 / EXTREME)) & (values != 0)
+
+
+def _levels(table: Mapping[str, np.ndarray], name: str, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of a column, ascending, and which of them each row has."""
+    values = table[name]
+    _must_be_finite(values, name, columns)
+    distinct = np.unique(values + 0.0)  # -0 and 0 are one
+    first = np.ones(len(distinct), dtype=bool)
+    first[1:] = np.diff(distinct) > SAME * np.abs(distinct[1:])
+    if first.sum() > MAX_VALUES:
+        raise BadInput(
+            f"{columns.path} has {first.sum()} values of {name}, more than {MAX_VALUES}: expected a grid; round them to"
+            " one, or name another column"
+        )
+    return distinct[first], (np.cumsum(first) - 1)[np.searchsorted(distinct, values)]
+
+
+def _one_a_seed(
+    rows: np.ndarray, metrics: np.ndarray, seeds: np.ndarray, columns: Columns
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of each seed in a cell, and the seeds' numbers; two metrics of one seed are refused."""
+    numbers, first, inverse = np.unique(seeds[rows], return_index=True, return_inverse=True)
+    kept = metrics[rows][first]
+    other = metrics[rows] != kept[inverse]
+    if other.any():
+        second = int(np.argmax(other))
+        pair = sorted([int(rows[first[inverse[second]]]), int(rows[second])])
+        given = [f"{metrics[row]:g}" if np.isfinite(metrics[row]) else "diverged" for row in pair]
+        lines = lines_of(columns.path, pair)
+        raise BadInput(
+            f"{columns.path}, lines {lines[0]} and {lines[1]}: the same {columns.axis}, {columns.hp} and {columns.seed}"
+            f" with {columns.metric} {given[0]} and {given[1]}; keep one of them"
+        )
+    return kept, numbers
+
+
+def _shuffled(distinct: np.ndarray) -> np.ndarray:
+    """In an order that the rows do not decide and size does not either: groups of neighbours are fair samples."""
+    bits = np.sort(distinct.view(np.uint64) * np.uint64(ODD))
+    return (bits * np.uint64(pow(ODD, -1, 1 << 64))).view(np.float64)
+
+
+def _cell(axis: float, hp: float, replicates: np.ndarray, numbers: np.ndarray) -> Cell:
+    finite = np.isfinite(replicates)
+    outcome = Outcome.FINISHED if finite.all() else Outcome.DIVERGED
+    replicates, numbers = replicates[finite], numbers[finite]
+    mean = math.fsum(replicates.tolist()) / len(replicates) if outcome is Outcome.FINISHED else None
+    sums, counts = np.bincount(numbers, replicates), np.bincount(numbers)
+    metrics = {int(number): float(sums[number] / counts[number]) for number in np.flatnonzero(counts)}
+    return Cell(axis=axis, hp=hp, outcome=outcome, metrics=metrics, mean=mean, step=0)
+
+
+def _notes(grouped: Grouped, columns: Columns, *, log2_hp: bool) -> Iterator[str]:
+    if grouped.most > 1:
+        yield f"each value is the mean of up to {grouped.most} runs"
+    if count := grouped.num_duplicates:
+        yield f"{count} duplicate row{'s were' if count > 1 else ' was'} counted once"
+    hps = sorted({hp for row in grouped.table.values() for hp in row})
+    if not log2_hp and len(hps) > 2 and hps[0] > 0:
+        steps = np.diff(np.log2(hps))
+        if steps.min() > 0.5 and steps.max() < 1.05 * steps.min():
+            yield f"{columns.hp} grows by a factor: --log2-hp reads it in log2"
+
+
+def _text(grouped: Grouped, judged: Verdict, metric: str, notes: list[str], *, sign: float) -> str:
+    """The table with the metric as the reader knows it, unless it is too large to be read, and the verdict."""
+    if max(len(grouped.table), max(map(len, grouped.table.values()))) <= MAX_SHOWN:
+        known = {
+            axis: {hp: replace(c, mean=None if c.mean is None else sign * c.mean, metrics={}) for hp, c in row.items()}
+            for axis, row in grouped.table.items()
+        }
+        lines = [cells_text(known, judged, metric=metric)]
+    else:
+        lines = textwrap.wrap(f"verdict: {judged.verdict}: {judged.why}", TERMINAL, subsequent_indent="  ")
+    lines += [line for note in notes for line in textwrap.wrap(f"note: {note}", TERMINAL, subsequent_indent="  ")]
+    return "\n".join(lines)

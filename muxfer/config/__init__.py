@@ -1,0 +1,1 @@
+"""The typed configuration: its schema, its parser, and Hydra, which composes it."""

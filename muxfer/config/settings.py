@@ -1,0 +1,88 @@
+"""The settings that a study may vary: where each stands in a task, and how it is carried to a target."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from muxfer.config.task import Task, check
+
+SETTINGS: dict[str, str | None] = {
+    "width": "model.width",
+    "depth": "model.depth",
+    "batch_size": "training.batch_size",
+    "steps": "training.steps",
+    "base_lr": "optimizer.base_lr",
+    "weight_decay": "optimizer.weight_decay",
+    "grad_clip": "optimizer.grad_clip",
+    "output_multiplier": "optimizer.output_multiplier",
+    "warmup_steps": "training.warmup_steps",
+    "repa_weight": "objective.repa_weight",
+    "label_dropout": "training.label_dropout",
+    "ema_fraction": "training.ema_fraction",
+    "flops": None,
+}
+"""What a study can vary, by its name under `search`, and the key of the task that it sets. `flops` is a budget: it sets
+no key, the steps that it pays for do (isoFLOP studies)."""
+AXES = ("width", "depth", "batch_size", "steps", "flops")
+"""The settings along which an optimum may transfer; all others may be the optimum that does."""
+TRANSFER = {
+    "base_lr": "carried",
+    "output_multiplier": "carried",
+    "grad_clip": "carried",
+    "repa_weight": "carried",
+    "warmup_steps": "horizon",
+    "ema_fraction": "horizon",
+    "weight_decay": "regularization",
+    "label_dropout": "regularization",
+}
+"""What becomes of a tuned setting at the target. `carried`: it transfers in width, the target takes it as it is.
+`horizon`: it is bound to the length of training, and goes over as a share of the steps. `regularization`: its best
+value depends on how often the data are seen, so it is left behind where they are seen more than once."""
+NOT_IN_KEY = (
+    "data.path",  # the data's fingerprint stands for it
+    "training.checkpoint_every",
+    "training.report_every",
+    "evaluation.sampler",
+    "evaluation.sampling_steps",
+    "evaluation.guidance",
+    "evaluation.samples_per_class",
+)
+"""The task's keys that do not enter a trial's key: they cannot change what is trained or how it is scored."""
+ADDED_LATER = {
+    "model.base_depth": None,
+    "model.block": "adaln_zero",
+    "model.frequency_shift": 0.0,
+    "objective.repa_weight": 0.0,
+}
+"""Keys that came after the first release, with the value that stands for what was before: at it they stay out of a
+trial's key, so that the trials of older ledgers are still found."""
+
+
+def place_of(name: str) -> tuple[str, str] | None:
+    """Group and key of the task that a setting sets; None: it sets none."""
+    path = SETTINGS[name]
+    return None if path is None else (path.split(".")[0], path.split(".")[1])
+
+
+def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a task's plain data that a trial key holds."""
+    return {
+        group: {
+            name: value
+            for name, value in values.items()
+            if (key := f"{group}.{name}") not in NOT_IN_KEY and not (key in ADDED_LATER and value == ADDED_LATER[key])
+        }
+        for group, values in task.items()
+    }
+
+
+def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
+    """The task at one setting of the study, checked again: a width may not fit the head dim."""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in setting.items():
+        if (place := place_of(name)) is not None:
+            changes.setdefault(place[0], {})[place[1]] = value
+    replaced = {group: dataclasses.replace(getattr(task, group), **values) for group, values in changes.items()}
+    changed = dataclasses.replace(task, **replaced)
+    check(changed)
+    return changed

@@ -1,0 +1,275 @@
+"""One study as typed data: the task, what is searched, the target, and where it all runs and is kept.
+
+YAML holds values and Python holds logic. `muxfer.parse` turns plain data (Hydra's composition) into these frozen
+dataclasses, checked once, at the boundary; what a trial trains is `muxfer.task`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from muxfer.config.models import Model, positive
+from muxfer.config.settings import AXES, SETTINGS
+from muxfer.config.task import DDPM, Data, Evaluation, Optimizer, RectifiedFlow, Task, Training, at_least_0
+from muxfer.errors import BadInput, nearest
+
+Grid = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Where a sampler may draw one setting from: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}.
+
+    `bounds` are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to what is
+    drawn.
+    """
+
+    kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
+    bounds: tuple[float, ...]
+    log2: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a study varies: `hp` is tuned at every value of `axis`, each setting with `seeds` replicates.
+
+    A setting's list is a grid, {KIND: [LOW, HIGH]} a space (see Space); a number may be a power of two as text: 2^-7,
+    2**-7. `sampler` grid runs every combination. random, qmc, tpe, gp and cmaes draw `num_settings` points of the
+    spaces at each combination of the grids, `round_size` at a time. isoflop pairs budgets (`flops`) with sizes, and
+    lets the budget decide the steps.
+    """
+
+    axis: str
+    hp: str
+    sampler: Literal["grid", "random", "qmc", "tpe", "gp", "cmaes", "isoflop"] = "grid"
+    seeds: int = 1
+    num_settings: int | None = None
+    round_size: int = 4
+    finalists: int = 0
+    """So many of the best settings of a finished search are trained again, for `finalist_steps`; the best is theirs."""
+    finalist_steps: int | None = None
+    width_per_depth: int | None = None
+    """isoflop over depths: a model's width is so many times its depth."""
+    flops_by: Literal["6nd", "counted"] = "6nd"
+    """isoflop: a budget is 6 x parameters x tokens, or 6 x the multiply-accumulates counted."""
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+
+    def check(self) -> None:
+        positive("search.seeds", self.seeds)
+        positive("search.round_size", self.round_size)
+        if self.axis not in AXES:
+            raise BadInput(f"search.axis {self.axis!r}: {nearest(self.axis, AXES)}")
+        isoflop = self.sampler == "isoflop"
+        hps = [name for name in SETTINGS if name not in AXES] if not isoflop else ["width", "depth"]
+        if self.hp not in hps:
+            raise BadInput(f"search.hp {self.hp!r}: {nearest(self.hp, hps)}")
+        for name in (self.axis, self.hp):
+            if name not in self.grids and name not in self.spaces:
+                raise BadInput(f"search.{name} is missing: give the grid as a list, search.{name}=[...]")
+        if self.axis in self.spaces:
+            raise BadInput(f"search.{self.axis} is the axis: give a list, search.{self.axis}=[...]")
+        if isoflop != (self.axis == "flops") or (not isoflop and "flops" in self.grids):
+            raise BadInput("search.flops is the axis of sampler isoflop, and of no other: give search.sampler=isoflop")
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        drawn = self.sampler not in ("grid", "isoflop")
+        if self.spaces and not drawn:
+            name = next(iter(self.spaces))
+            raise BadInput(
+                f"search.{name} is a space to draw from: give a list, or a sampler that draws, search.sampler=tpe"
+            )
+        if drawn and not self.spaces:
+            raise BadInput(
+                f"search.sampler {self.sampler} has no space to draw from: give one, search.{self.hp}="
+                "{log_uniform:[LOW,HIGH]}"
+            )
+        if drawn and self.num_settings is None:
+            raise BadInput(f"search.sampler {self.sampler} needs a number of settings: give search.num_settings=20")
+        if not drawn and self.num_settings is not None:
+            raise BadInput(f"search.num_settings has no effect with sampler {self.sampler}: leave it out")
+        if self.num_settings is not None:
+            positive("search.num_settings", self.num_settings)
+        if (self.finalists > 0) != (self.finalist_steps is not None):
+            raise BadInput("search.finalists and search.finalist_steps go together: give both, or neither")
+        if self.finalists and not drawn:
+            raise BadInput(f"search.finalists has no effect with sampler {self.sampler}: leave it out")
+        if self.finalists and ("steps" in self.grids or "steps" in self.spaces):
+            raise BadInput("search.finalists has no effect where search.steps varies: leave one of them out")
+        if self.sampler == "cmaes":
+            choice = next((name for name, space in self.spaces.items() if space.kind == "choice"), None)
+            if choice is not None or len(self.spaces) < 2:
+                why = f"search.{choice} is a choice" if choice else f"search.{self.hp} is the only space"
+                raise BadInput(
+                    f"{why}, and sampler cmaes draws two or more numbers together: use search.sampler=tpe or gp"
+                )
+        if self.width_per_depth is not None and (self.sampler, self.hp) != ("isoflop", "depth"):
+            raise BadInput("search.width_per_depth has no effect but for sampler isoflop over depths: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where trials run. A slot is one trial at a time: a CPU thread, or a GPU."""
+
+    address: str | None = None
+    """A running Ray cluster to join; None: a private one on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    slots: int | None = None
+    """None: every core, or every GPU."""
+    max_failures: int = 2
+    """How often a trial whose process died is started again."""
+    orphan_seconds: float = 60.0
+    """A trial's process whose driver has been silent for so long ends itself; the trial goes on from its checkpoint."""
+
+    def check(self) -> None:
+        if self.slots is not None:
+            positive("compute.slots", self.slots)
+        if self.max_failures < 0:
+            raise BadInput(f"compute.max_failures {self.max_failures}: expected at least 0")
+        positive("compute.orphan_seconds", self.orphan_seconds)
+
+
+LONGEST_LEASE_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig:
+    """Where records are kept. `tracking_uri` None: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder."""
+
+    tracking_uri: str | None = None
+    experiment: str = "muxfer"
+    patience_seconds: float = 60.0
+    """How long the end of a command waits for a ledger that stopped answering."""
+    lease_seconds: float = 30.0
+    """Time-to-live of a driver's hold on a study, for drivers on other hosts."""
+
+    def check(self) -> None:
+        positive("ledger.lease_seconds", self.lease_seconds)
+        if self.lease_seconds > LONGEST_LEASE_SECONDS:
+            raise BadInput(f"ledger.lease_seconds {self.lease_seconds:g}: expected at most {LONGEST_LEASE_SECONDS:g}")
+        at_least_0("ledger.patience_seconds", self.patience_seconds)
+        if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
+            raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The large run that the study is for. None: as the proxies have it, or as `muxfer.transfer` takes it over."""
+
+    width: int
+    steps: int
+    depth: int | None = None
+    batch_size: int | None = None
+    base_width: int | None = None
+    """Only to be refused: a target has the base width of its proxies."""
+    base_lr: float | None = None
+    """Overrules the study's; the record says that it was forced."""
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    label_dropout: float | None = None
+    guard: Literal["on", "off", True, False] = "on"
+    """Halt the target when its loss leaves what the proxies' predict. YAML reads a bare on or off as true or false."""
+
+    @property
+    def guarded(self) -> bool:
+        return self.guard in ("on", True)
+
+    def check(self) -> None:
+        positive("target.width", self.width)
+        positive("target.steps", self.steps)
+        for key in ("depth", "batch_size", "base_width", "base_lr"):
+            if getattr(self, key) is not None:
+                positive(f"target.{key}", getattr(self, key))
+        if self.weight_decay is not None:
+            at_least_0("target.weight_decay", self.weight_decay)
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
+            raise BadInput(f"target.warmup_steps {self.warmup_steps}: expected 0 to target.steps {self.steps}")
+        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
+            raise BadInput(f"target.label_dropout {self.label_dropout}: expected a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A coordinate check: at which widths or depths, for how long, at how small a rate. No part of a study or a trial.
+
+    The rate is small so that the first steps stay where slopes mean something: it is not the rate of training.
+    """
+
+    axis: Literal["width", "depth"] = "width"
+    sizes: tuple[int, ...] = (32, 64, 128, 256)
+    steps: int = 10
+    seeds: int = 3
+    base_lr: float = 2**-16
+    batch_size: int = 16
+
+    def check(self) -> None:
+        for size in self.sizes:
+            positive("check.sizes", size)
+        if len(set(self.sizes)) < max(4, len(self.sizes)) or max(self.sizes) < 8 * min(self.sizes):
+            example = "[32,64,128,256]" if self.axis == "width" else "[2,4,8,16] (a U-ViT's are odd: [3,5,9,25])"
+            raise BadInput(
+                f"check.sizes {list(self.sizes)}: a slope needs at least 4 different {self.axis}s over a range of 8x,"
+                f" for example {example}"
+            )
+        if self.steps < 10:
+            raise BadInput(
+                f"check.steps {self.steps}: expected at least 10; blocks behind zero gates get no gradient before"
+            )
+        for key in ("seeds", "base_lr", "batch_size"):
+            positive(f"check.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What checkpoints may take on the disk. No part of a study or a trial."""
+
+    budget_gb: float | None = None
+    """None: what is free where they go, but 1."""
+
+    def check(self) -> None:
+        if self.budget_gb is not None:
+            positive("checkpoints.budget_gb", self.budget_gb)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """How a paper counts its own models, where its numbers and ours differ. For `muxfer plan`; no part of a study."""
+
+    proxy_params: float
+    target_params: float
+    pretrainings: int | None = None
+    """So many full pretrainings is what tuning the target by hand took."""
+
+    def check(self) -> None:
+        for key in ("proxy_params", "target_params"):
+            positive(f"published.{key}", getattr(self, key))
+        if self.pretrainings is not None:
+            positive("published.pretrainings", self.pretrainings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One study: the proxy task, what is searched, the target, and where it all runs and is kept."""
+
+    model: Model
+    data: Data
+    objective: RectifiedFlow | DDPM
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+    search: Search
+    target: Target
+    compute: Compute
+    ledger: LedgerConfig
+    check: Check = field(default_factory=Check)
+    """Default: ledgers of before hold configurations without it, and without the next."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    published: Published | None = None
+    output_dir: str | None = None
+    description: str = ""
+
+    @property
+    def task(self) -> Task:
+        return Task(**{key.name: getattr(self, key.name) for key in dataclasses.fields(Task)})

@@ -1,0 +1,269 @@
+"""What one trial trains, as typed data: model, data, objective, optimizer, training, evaluation.
+
+A task travels to the worker as plain data (`to_plain`) and is parsed again there (`muxfer.parse`). `check` refuses an
+impossible number with what was given, what was expected and what to do. Which keys a study can vary, and which of
+those a larger run takes over as they are, is declared here too (SETTINGS, TRANSFER).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from muxfer.config.models import Mmdit, Model, Uvit, positive
+from muxfer.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """1,797 scans of handwritten digits, 8x8, from scikit-learn."""
+
+    name: Literal["digits"]
+    image_size: int = 8
+    channels: int = 1
+
+    def check(self) -> None:
+        if (self.image_size, self.channels) != (8, 1):
+            raise BadInput(
+                f"data.image_size {self.image_size}, data.channels {self.channels}: the digits are 8x8 grey scans,"
+                " image_size 8 and channels 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Pictures of one's own: one sub-folder a class, or a flat folder as a single class."""
+
+    name: Literal["image_folder"]
+    path: str
+    image_size: int
+    channels: int = 3
+    validation_fraction: float = 0.1
+
+    def check(self) -> None:
+        positive("data.image_size", self.image_size)
+        if self.channels not in (1, 3):
+            raise BadInput(f"data.channels {self.channels}: expected 1 (grey) or 3 (RGB)")
+        if not 0 < self.validation_fraction < 1:
+            raise BadInput(f"data.validation_fraction {self.validation_fraction}: expected a number between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Data that are described and not on this machine: a study of them can be planned, not run."""
+
+    name: Literal["planned"]
+    image_size: int
+    channels: int
+    num_samples: int
+    num_classes: int = 1
+    text_tokens: int | None = None
+    """Length of the longest caption, its end included, for models that read text."""
+
+    def check(self) -> None:
+        for key in ("image_size", "channels", "num_samples", "num_classes"):
+            positive(f"data.{key}", getattr(self, key))
+        if self.text_tokens is not None:
+            positive("data.text_tokens", self.text_tokens)
+
+
+Data = Digits | ImageFolder | Planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectifiedFlow:
+    """x_t = (1-t) x + t noise, v = noise - x predicted, t from a logit-normal (Stable Diffusion 3, eq. 2 and 19)."""
+
+    name: Literal["rectified_flow"]
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    repa_weight: float = 0.0
+    """Of the cosine loss between a middle block and a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
+
+    def check(self) -> None:
+        positive("objective.logit_std", self.logit_std)
+        at_least_0("objective.repa_weight", self.repa_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """Noise prediction under the linear schedule of betas (Ho et al. 2020, eq. 14)."""
+
+    name: Literal["ddpm"]
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    repa_weight: float = 0.0
+    """As under rectified_flow."""
+
+    def check(self) -> None:
+        positive("objective.num_timesteps", self.num_timesteps)
+        at_least_0("objective.repa_weight", self.repa_weight)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise BadInput(
+                f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW under a parametrization; every number is the base width's, scaled by role for the width at hand."""
+
+    parametrization: Literal["mup", "standard", "stock", "completep"]
+    base_lr: float
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    grad_clip: float | None = None
+    """Global norm of the unfolded gradients; None: no clipping."""
+    output_multiplier: float = 1.0
+
+    def check(self) -> None:
+        for key in ("base_lr", "eps", "output_multiplier"):
+            positive(f"optimizer.{key}", getattr(self, key))
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise BadInput(f"optimizer.{key} {getattr(self, key)}: expected a number in [0, 1)")
+        at_least_0("optimizer.weight_decay", self.weight_decay)
+        if self.grad_clip is not None:
+            positive("optimizer.grad_clip", self.grad_clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and on what: the same for every setting of a study, unless it is what the study varies."""
+
+    steps: int
+    batch_size: int
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    label_dropout: float = 0.1
+    ema_fraction: float = 0.05
+    """Time constant of the averaged weights as a share of the steps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device has it natively, float32 elsewhere."""
+    seed: int = 0
+    checkpoint_every: int = 100
+    report_every: int = 10
+
+    def check(self) -> None:
+        for key in ("steps", "batch_size", "checkpoint_every", "report_every"):
+            positive(f"training.{key}", getattr(self, key))
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise BadInput(f"training.warmup_steps {self.warmup_steps}: expected 0 to training.steps {self.steps}")
+        if not 0 <= self.label_dropout < 1:
+            raise BadInput(f"training.label_dropout {self.label_dropout}: expected a number in [0, 1)")
+        if not 0 < self.ema_fraction < 1:
+            raise BadInput(f"training.ema_fraction {self.ema_fraction}: expected a number between 0 and 1")
+        if not 0 <= self.seed < 2**31:
+            raise BadInput(f"training.seed {self.seed}: expected 0 to 2^31 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a model is scored (the fixed grid of timesteps) and how samples are drawn from it."""
+
+    timesteps: int = 8
+    sampler: Literal["flow_match_euler", "ddpm", "ddim"] | None = None
+    """None: flow_match_euler for rectified flow, ddim for DDPM."""
+    sampling_steps: int = 50
+    guidance: float = 2.0
+    samples_per_class: int = 8
+
+    def check(self) -> None:
+        for key in ("timesteps", "sampling_steps", "samples_per_class"):
+            positive(f"evaluation.{key}", getattr(self, key))
+        if not 1 <= self.guidance < math.inf:
+            raise BadInput(f"evaluation.guidance {self.guidance}: expected a number of at least 1 (1: no guidance)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that decides what one trial's numbers are, and nothing else but where it reads its data."""
+
+    model: Model
+    data: Data
+    objective: RectifiedFlow | DDPM
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+
+    def check(self) -> None:
+        """What no single part can see."""
+        for key in ("image_size", "channels"):
+            if getattr(self.model, key) != getattr(self.data, key):
+                raise BadInput(
+                    f"model.{key} {getattr(self.model, key)} differs from data.{key} {getattr(self.data, key)};"
+                    f" set data.{key} and leave model.{key} to follow it"
+                )
+        flow = isinstance(self.objective, RectifiedFlow)
+        if self.evaluation.sampler is not None and flow != (self.evaluation.sampler == "flow_match_euler"):
+            expected = "flow_match_euler" if flow else "ddpm or ddim"
+            raise BadInput(
+                f"evaluation.sampler {self.evaluation.sampler} does not sample objective {self.objective.name};"
+                f" use {expected}"
+            )
+        if self.model.learn_sigma and flow:
+            raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
+        if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
+            raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
+        self.check_depth()
+        self._check_repa()
+
+    def check_depth(self) -> None:
+        """What model and optimizer must agree on, whatever the rest."""
+        completep = self.optimizer.parametrization == "completep"
+        if completep and self.model.base_depth is None:
+            raise BadInput(
+                "optimizer.parametrization completep needs the depth at which the base settings hold: give"
+                " model.base_depth=DEPTH"
+            )
+        if not completep and self.model.base_depth is not None:
+            raise BadInput("model.base_depth has no effect without optimizer.parametrization=completep; leave it out")
+        if completep and isinstance(self.model, Uvit) and self.model.skip == "linear":
+            raise BadInput(
+                "optimizer.parametrization completep cannot scale a U-ViT's skip linear, which mixes the trunk anew:"
+                " use model.skip=residual, x + W[x; skip]"
+            )
+
+    def _check_repa(self) -> None:
+        has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
+        if self.objective.repa_weight and not has_projector:
+            raise BadInput(
+                "objective.repa_weight needs a model with a projector: model=mmdit with model.repa_depth and"
+                " model.repa_dim"
+            )
+        if has_projector and not self.objective.repa_weight:
+            raise BadInput("model.repa_depth has no effect without objective.repa_weight; give it, or leave both out")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Plain data of a part of the configuration; `muxfer.parse` reads it back."""
+    plain = _without_tuples(dataclasses.asdict(config))
+    if isinstance(search := plain.get("search"), dict):
+        search |= {**search.pop("grids"), **search.pop("spaces")}
+    return plain
+
+
+def _without_tuples(value: Any) -> Any:
+    """Lists for tuples, as JSON gives them back: a study from the ledger must equal one of today."""
+    if isinstance(value, Mapping):
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check(config: Any) -> None:
+    """Check a part of the configuration and every part in it."""
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            check(value)
+    if callable(getattr(config, "check", None)):  # of a whole Config it is the part of that name
+        config.check()
+
+
+def at_least_0(key: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise BadInput(f"{key} {value}: expected a number of at least 0")

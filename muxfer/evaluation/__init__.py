@@ -1,0 +1,1 @@
+"""Samples of a trained model, and what they are compared with."""

@@ -1,0 +1,114 @@
+"""Samples from a trained model by diffusers' schedulers: our own objective, somebody else's well-tried samplers.
+
+Axes: N samples, C channels, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muxfer.config.task import DDPM, Evaluation, RectifiedFlow
+from muxfer.randomness import generator_of
+from muxfer.training.objective import FLOW_TIMESTEPS, Model
+from muxfer.training.sampling import guided_prediction
+
+SAMPLE_BATCH = 256
+MIN_TILE_PIXELS = 64
+"""A picture smaller than this is enlarged by a whole factor: an 8x8 digit alone is hard to see."""
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    *,
+    objective: RectifiedFlow | DDPM,
+    evaluation: Evaluation,
+    labels: Sequence[int],
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    learn_sigma: bool = False,
+    device: str = "cpu",
+) -> torch.Tensor:
+    """One image a label [N, C, H, W] in [-1, 1] on the CPU, with guidance; the same for the same seed.
+
+    `model` is in evaluation mode on `device`; class `num_classes` is the null one. With `learn_sigma` it outputs 2C
+    channels, whose second half sets the variance of the ddpm sampler.
+    """
+    images = []
+    for start in range(0, len(labels), SAMPLE_BATCH):
+        y_N = torch.tensor(labels[start : start + SAMPLE_BATCH], device=device)
+        generator = generator_of("sample", seed, start)
+        scheduler = _scheduler(objective, evaluation, learn_sigma=learn_sigma)
+        x_NCHW = torch.randn((len(y_N), *image_shape), generator=generator).to(device)
+        options = {} if isinstance(objective, RectifiedFlow) else {"generator": generator}
+        for t in scheduler.timesteps:
+            prediction = guided_prediction(
+                model,
+                x_NCHW,
+                t.to(device=device, dtype=torch.float32).expand(len(y_N)),
+                y_N,
+                null_label=num_classes,
+                guidance=evaluation.guidance,
+            ).float()
+            if evaluation.sampler != "ddpm":
+                prediction = prediction[:, : image_shape[0]]  # the others have no use for a learned variance
+            x_NCHW = scheduler.step(prediction, t, x_NCHW, **options).prev_sample
+        images.append(x_NCHW.clamp(-1, 1).cpu())
+    return torch.cat(images)
+
+
+def _scheduler(objective: RectifiedFlow | DDPM, evaluation: Evaluation, *, learn_sigma: bool) -> Any:
+    from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+    steps = evaluation.sampling_steps
+    if isinstance(objective, RectifiedFlow):
+        flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=FLOW_TIMESTEPS)
+        flow.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+        return flow
+    options = {
+        "num_train_timesteps": objective.num_timesteps,
+        "beta_start": objective.beta_start,
+        "beta_end": objective.beta_end,
+        "beta_schedule": "linear",
+        "timestep_spacing": "trailing",  # starts from pure noise at any number of steps (Lin et al. 2024)
+    }
+    if evaluation.sampler == "ddpm":
+        scheduler = DDPMScheduler(variance_type="learned_range" if learn_sigma else "fixed_small", **options)
+    else:
+        scheduler = DDIMScheduler(**options)
+    scheduler.set_timesteps(min(steps, objective.num_timesteps))
+    return scheduler
+
+
+def save_grid(
+    x_NCHW: torch.Tensor, labels: Sequence[int], path: str | Path, *, class_names: Sequence[str] | None = None
+) -> Path:
+    """A picture of samples in [-1, 1]: a row a class with its name, pixels enlarged so that small images are seen."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    rows: dict[int, list[torch.Tensor]] = {}
+    for image, label in zip(x_NCHW, labels, strict=True):
+        rows.setdefault(int(label), []).append(image)
+    channels, height, width = x_NCHW.shape[1:]
+    factor = -(-MIN_TILE_PIXELS // max(height, width))
+    gap, font_pixels = 4, 20
+    font = ImageFont.load_default(size=font_pixels)
+    names = {label: class_names[label] if class_names else str(label) for label in rows}
+    left = int(max(font.getlength(name) for name in names.values())) + 3 * gap
+    tile_width, tile_height = width * factor + gap, height * factor + gap
+    columns = max(len(images) for images in rows.values())
+    page = Image.new("RGB", (left + columns * tile_width, gap + len(rows) * tile_height), "white")
+    draw = ImageDraw.Draw(page)
+    for row, label in enumerate(sorted(rows)):
+        top = gap + row * tile_height
+        draw.text((gap, top + (tile_height - font_pixels) // 2), names[label], fill="black", font=font)
+        for column, image in enumerate(rows[label]):
+            pixels = image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            tile = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels[:, :, :3])
+            enlarged = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            page.paste(enlarged.convert("RGB"), (left + column * tile_width, top))
+    page.save(path, format="PNG")
+    return Path(path)

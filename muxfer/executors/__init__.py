@@ -1,0 +1,1 @@
+"""Where trials run: the protocol, the worker that trains, and each executor beside them."""

@@ -1,0 +1,312 @@
+"""The ledger on MLflow: a study is a parent run, a trial is one child run, whatever is retried or raced.
+
+    experiment NAME           parent run  tags muxfer.kind=study, .study, .sweep, .identity.0.., .schema; config.json
+                              child run   tags muxfer.kind=proxy|target, .key, .study, .outcome, .claim.eN, .record.eN;
+                                          params: setting, replicate, model.*; metrics: curves; task.json
+    experiment NAME.leases    one run a study: params lease.eN (compare-and-set), tags lease.beat.eN, lease.released.eN
+
+Idempotence: a run is looked for by its tags before it is created; of several (a POST that was retried, or came late)
+the one claimed by the highest epoch counts, then the oldest, then the lowest run id; the others are tagged
+muxfer.duplicate and deleted. A point's timestamp is the run's start plus its step in ms, so sending it again changes
+nothing. Epochs: who begins a trial claims its run; a record of a lower epoch than the highest claim is ignored.
+A diverged trial is FINISHED with muxfer.outcome=diverged: its result is known, and MLflow has no word for it.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from muxfer.config.study import LedgerConfig
+from muxfer.errors import BadInput, LedgerUnreachable, MuxferError, StudyBusy
+from muxfer.ledger.base import Lease, Standing
+from muxfer.ledger.folder_lock import hold_folder
+from muxfer.ledger.holder import Holder
+from muxfer.ledger.lease import HeldLease, acquire
+from muxfer.ledger.mlflow_client import Refused, TrackingStore
+from muxfer.ledger.mlflow_lease import LeaseRuns, claims_of, last_beat
+from muxfer.ledger.mlflow_operations import spooled
+from muxfer.ledger.mlflow_runs import StudyRuns
+from muxfer.ledger.mlflow_tags import (
+    RUN_NAME_CHARACTERS,
+    as_ours,
+    chosen_of,
+    cut_text,
+    highest_claim,
+    json_of,
+    lineage_tags,
+    newest_record,
+    now_ms,
+    pretty,
+    record_of,
+    refuse_newer_schema,
+    run_name,
+    safe_key,
+    trial_params,
+)
+from muxfer.ledger.spool import Spool
+from muxfer.ledger.tracking_uri import default_tracking_uri, masked
+from muxfer.ledger.writer import BACKOFF_SECONDS, Writer
+from muxfer.redaction import hidden, masked_plain, recordable, resolved
+from muxfer.redaction import masked as hide
+from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
+from muxfer.validate import expect
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+RELEASE_SECONDS = 5.0
+SPOOL = re.compile(r"spool-[0-9a-f]{8}-(\d{6,9})\.jsonl", re.ASCII)
+"""A spool's name, with the epoch of its lease; one of more digits was made up."""
+
+
+class MlflowLedger:
+    """Implements `muxfer.ledger.Ledger`. `folder` holds one folder a study, where its spool lies.
+
+    `variables` are the texts of what a configuration has from the environment: these are written, in place of values.
+    """
+
+    def __init__(self, config: LedgerConfig, *, folder: Path, variables: Mapping[str, str] | None = None) -> None:
+        self._variables = dict(variables or {})
+        self._config = config
+        self._folder = folder
+        self._store = TrackingStore(config.tracking_uri or default_tracking_uri())
+        self._writer: Writer | None = None
+        self._runs: StudyRuns | None = None
+        self._epoch = 0
+        self._home = folder
+        self._lease: Lease | None = None
+        self._held: Callable[[], bool] = lambda: False
+        self._open_trials: set[str] = set()
+        self._written = False
+        self._unchanged: tuple[str, list[Record]] | None = None
+        """A study and its records, while we drive and have written nothing since they were read: nobody else may."""
+
+    def studies(self, name: str | None = None) -> list[Study]:
+        found: dict[str, Study] = {}
+        for run in self._read({"muxfer.kind": "study"}):
+            tags = run.data.tags
+            sweep = tags.get("muxfer.sweep", "")
+            if name in (None, sweep):
+                if (key := tags.get("muxfer.study")) is None:
+                    raise BadInput(f"run {run.info.run_id} has no tag muxfer.study and is none of muxfer's: delete it")
+                with as_ours(run, "muxfer.study"):
+                    safe_key(key)
+                with as_ours(run, "muxfer.identity"):
+                    identity = resolved(json_of(tags, "muxfer.identity"), dict(self._variables), strict=False)
+                    expect(Identity, identity)
+                found[key] = Study(name=sweep, key=key, identity=identity)
+        return list(found.values())
+
+    def config(self, study: Study) -> Mapping[str, Any]:
+        for run in self._read({"muxfer.kind": "study", "muxfer.study": safe_key(study.key)}):
+            if "muxfer.config.parts" in run.data.tags:
+                with as_ours(run, "muxfer.config"):
+                    return dict(resolved(json_of(run.data.tags, "muxfer.config"), self._variables))
+        raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
+
+    def acquire(self, study: Study) -> HeldLease:
+        safe_key(study.key)
+        if Path(study.label).name != study.label or not study.label.isprintable() or len(study.label) > 200:
+            raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
+        experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
+        assert experiment is not None
+        leases = LeaseRuns(self._store, experiment[0], study)
+        borne = partial(self._highest_epoch, study)
+        lease = acquire(leases, study.label, ttl_seconds=self._config.lease_seconds, borne=borne)
+        where = f"{self._store.where}, experiment {self._config.experiment}"
+        try:
+            lease.after_release = hold_folder(self._folder / study.label, content_hash(experiment[1]), where)
+        except StudyBusy:
+            lease.release()
+            raise
+        return lease
+
+    def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
+        config = None if config is None else _without_secrets(hidden(config, self._variables))
+        experiment = self._store.experiment(self._config.experiment, create=True)
+        assert experiment is not None
+        self.close()
+        self._epoch = lease.epoch
+        self._held = lease.held
+        self._open_trials.clear()
+        shown = replace(study, identity=hidden(study.identity, self._variables))
+        self._home = home = (self._folder / study.label).absolute()
+        self._runs = StudyRuns(self._store, experiment[0], shown, home=home)
+        is_new, self._written = self._runs.parent(config)
+        # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
+        spools = f"spool-{content_hash([experiment[1], self._config.experiment], length=8)}-"
+        ours = home / f"{spools}{lease.epoch:06d}.jsonl"
+        earlier = [path for path in sorted(home.glob(f"{spools}*.jsonl")) if path != ours]
+        self._writer = Writer(
+            [Spool(path) for path in [*earlier, ours]],
+            self._runs.apply,
+            held=lease.held,
+            where=f"the ledger {self._store.where}",
+            surely_held=lease.surely_held if isinstance(lease, HeldLease) else None,
+        )
+        self._lease = lease
+        if isinstance(lease, HeldLease):
+            lease.before_release = self._rest
+        if self._writer.pending_bytes:
+            self._writer.flush(self._config.patience_seconds)
+        if is_new:
+            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(masked_plain(config))})
+
+    def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
+        chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
+        read = {key: partial(self._store.curve, run.info.run_id, name) for key, run in chosen.items()}
+        return {
+            key: [Point(name=name, step=step, value=value) for step, value in self._patiently(ask)]
+            for key, ask in read.items()
+        }
+
+    def records(self, study: Study) -> list[Record]:
+        if self._unchanged is not None and self._unchanged[0] == study.key:
+            return list(self._unchanged[1])
+        all_delivered = self._writer is not None and not self._writer.pending_bytes
+        runs = self._trial_runs(study)
+        every = [record_of(chosen_of(same)) for same in runs.values()]
+        records = [record for record in every if record is not None]
+        if all_delivered:
+            self._unchanged = study.key, records
+        if self._writer is not None:
+            for key in (key for key, same in runs.items() if len(same) > 1):
+                self._write({"op": "duplicates", "key": key})
+        return list(records)
+
+    def standings(self, study: Study) -> list[Standing]:
+        found = []
+        for key, same in self._trial_runs(study).items():
+            run = chosen_of(same)
+            standing = Standing(key=key, kind=run.data.tags.get("muxfer.kind", ""), record=record_of(run))
+            if standing.record is None and run.info.status == "RUNNING":
+                points = self._store.curve(run.info.run_id, "train_loss")
+                step, loss = points[-1] if points else (0, None)
+                standing = replace(standing, running=True, step=step, loss=loss)
+            found.append(standing)
+        return found
+
+    def driver(self, study: Study) -> Holder | None:
+        if self._store.absent:
+            return None
+        leases = self._store.experiment(f"{self._config.experiment}.leases", create=False)
+        if leases is None:
+            return None
+        claims = claims_of(self._store.search(leases[0], {"muxfer.study": safe_key(study.key)}, deleted=True))
+        return replace(claims.holders[0], beat=last_beat(claims)) if claims.holders else None
+
+    def begin(self, trial: Trial) -> None:
+        self._open_trials.add(trial.key)
+        trial = replace(trial, task=hidden(trial.task, self._variables))
+        self._write(
+            {
+                "op": "begin",
+                "key": safe_key(trial.key),
+                "name": hide(run_name(trial))[:RUN_NAME_CHARACTERS],
+                "start_ms": now_ms(),
+                "tags": {"muxfer.kind": trial.kind} | masked_plain(lineage_tags(trial)),
+                "trial_params": masked_plain(trial_params(trial)),
+                "task": masked_plain(trial.task),
+            }
+        )
+
+    def report(self, key: str, points: Sequence[Point]) -> None:
+        if points:
+            triples = [[point.name, point.step, point.value] for point in points]
+            self._write({"op": "points", "key": key, "points": triples})
+
+    def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None:
+        self._open_trials.discard(record.key)
+        self.attach(artifacts, key=record.key)
+        plain = record.to_dict() | {"run_id": None}
+        if record.error is not None:
+            plain["error"] = cut_text(hide(record.error))
+        self._write({"op": "settle", "key": record.key, "end_ms": now_ms(), "record": plain}, epoch=record.epoch)
+
+    def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
+        for path in artifacts:
+            self._write({"op": "file", "key": key, "path": spooled(path, self._home)})
+
+    def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
+        if self._writer is not None:
+            self._writer.flush(timeout_seconds, brief=brief)
+
+    def close(self) -> None:
+        self._unchanged = None
+        if self._writer is not None:
+            fenced = isinstance(self._lease, HeldLease) and self._lease.lost
+            self._writer.stop(timeout_seconds=RELEASE_SECONDS, fenced=fenced)
+            self._writer = None
+
+    def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
+        """To the spool, as it is: what others wrote was masked on its way in; our own words (TOKEN=begin) never are."""
+        assert self._writer is not None, "open the study first"
+        self._written = True
+        self._unchanged = None
+        self._writer.write({**operation, "epoch": epoch or self._epoch})
+
+    def _rest(self) -> None:
+        """Before the lease goes: half-done trials no longer run, and the study rests. Best effort, and brief."""
+        if self._writer is None or not self._written:
+            return
+        self._write({"op": "rest", "paused": sorted(self._open_trials), "end_ms": now_ms()})
+        try:
+            self._writer.flush(RELEASE_SECONDS, brief=True)
+        except MuxferError:
+            _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
+
+    def _highest_epoch(self, study: Study) -> int:
+        """That anything bears which this study has: its trials' runs, a spool yet to be replayed, an attempt."""
+        from muxfer.training.folders import highest_epoch
+
+        home = self._folder / study.label
+        runs = [run for same in self._trial_runs(study).values() for run in same]
+        found = [max(highest_claim(run), newest_record(run)) for run in runs]
+        found += [int(spool[1]) for path in home.glob("spool-*") if (spool := SPOOL.fullmatch(path.name))]
+        return max([highest_epoch(home), *found])
+
+    def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
+        runs: dict[str, list[Any]] = {}
+        for run in self._read({"muxfer.study": safe_key(study.key)}):
+            if "muxfer.key" in run.data.tags:
+                runs.setdefault(run.data.tags["muxfer.key"], []).append(run)
+        return runs
+
+    def _read(self, tags: Mapping[str, str]) -> list[Any]:
+        if self._store.absent:
+            return []
+        runs = self._patiently(partial(self._search, tags))
+        refuse_newer_schema(runs, self._config.experiment)
+        return runs
+
+    def _search(self, tags: Mapping[str, str]) -> list[Any]:
+        experiment = self._store.experiment(self._config.experiment, create=False)
+        return [] if experiment is None else self._store.search(experiment[0], tags)
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """A driver's reads wait an outage out, as what it writes does; who only looks is refused at once."""
+        deadline = time.monotonic() + self._config.patience_seconds
+        pause = BACKOFF_SECONDS[0]
+        while True:
+            try:
+                return read()
+            except Refused:
+                raise
+            except LedgerUnreachable:
+                if self._writer is None or not self._held() or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, BACKOFF_SECONDS[1])
+
+
+def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it may be recorded: a URI can hold a password."""
+    group = config.get("ledger")
+    if isinstance(group, Mapping) and group.get("tracking_uri"):
+        config = {**config, "ledger": {**group, "tracking_uri": masked(group["tracking_uri"])}}
+    return dict(recordable(config))

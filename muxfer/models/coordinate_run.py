@@ -1,0 +1,139 @@
+"""The coordinate check of a task: its own model, data, loss and optimizer at several widths or depths.
+
+Always on the CPU, at a constant and small rate, without clipping; the rest is as the task has it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+
+import torch
+from torch import nn
+
+from muxfer.config.settings import with_setting
+from muxfer.config.task import Task
+from muxfer.data.source import load
+from muxfer.data.stream import Stream
+from muxfer.models.build import build_model, conditioning, mup_plan, repa_features
+from muxfer.models.families import family_of
+from muxfer.mup import param_groups
+from muxfer.mup.coordcheck import Run, coordinate_check
+from muxfer.mup.mutants import Mutant, mutated
+from muxfer.mup.rules import Plan
+from muxfer.mup.slopes import CoordinateCheck
+from muxfer.randomness import generator_of
+from muxfer.training import objective
+from muxfer.training.optim import build_adamw
+
+PROBE_STEP = 1_000_000
+"""Number of the batch that the coordinate check looks at and never trains on."""
+CHECK_EPS = 1e-20
+"""AdamW's eps in a coordinate check. Zero gates leave the first gradients of a block near the usual 1e-8, which then
+hides the slope of a rate (QK-norm gains: -0.3). The rule for eps itself is held by tests."""
+
+
+def check_coordinates(
+    task: Task,
+    *,
+    axis: str,
+    sizes: Sequence[int],
+    steps: int,
+    seeds: Sequence[int],
+    base_lr: float,
+    batch_size: int,
+    mutant: Mutant | None = None,
+) -> CoordinateCheck:
+    """The check over widths or depths (`axis`). With a `mutant` the plan is broken by it first: then it should fail."""
+
+    def make_run(size: int, seed: int) -> Run:
+        sized = with_setting(small, {axis: size})
+        plan = mup_plan(sized)
+        return coordinate_run(sized, replicate=seed, plan=plan if mutant is None else mutated(plan, mutant))
+
+    small = replace(
+        task,
+        optimizer=replace(task.optimizer, base_lr=base_lr),
+        training=replace(task.training, batch_size=batch_size, warmup_steps=0),
+    )
+    return coordinate_check(make_run, sizes=sizes, steps=steps, seeds=seeds, axis=axis)
+
+
+def coordinate_run(task: Task, *, replicate: int, plan: Plan) -> Run:
+    """The task's model, scaled by this plan, with real batches of its data."""
+    data = load(task.data)
+    model, plan = build_model(task, replicate=replicate, plan=plan)
+    _pair_finite(model, plan, task, replicate=replicate)
+    optimizer, training = task.optimizer, task.training
+    groups = param_groups(
+        model,
+        plan,
+        base_lr=optimizer.base_lr,
+        weight_decay=optimizer.weight_decay,
+        eps=CHECK_EPS,
+        betas=(optimizer.beta1, optimizer.beta2),
+    )
+    predict = partial(conditioning(task.model, data.captions), model)
+    features_NTE = repa_features(task, data)
+    stream = Stream(
+        data.train,
+        num_classes=data.num_classes,
+        batch_size=training.batch_size,
+        label_dropout=training.label_dropout,
+        seed=training.seed,
+        replicate=replicate,
+    )
+
+    def loss(step: int) -> torch.Tensor:
+        batch = stream.batch(step)
+        torch.manual_seed(generator_of(training.seed, replicate, "model", step).initial_seed())
+        t_B = objective.timesteps(task.objective, batch.u_B)
+        if t_B.is_floating_point():
+            t_B = t_B.float()
+        features_BTE = None if features_NTE is None else features_NTE[batch.index_B]
+        return objective.losses(
+            task.objective, predict, batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE
+        ).mean()
+
+    patterns = family_of(task.model).branch_ends
+    return Run(
+        model=model,
+        plan=plan,
+        optimizer=build_adamw(groups),
+        loss=loss,
+        probe=partial(loss, PROBE_STEP),
+        branch_ends=[name for name in plan.scales if any(fnmatch(name, pattern) for pattern in patterns)],
+    )
+
+
+def _pair_finite(model: nn.Module, plan: Plan, task: Task, *, replicate: int) -> None:
+    """Give tensors that do not grow the base width's values, where their law is the same: a slope needs no such noise.
+
+    Without it a 3x3 convolution between one channel and one, behind the readout, moves a slope by 0.5.
+    """
+    if plan.width == plan.base_width:
+        return
+    base, base_plan = build_model(with_setting(task, {"width": plan.base_width}), replicate=replicate)
+    values = dict(base.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale, law = plan.scales.get(name), plan.laws.get(name)
+            same_law = law is not None and law == plan.base_laws[name]
+            if scale is not None and scale.role == "finite" and same_law and scale == base_plan.scales[name]:
+                parameter.copy_(values[name])
+
+
+def changes_training(task: Task, mutant: Mutant, *, width: int, replicate: int = 0) -> bool:
+    """Whether a mutant changes a number that training at this width depends on.
+
+    False is a proof that it cannot be seen: every rate, decay, eps and fold is the same, and so is every initial weight
+    to the bit (a zero weight whose deviation is wrong, or a rule for what the model does not have).
+    """
+    sized = with_setting(task, {"width": width})
+    plan = mup_plan(sized)
+    broken = mutated(plan, mutant)
+    for name, scale in plan.scales.items():
+        if replace(broken.scales[name], init_std=scale.init_std) != scale:
+            return True
+    right, wrong = (build_model(sized, replicate=replicate, plan=each)[0].state_dict() for each in (plan, broken))
+    return any(not torch.equal(right[name], wrong[name]) for name in right)

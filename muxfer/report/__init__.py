@@ -1,0 +1,1 @@
+"""A study for people: pages, figures and tables."""

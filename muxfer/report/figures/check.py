@@ -1,0 +1,116 @@
+"""The figure of a coordinate check: the checked parametrization beside its control, a row of panels a measure.
+
+Every line is divided by its value at the smallest size and by the slope that is expected of it, so a right one is
+flat, and the tolerance is one wedge for all. Failing lines are drawn strong, and the worst one is named.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from muxfer.mup.slopes import TOLERANCE, CoordinateCheck, Line
+from muxfer.report.figures import INK, LINE, drawing, save
+
+ROLE_COLORS = {"input": "#3f8f6b", "hidden": "#3b6fb6", "readout": "#c4552d", "finite": "#a4679f", "": "#8a8f98"}
+"""By role; grey: a module of several parameters."""
+WEDGE = "#eef0f2"
+ROWS = {"change": "change of outputs", "output_at_init": "outputs at initialization", "update": "first updates"}
+
+
+def coordinate_figure(panels: Sequence[CoordinateCheck], path_stem: Path, *, title: str) -> list[Path]:
+    """The checked parametrization, and its control where there is one, as STEM.png and STEM.svg."""
+    with drawing():
+        return save(_coordinates(panels, title), path_stem)
+
+
+def _coordinates(panels: Sequence[CoordinateCheck], title: str) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(2.4 + 3.2 * len(panels), 8.4), layout=ConstrainedLayoutEngine(wspace=0.06))
+    grid = figure.subplots(len(ROWS), len(panels), squeeze=False, sharex="col", sharey="row")
+    for row, (measure, label) in enumerate(ROWS.items()):
+        drawn = [_relative(_lines(found, measure), found.sizes) for found in panels]
+        _limit(grid[row][0], [value for lines in drawn for _, values in lines for value in values], measure, panels[0])
+        for column, found in enumerate(panels):
+            axes = grid[row][column]
+            _draw(axes, drawn[column], found, measure)
+            if row == 0:
+                seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
+                axes.set_title(f"{found.parametrization}: {found.verdict} ({seeds})", pad=10)
+            if row == len(ROWS) - 1:
+                axes.set_xlabel(found.axis)
+        grid[row][0].set_ylabel(f"{label}{f', step {panels[0].steps}' if measure == 'change' else ''}")
+    figure.legend(
+        handles=_legend(panels), loc="outside lower center", ncols=3 * len(panels), handlelength=1.5, columnspacing=1.3
+    )
+    figure.align_ylabels()
+    figure.suptitle(f"{title}\nrelative to {panels[0].axis} {min(panels[0].sizes)} and the slope expected", fontsize=10)
+    return figure
+
+
+def _lines(found: CoordinateCheck, measure: str) -> list[Line]:
+    """What has a slope, of `change` the last step alone; what failed comes last, on top."""
+    lines = [line for line in found.lines if line.measure == measure and line.slope is not None]
+    if measure == "change":
+        lines = [line for line in lines if line.step == found.steps]
+    return sorted(lines, key=lambda line: (not line.passed, line.role != ""))
+
+
+def _relative(lines: Sequence[Line], sizes: Sequence[int]) -> list[tuple[Line, list[float]]]:
+    first = min(sizes)
+    return [
+        (line, [line.values[size] / line.values[first] * (size / first) ** -line.expected for size in sorted(sizes)])
+        for line in lines
+    ]
+
+
+def _limit(axes: Any, values: Sequence[float], measure: str, found: CoordinateCheck) -> None:
+    """At least the wedge and a factor of 2; symmetric around 1, so that up and down weigh alike."""
+    wedge = (max(found.sizes) / min(found.sizes)) ** TOLERANCE[measure]
+    reach = 1.25 * max([wedge, 2.0, *values, *(1 / value for value in values)])
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(1 / reach, reach)
+
+
+def _draw(axes: Any, drawn: Sequence[tuple[Line, Sequence[float]]], found: CoordinateCheck, measure: str) -> None:
+    sizes = sorted(found.sizes)
+    ratios = [size / sizes[0] for size in sizes]
+    tolerance = TOLERANCE[measure]
+    axes.fill_between(sizes, [r**-tolerance for r in ratios], [r**tolerance for r in ratios], color=WEDGE, linewidth=0)
+    axes.axhline(1, color=LINE, linewidth=0.8, zorder=1)
+    for line, values in drawn:
+        style = {"linewidth": 0.9, "alpha": 0.55} if line.passed else {"linewidth": 1.3, "alpha": 0.9}
+        axes.plot(sizes, values, color=ROLE_COLORS[line.role], **style, zorder=2 if line.passed else 3)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"×{value:g}" if value >= 1 else f"×1/{1 / value:g}")
+    axes.set_xlim(sizes[0], sizes[-1])
+    note = {"fontsize": 8, "color": INK, "transform": axes.transAxes}
+    if not drawn:
+        axes.text(0.04, 0.5, "zero at every size", **note)
+        return
+    slopes = [line.slope - line.expected for line, _ in drawn if line.slope is not None]
+    axes.text(0.04, 0.955, f"slopes off by {_signed(min(slopes))} to {_signed(max(slopes))}", va="top", **note)
+    failed = [line for line, _ in drawn if not line.passed]
+    if failed:
+        worst = max(failed, key=lambda line: abs((line.slope or 0) - line.expected))
+        axes.text(0.04, 0.045, f"{len(failed)} of {len(drawn)} fail, most: {worst.name or 'the model'}", **note)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def _legend(panels: Sequence[CoordinateCheck]) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    roles = {line.role for found in panels for line in found.lines}
+    handles: list[Any] = [
+        Line2D([], [], color=color, linewidth=1.6, label=role or "whole module")
+        for role, color in ROLE_COLORS.items()
+        if role in roles
+    ]
+    return [*handles, Patch(facecolor=WEDGE, edgecolor=LINE, linewidth=0.6, label="tolerated")]

@@ -1,0 +1,185 @@
+"""Does the optimum stay put? Where it lies at each axis value and how surely, and what a smaller one costs the largest.
+
+Both are drawn with their intervals: a drift inside its interval is no drift, a regret that may be 0 is no regret.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from muxfer.analysis.cells import TOLERATED_REGRET, finite, place_of_best
+from muxfer.files import replace_file
+from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, pretty, save
+from muxfer.report.format import rows_csv, whole_powers, with_interval
+from muxfer.trial import Verdict
+
+DODGE = 1.1
+"""The grid's best stands so far to the left of the fitted one: where they agree, both are seen."""
+
+STABLE: dict[str, Any] = {"color": SOFT, "linestyle": ":", "marker": "_", "markersize": 9, "markeredgewidth": 1.8}
+"""The edge of stability: a dash at each axis value, for a line needs two of them."""
+
+FIELDS = ("grid", "choice", "fitted", "low", "high", "stable", "diverges")
+
+
+def optimum_figure(verdict: Verdict, path_stem: Path) -> list[Path]:
+    """The optimum by axis value beside the regret, as STEM.png, STEM.svg and STEM.csv (one row an axis value).
+
+    Nothing is drawn of fewer than two axis values that have an optimum.
+    """
+    if sum(optimum.grid is not None for optimum in verdict.optimum.values()) < 2:
+        return []
+    with drawing():
+        paths = save(_draw(verdict), path_stem)
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(verdict).encode())]
+
+
+def _csv(verdict: Verdict) -> str:
+    regrets = {regret.from_: regret for regret in verdict.regret}
+    names = [f"best_{verdict.hp}" if name == "grid" else name for name in FIELDS]
+    header = [verdict.axis, *names, "regret", "regret_fitted", "regret_low", "regret_high"]
+    rows = []
+    for axis, optimum in verdict.optimum.items():
+        found = regrets.get(axis)
+        cost = (None,) * 4 if found is None else (found.relative, found.estimate, found.low, found.high)
+        rows.append([f"{axis:g}", *(getattr(optimum, name) for name in FIELDS), *cost])
+    return rows_csv(header, rows)
+
+
+def _draw(verdict: Verdict) -> Any:
+    from matplotlib.figure import Figure
+
+    values = list(verdict.optimum)
+    colors = {axis: color for axis, (color, _) in zip(values, palette(len(values)), strict=True)}
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    _draw_optima(left, verdict, colors)
+    _draw_regrets(right, verdict, colors)
+    for axes in (left, right):
+        _name_axis(axes, values, verdict.axis)
+    figure.legend(handles=_legend(verdict), loc="outside lower center", ncols=6, handlelength=1.6, columnspacing=1.4)
+    return figure
+
+
+def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> None:
+    log2_hp = verdict.log2_hp
+    place: Callable[[float], float] = math.log2 if log2_hp else float
+    axes.set_title(f"best {brief(verdict.hp, 24)}")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    shown_y: list[float] = []
+    for index, (axis, optimum) in enumerate(verdict.optimum.items()):
+        color = colors[axis]
+        if optimum.grid is not None:
+            left = [axis / DODGE if axis > 0 else axis]
+            axes.plot(left, [place(optimum.grid)], marker="*", markersize=14, color=color, mec=PAPER, zorder=4)
+            shown_y.append(place(optimum.grid))
+        if optimum.fitted is not None:
+            y = place(optimum.fitted)
+            inside = [end for end in (optimum.low, optimum.high) if finite(end) and (end > 0 or not log2_hp)]
+            ends = [place(end) for end in inside] if len(inside) == 2 else [y, y]
+            axes.plot([axis, axis], ends, color=color, linewidth=2.6, solid_capstyle="round", zorder=3)
+            axes.plot([axis], [y], marker=MARKERS[index % 10], markersize=7, color=color, mec=PAPER, zorder=5)
+            shown_y += [y, *ends]
+        if optimum.diverges is not None:
+            axes.plot([axis], [place(optimum.diverges)], marker="x", color=color, markersize=7, mew=1.8, zorder=3)
+            shown_y.append(place(optimum.diverges))
+    edges = _edges(verdict)
+    stable = [place(edges[axis]) if axis in edges else math.nan for axis in verdict.optimum]
+    axes.plot(list(verdict.optimum), stable, linewidth=1.2, zorder=2, **STABLE)
+    shown_y += [y for y in stable if finite(y)]
+    _draw_drift(axes, verdict, place)
+    low, high = min(shown_y), max(shown_y)
+    margin = 0.12 * (high - low) or 0.5
+    axes.set_ylim(low - margin, high + margin)
+    if log2_hp:
+        powers = whole_powers(low - margin, high + margin)
+        axes.set_yticks(powers, [pretty(2.0**power) for power in powers])
+
+
+def _edges(verdict: Verdict) -> dict[float, float]:
+    """The largest stable value of each axis value where one above it diverged: elsewhere only the grid ends."""
+    return {
+        axis: optimum.stable
+        for axis, optimum in verdict.optimum.items()
+        if optimum.stable is not None and optimum.diverges is not None
+    }
+
+
+def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) -> None:
+    """The drift and its interval as lines through the middle of the fitted optima."""
+    drift = verdict.drift_per_doubling
+    bests = {axis: place_of_best(optimum) for axis, optimum in verdict.optimum.items() if axis > 0}
+    found = {axis: place(best) for axis, best in bests.items() if best is not None}
+    slope, low, high = (drift.get(name) for name in ("value", "low", "high"))
+    if slope is None or len(found) < 2:
+        return
+    xs = [math.log2(axis) for axis in found]
+    middle, level = sum(xs) / len(xs), sum(found.values()) / len(xs)
+    x = [min(xs) + (max(xs) - min(xs)) * i / 20 for i in range(21)]
+    doublings = [2.0**value for value in x]
+    if finite(low) and finite(high):
+        ends = [[level + end * (value - middle) for value in x] for end in (low, high)]
+        axes.fill_between(doublings, *ends, color=SOFT, alpha=0.14, linewidth=0)
+    axes.plot(doublings, [level + slope * (value - middle) for value in x], color=SOFT, linewidth=1.2, zorder=2)
+
+
+def _draw_regrets(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> None:
+    """In percent of the best loss at the largest axis value; what diverged there stands at the top."""
+    largest = max(verdict.optimum)
+    axes.set_title(f"its regret at {brief(verdict.axis, 16)} {largest:g}, %")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    tolerated = 100 * TOLERATED_REGRET
+    axes.axhline(tolerated, color=SOFT, linewidth=1.2, linestyle="--", zorder=2)
+    axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
+    values = list(verdict.optimum)
+    shown_y = [0.0, tolerated]
+    for regret in verdict.regret:
+        color = colors[regret.from_]
+        if regret.relative is None:
+            top = axes.get_xaxis_transform()
+            axes.plot([regret.from_], [0.96], marker="x", color=color, markersize=8, mew=2, transform=top)
+            continue
+        value = regret.relative if regret.estimate is None else regret.estimate
+        ends = [100 * end if finite(end) else 100 * value for end in (regret.low, regret.high)]
+        axes.plot([regret.from_] * 2, ends, color=color, linewidth=2.6, solid_capstyle="round", zorder=3)
+        marker = MARKERS[values.index(regret.from_) % 10]
+        axes.plot([regret.from_], [100 * value], marker=marker, markersize=7, color=color, mec=PAPER, zorder=5)
+        left = [regret.from_ / DODGE if regret.from_ > 0 else regret.from_]
+        axes.plot(left, [100 * regret.relative], marker="*", markersize=14, color=color, mec=PAPER, zorder=4)
+        shown_y += [100 * value, 100 * regret.relative, *ends]
+    room = max(shown_y) - min(shown_y)
+    axes.set_ylim(min(shown_y) - 0.06 * room, max(shown_y) + 0.1 * room)
+
+
+def _name_axis(axes: Any, values: list[float], name: str) -> None:
+    """Doublings lie equally far apart, where the axis has any."""
+    if min(values) > 0:
+        axes.set_xscale("log", base=2)
+        ratio = (max(values) / min(values)) ** 0.12
+        axes.set_xlim(min(values) / ratio, max(values) * ratio)
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(brief(name))
+
+
+def _legend(verdict: Verdict) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    bare: dict[str, Any] = {"color": INK, "linestyle": "none"}
+    handles = [Line2D([], [], marker="*", markersize=11, label="best of the grid", **bare)]
+    if any(optimum.fitted is not None for optimum in verdict.optimum.values()):
+        highs = [one.high for one in verdict.optimum.values()] + [one.high for one in verdict.regret]
+        handles.append(
+            Line2D([], [], color=INK, linewidth=2.2, marker="o", markersize=6, label=with_interval("fitted", highs))
+        )
+    if verdict.drift_per_doubling.get("value") is not None:
+        handles.append(Line2D([], [], color=SOFT, linewidth=1.4, label="drift"))
+    if any(optimum.diverges is not None for optimum in verdict.optimum.values()):
+        handles.append(Line2D([], [], marker="x", markersize=6, mew=1.8, label="diverges", **bare))
+    if _edges(verdict):
+        handles.append(Line2D([], [], linewidth=1.4, label="largest stable", **STABLE))
+    handles.append(Line2D([], [], color=SOFT, linewidth=1.4, linestyle="--", label="tolerated regret"))
+    return handles

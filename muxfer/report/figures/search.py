@@ -1,0 +1,221 @@
+"""A search over several settings at once: every setting as a line, each one's slice, and which of them matter.
+
+Drawn at the largest axis value, where the best is chosen: losses of other widths are not comparable. The better, the
+darker: rank and not loss decides the colour, so that one exploding run does not make all others alike.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muxfer.analysis.cells import Tried
+from muxfer.files import replace_file
+from muxfer.report.figures.style import INK, LINE, PAPER, SOFT, brief, drawing, num_columns, palette, pretty, save
+from muxfer.report.format import METRIC, rows_csv, whole_powers
+
+STRONG = 5
+"""So many of the best are drawn strong."""
+
+SPREAD = 8
+"""A positive setting whose values span at least this factor is drawn over its log2."""
+
+
+def parallel_figure(found: Sequence[Tried], names: Sequence[str], path_stem: Path) -> list[Path]:
+    """A vertical axis for each name and one for the loss, a line for each setting; STEM.png, .svg and .csv."""
+    with drawing():
+        paths = save(_parallel(found, names), path_stem)
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(found).encode())]
+
+
+def slices_figure(found: Sequence[Tried], names: Sequence[str], path_stem: Path) -> list[Path]:
+    """The loss over each setting alone, a small panel each; STEM.png, .svg and .csv."""
+    with drawing():
+        paths = save(_slices(found, names), path_stem)
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(found).encode())]
+
+
+def importances_figure(importances: Mapping[str, float], path_stem: Path) -> list[Path]:
+    """How much of the loss's variation each setting explains, the most first; STEM.png, .svg and .csv."""
+    with drawing():
+        paths = save(_importances(importances), path_stem)
+    text = rows_csv(["setting", "importance"], _ranked(importances))
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), text.encode())]
+
+
+def _csv(found: Sequence[Tried]) -> str:
+    names = sorted({name for one in found for name in one.setting})
+    rows = [[*(one.setting.get(name, "") for name in names), one.metric] for one in found]
+    return rows_csv([*names, "metric"], rows)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a setting's value lies between the lowest (0) and the highest (1), and what its ticks are called."""
+
+    place: Callable[[Any], float]
+    low: float
+    high: float
+    ticks: Mapping[float, str]
+
+    def at(self, value: Any) -> float:
+        return self.unit(self.place(value))
+
+    def unit(self, position: float) -> float:
+        return (position - self.low) / ((self.high - self.low) or 1.0)
+
+
+def _scale(values: Sequence[Any]) -> Scale:
+    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    if any(isinstance(value, str) for value in distinct):
+        ticks = {float(index): brief(str(value), 12) for index, value in enumerate(distinct)}
+        return Scale(lambda value: float(distinct.index(value)), 0.0, len(distinct) - 1.0, ticks)
+    is_log = distinct[0] > 0 and distinct[-1] >= SPREAD * distinct[0]
+    place: Callable[[Any], float] = math.log2 if is_log else float
+    low, high = place(distinct[0]), place(distinct[-1])
+    if len(distinct) <= 6:
+        return Scale(place, low, high, {place(value): pretty(value) for value in distinct})
+    if is_log:
+        return Scale(place, low, high, {float(p): pretty(2.0**p) for p in whole_powers(low, high, most=7)})
+    from matplotlib.ticker import MaxNLocator
+
+    inside = [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    return Scale(place, low, high, {tick: f"{tick:g}" for tick in inside})
+
+
+def _losses(found: Sequence[Tried]) -> tuple[float, float]:
+    """From the best to somewhat above the middle of all: the far end is cut, for the choice is made at the near one."""
+    metrics = sorted(one.metric for one in found if one.metric is not None)
+    if not metrics:
+        return 0.0, 1.0
+    cut = metrics[int(0.8 * (len(metrics) - 1))]
+    return metrics[0], cut if cut > metrics[0] else metrics[0] + (abs(metrics[0]) or 1.0)
+
+
+def _colors(found: Sequence[Tried]) -> list[str]:
+    """By rank among the finished; grey for what has no loss."""
+    num_finished = sum(one.metric is not None for one in found)
+    ramp = [color for color, _ in palette(max(num_finished, 1))][::-1]
+    return [*ramp[:num_finished], *[SOFT] * (len(found) - num_finished)]
+
+
+def _parallel(found: Sequence[Tried], names: Sequence[str]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(7.6, 1.9 * (len(names) + 1)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    scales = {name: _scale([one.setting[name] for one in found if name in one.setting]) for name in names}
+    low, high = _losses(found)
+    for index in range(len(names) + 1):
+        axes.plot([index, index], [0, 1], color=INK, linewidth=0.8, zorder=4)
+    for index, (name, scale) in enumerate(scales.items()):
+        for position, text in scale.ticks.items():
+            _tick(axes, index, scale.unit(position), text)
+        axes.text(index, 1.09, brief(name, 18), ha="center", va="bottom", fontweight="bold")
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        _tick(axes, len(names), 1 - share, f"{'≥ ' if share == 1 else ''}{low + share * (high - low):.4g}")
+    axes.text(len(names), 1.09, METRIC, ha="center", va="bottom", fontweight="bold")
+    if any(one.metric is None for one in found):
+        axes.plot([len(names)], [-0.12], marker="x", color=SOFT, markersize=7, mew=1.8)
+        _tick(axes, len(names), -0.12, "no loss")
+    order = list(zip(found, _colors(found), strict=True))
+    for rank, (one, color) in reversed(list(enumerate(order))):
+        x, y = _smooth([scales[name].at(one.setting[name]) for name in names] + [_height(one, low, high)])
+        strong = rank < STRONG and one.metric is not None
+        width, alpha, dashes = (2.2, 1.0, "-") if strong else (0.9, 0.55, "-" if one.metric is not None else "--")
+        axes.plot(x, y, color=color, zorder=3 if strong else 2, linewidth=width, alpha=alpha, linestyle=dashes)
+    axes.set_xlim(-0.35, len(names) + 0.55)
+    axes.set_ylim(-0.18 if any(one.metric is None for one in found) else -0.04, 1.18)
+    axes.set_axis_off()
+    return figure
+
+
+def _height(one: Tried, low: float, high: float) -> float:
+    """The best at the top, so that the eye follows the lines upwards."""
+    return -0.12 if one.metric is None else 1 - min((one.metric - low) / (high - low), 1.0)
+
+
+def _tick(axes: Any, x: float, y: float, text: str) -> None:
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
+    axes.plot([x, x + 0.02], [y, y], color=INK, linewidth=0.8, zorder=4)
+    axes.text(x + 0.035, y, text, va="center", fontsize=8.5, zorder=5, bbox=box)
+
+
+def _smooth(heights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Level at every axis and eased between them: lines that cross an axis together stay apart for the eye."""
+    x, y = [], []
+    for index, (start, end) in enumerate(itertools.pairwise(heights)):
+        for i in range(13):
+            share = i / 12
+            x.append(index + share)
+            y.append(start + (end - start) * share * share * (3 - 2 * share))
+    return x, y
+
+
+def _slices(found: Sequence[Tried], names: Sequence[str]) -> Any:
+    from matplotlib.figure import Figure
+
+    columns = num_columns(len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(1.0 + 2.9 * columns, 0.5 + 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    low, high = _losses(found)
+    room = high - low
+    top = high + 0.1 * room
+    colored = list(zip(found, _colors(found), strict=True))
+    for index, name in enumerate(names):
+        axes = grid[index // columns][index % columns]
+        scale = _scale([one.setting[name] for one in found if name in one.setting])
+        for rank, (one, color) in reversed(list(enumerate(colored))):
+            x = scale.at(one.setting[name])
+            if one.metric is None:
+                axes.plot([x], [top], marker="x", color=color, markersize=5, mew=1.2)
+            else:
+                marker, size = ("*", 14) if rank == 0 else ("o", 4.5)
+                y = min(one.metric, high)
+                axes.plot(
+                    [x],
+                    [y],
+                    color=color,
+                    mec=PAPER,
+                    mew=0.6,
+                    marker=marker,
+                    markersize=size,
+                    zorder=3 if rank == 0 else 2,
+                )
+        axes.set_title(brief(name, 26))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xticks([scale.unit(position) for position in scale.ticks], list(scale.ticks.values()))
+        axes.set_xlim(-0.06, 1.06)
+        axes.set_ylim(low - 0.06 * room, top + 0.08 * room)
+    for index in range(len(names), rows * columns):
+        grid[index // columns][index % columns].set_visible(False)
+    figure.supylabel(METRIC, fontsize=10)
+    return figure
+
+
+def _ranked(importances: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(importances.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _importances(importances: Mapping[str, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    ranked = _ranked(importances)
+    figure = Figure(figsize=(8.6, 0.4 + 0.32 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    color = palette(3)[1][0]
+    rows = range(len(ranked))[::-1]
+    axes.barh(rows, [share for _, share in ranked], color=color, height=0.56)
+    for row, (_, share) in zip(rows, ranked, strict=True):
+        axes.text(share, row, f"  {100 * share:.0f} %", va="center")
+    axes.set_yticks(rows, [brief(name, 28) for name, _ in ranked])
+    axes.set_xlim(0, 1.12 * max([*(share for _, share in ranked), 1e-9]))
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.axvline(0, color=LINE, linewidth=0.8)
+    return figure

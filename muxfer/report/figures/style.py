@@ -1,0 +1,137 @@
+"""How everything is drawn: inks, a ramp of colours that colour-blind people can tell apart, files replaced whole.
+
+matplotlib is imported when something is drawn, through its object interface: no window, no global figure. A colour is
+chosen on light paper; `twin` is what the page shows in its place on dark.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muxfer.files import replace_file
+from muxfer.report.format import brief_value
+
+INK, LINE, PAPER = "#1c1e22", "#d5d8dc", "#fefefe"
+"""Drawn in these, so that the page can swap them: text, grid lines, background."""
+
+SOFT = "#5d626b"
+"""Of what stands back: references, notes."""
+
+MARKERS = "osD^vPXph*"
+
+_TO_LMS = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
+_TO_LAB = np.array(
+    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]]
+)  # fmt: skip
+"""Linear sRGB to cones, and their cube roots to OKLab (Ottosson 2020): lightness that looks even, hue apart from it."""
+
+_MIRROR = 1.19
+"""Sum of a colour's lightness and its twin's: paper (0.99) and the page's dark background (0.20) face each other."""
+
+
+def palette(count: int) -> list[tuple[str, str]]:
+    """A sequential colour and its twin on dark for each of `count` values; the last one stands out the most.
+
+    Lightness falls by even steps to every kind of colour vision (half of plasma's vanish for protanopes). The light end
+    of viridis is cut where the contrast with the background would fall below 3:1.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    viridis = colormaps["viridis"]
+    places = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
+    colors = [to_hex(viridis(0.58 * (1 - place))) for place in places]
+    return [(color, twin(color)) for color in colors]
+
+
+def twin(color: str) -> str:
+    """The colour (#rrggbb) for dark paper: the same hue, as far from the dark background as it was from the light."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lightness, *chroma = _TO_LAB @ np.cbrt(_TO_LMS @ linear)
+    for kept in np.linspace(1, 0, 41):  # as colourful as a screen can show it
+        lab = np.array([_MIRROR - lightness, *(kept * np.array(chroma))])
+        linear = np.linalg.solve(_TO_LMS, np.linalg.solve(_TO_LAB, lab) ** 3)
+        if linear.min() >= 0 and linear.max() <= 1:
+            break
+    linear = np.clip(linear, 0, 1)
+    rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    import matplotlib
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "muxfer",
+        "text.parse_math": False,  # a study may be called "$x^"
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.facecolor": PAPER,
+        "figure.facecolor": PAPER,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "grid.color": LINE,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+    }
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
+        yield
+
+
+def save(figure: Any, path_stem: Path) -> list[Path]:
+    """STEM.png and STEM.svg, the same bytes for the same drawing."""
+    from matplotlib.ticker import LogFormatterMathtext, NullFormatter
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+            axis.set_minor_formatter(NullFormatter())  # its TeX would stand there as it is: names are never parsed
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out by now: doing it again for the SVG would cost as much as drawing it
+    return [
+        replace_file(Path(f"{path_stem}.png"), png.getvalue()),
+        replace_file(Path(f"{path_stem}.svg"), svg_text(figure).encode()),
+    ]
+
+
+def svg_text(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def num_columns(num_panels: int) -> int:
+    """At most three panels a row, and no row with a single one beside full ones where two rows of two do."""
+    return 2 if num_panels == 4 else min(num_panels, 3)
+
+
+def brief(name: str, length: int = 40) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def pretty(value: float) -> str:
+    """2⁻⁷ for 2^-7."""
+    text = brief_value(value)
+    return f"2{text[2:].translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" if text.startswith("2^") else text

@@ -1,0 +1,112 @@
+"""A sweep's name and overrides, made definite: the configuration, the data, the study meant, where its files go."""
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from muxfer.config.hydra_compose import composed
+from muxfer.config.models import with_num_classes
+from muxfer.config.parse import parse
+from muxfer.config.study import Config
+from muxfer.config.task import ImageFolder
+from muxfer.errors import BadInput
+from muxfer.files import user_path
+from muxfer.ledger.tracking_uri import default_tracking_uri, sqlite_path
+from muxfer.redaction import hidden
+from muxfer.study.trials import study_of
+from muxfer.trial import Study
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A sweep's name and overrides, made definite: the study meant, its data, where its files go."""
+
+    name: str
+    overrides: tuple[str, ...]
+    config: Config
+    study: Study
+    fingerprint: str
+    folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """By dotted path the texts of what the environment gives: what is recorded in place of the values."""
+
+    @property
+    def description(self) -> str:
+        """What the study says of itself, as it may be shown."""
+        return str(hidden({"description": self.config.description}, self.variables)["description"])
+
+    @property
+    def home(self) -> Path:
+        """The study's own folder."""
+        return self.folder / self.study.label
+
+    @property
+    def overridden(self) -> list[str]:
+        """The keys that the overrides name, groups included."""
+        return [override.partition("=")[0].lstrip("+~").split("@")[0].replace("/", ".") for override in self.overrides]
+
+
+def request(name: str, overrides: Sequence[str], *, planned: bool = False) -> Request:
+    """`planned`: data that are only described will do, for nothing is to be trained. Otherwise BadInput says so."""
+    found = composed(name, overrides)
+    config = parse(found.plain)
+    if isinstance(config.data, ImageFolder):  # workers have another current folder
+        path = str(user_path(config.data.path, "data.path"))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    from muxfer.data.source import about, load
+
+    if not planned:
+        load(config.data)
+    data = about(config.data)
+    config = dataclasses.replace(config, model=with_num_classes(config.model, data.num_classes))
+    return Request(
+        name=name,
+        overrides=tuple(overrides),
+        config=config,
+        study=study_of(name, config, fingerprint=data.fingerprint),
+        fingerprint=data.fingerprint,
+        folder=output_folder(config),
+        variables=found.variables,
+    )
+
+
+def looking(name: str, overrides: Sequence[str] = ()) -> Request:
+    """The ledger, folder and cluster that are meant, without data and so without a study: to look, not to run."""
+    config = parse(composed(name, overrides).plain)
+    nobody = Study(name=name, key="", identity={})
+    return Request(
+        name=name,
+        overrides=tuple(overrides),
+        config=config,
+        study=nobody,
+        fingerprint="",
+        folder=output_folder(config),
+    )
+
+
+def tracking_uri(config: Config) -> str:
+    return config.ledger.tracking_uri or default_tracking_uri()
+
+
+def output_folder(config: Config) -> Path:
+    """`output_dir`, else muxfer/ beside the ledger; muxfer-studies/ where muxfer/ is a Python package."""
+    if config.output_dir is not None:
+        return user_path(config.output_dir, "output_dir")
+    database = sqlite_path(tracking_uri(config))
+    beside = database.parent if database is not None else Path.cwd()
+    return beside / ("muxfer-studies" if (beside / "muxfer" / "__init__.py").exists() else "muxfer")
+
+
+def words_of(text: str, option: str) -> list[str]:
+    """A sweep's name and overrides, as one would type them, out of one option."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise BadInput(f"{option} {text[:60]!r}: {error}; expected the name of a sweep and its overrides") from None
+    if not words:
+        raise BadInput(f"{option} is empty: expected the name of a sweep and its overrides")
+    return words

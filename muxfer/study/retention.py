@@ -1,0 +1,202 @@
+"""Which checkpoints stay on the disk, within a budget that is compared with the plan before anything starts.
+
+A running trial keeps its last two: its worker prunes, between steps. One that is settled keeps its newest. Where all
+of that would exceed the budget, of the settled trials only the best keep theirs, and the best of all in any case; a
+trial that failed can still go on, so nobody takes any of its. The driver does this when a trial ends, never while it
+trains. Refused: a sweep that could not even keep what is running and the best.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from muxfer.config.models import Declared, Model
+from muxfer.config.parse import parse_part
+from muxfer.config.study import Config
+from muxfer.errors import BadInput
+from muxfer.study.cost import estimated_macs, most_parameters, parts
+from muxfer.study.search import grid, num_settings
+from muxfer.training.folders import folders, refuse_links
+from muxfer.trial import Record, Trial, content_hash
+
+SPARE_BYTES = 10**9
+"""Left free where no budget is given."""
+FOR_RUNNING = 3
+"""Checkpoints of a running trial: the last two, and the one that is being written."""
+BYTES_A_PARAMETER = 4 * 4
+"""float32, of the weights, the averaged weights and the two moments of Adam."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The checkpoint of a trial that is over. `written` orders equals; a `target` is what the study was for."""
+
+    key: str
+    size: int
+    metric: float | None
+    written: int
+    target: bool = False
+
+
+def losers(held: Iterable[Held], *, room: int) -> list[Held]:
+    """Those whose checkpoint goes so that the rest fits into `room` bytes: from the first that does not fit on.
+
+    Best first: targets, then by metric, then the newest; what diverged comes last. The first of all stays.
+    """
+    ranked = sorted(
+        held, key=lambda one: (not one.target, one.metric is None, one.metric or 0.0, -one.written, one.key)
+    )
+    total = 0
+    for place, one in enumerate(ranked):
+        total += one.size
+        if place and total > room and not one.target:
+            return ranked[place:]
+    return []
+
+
+class Retention:
+    """Keeps the trials' folders of one study, below `folder`, to the rules. One driver has it, and holds the lease.
+
+    `running_bytes` are set aside for the trials that train.
+    """
+
+    def __init__(self, folder: Path, *, budget_bytes: int, running_bytes: int) -> None:
+        self._folder = folder
+        self._room = budget_bytes - running_bytes
+        self._epoch = 0
+        self._over: dict[str, Held] = {}
+        self._waiting: dict[str, int] = {}
+
+    def begin(self, records: Iterable[Record], *, epoch: int) -> None:
+        """Take in what earlier drivers left: they may have been killed before they tidied up.
+
+        `epoch`: of our lease. What a later driver works at is let be: we may have been stopped, and not know of it yet.
+        """
+        self._epoch = epoch
+        by_key = {record.key: record for record in records}
+        for path in folders(self._folder):
+            if (record := by_key.get(path.name)) is not None and record.outcome.settled:
+                self._take(record)
+            else:
+                self._waiting[path.name] = _bytes_below(path)
+        self._fit(running=())
+
+    def settle(self, record: Record, *, running: Collection[str]) -> None:
+        """A trial is over, those of the keys `running` are not."""
+        self._take(record)
+        self._fit(running)
+
+    def _take(self, record: Record) -> None:
+        from muxfer.training import checkpoint
+
+        path = self._folder / record.key
+        if not record.outcome.settled:  # it may be tried again, from the one before should its last be damaged
+            self._waiting[record.key] = checkpoint.held_bytes(path)
+            return
+        size = checkpoint.settle(path, epoch=self._epoch)
+        self._waiting.pop(record.key, None)
+        if not size:
+            return
+        with contextlib.suppress(OSError):
+            self._over[record.key] = Held(
+                key=record.key,
+                size=size,
+                metric=record.metric,
+                written=path.stat().st_mtime_ns,
+                target=record.kind == "target",
+            )
+
+    def _fit(self, running: Collection[str]) -> None:
+        from muxfer.training import checkpoint
+
+        waiting = sum(size for key, size in self._waiting.items() if key not in running)
+        for held in losers(self._over.values(), room=self._room - waiting):
+            left = checkpoint.discard(self._folder / held.key, epoch=self._epoch)
+            if left:  # a later driver's, or the disk refused
+                self._over[held.key] = replace(held, size=left)
+            else:
+                del self._over[held.key]
+
+
+def planned(config: Config, trials: Sequence[Trial], *, folder: Path, say: Callable[[str], None]) -> Retention:
+    """What keeps the checkpoints of these trials (of the first round, where a search learns) below `folder` in order.
+
+    BadInput where the budget does not even hold those of the running trials and the best one.
+    """
+    refuse_links(folder)
+    count = len(trials)
+    if config.search.num_settings is not None:
+        count = max(count, config.search.seeds * num_settings(config.search))
+    models = _models(config, trials)
+    slots = min(config.compute.slots or os.cpu_count() or 1, count)
+    budget, where = _budget(config, folder)
+    each = max(math.inf if isinstance(model, Declared) else most_parameters(model) for model in models)
+    each *= BYTES_A_PARAMETER
+    if (FOR_RUNNING * slots + count) * each > budget:  # then what it is exactly may matter, and that takes torch
+        each = BYTES_A_PARAMETER * _num_parameters(max(models, key=estimated_macs))
+        slots = min(_slots(config), count)
+    running = int(FOR_RUNNING * slots * each)
+    if running + each > budget:
+        raise BadInput(
+            f"checkpoints need {_shown(running + each)} at least, {slots} trials at a time with {FOR_RUNNING} of"
+            f" {_shown(each)} and the best one's: {where}; free some space, give another disk with output_dir=FOLDER,"
+            " a larger checkpoints.budget_gb=GB, or fewer trials at a time with compute.slots=NUMBER"
+        )
+    if running + count * each > budget:
+        stay = int((budget - running) // each)
+        say(f"of {count} trials the best {stay} keep a checkpoint: {where}, and each takes {_shown(each)}")
+    return Retention(folder, budget_bytes=budget, running_bytes=running)
+
+
+def _models(config: Config, trials: Sequence[Trial]) -> list[Model]:
+    """The models that the search trains: of sizes that a sampler draws the largest."""
+    plain = {content_hash(trial.task["model"]): trial.task for trial in trials}
+    models = [parse_part("model", task) for task in plain.values()]
+    if config.search.spaces:
+        models += [part.task.model for part in parts(config.task, config.search, grid(config.search))]
+    return models
+
+
+def _num_parameters(model: Model) -> int:
+    import torch
+
+    from muxfer.models.families import family_of
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in family_of(model).build(model.width).parameters())
+
+
+def _slots(config: Config) -> int:
+    """As many as an executor will have on this machine; of a cluster that is joined one more is not known."""
+    if config.compute.slots is not None:
+        return config.compute.slots
+    if config.compute.address is not None:
+        return 1
+    import torch
+
+    gpus = torch.cuda.device_count() if config.compute.device != "cpu" else 0
+    return gpus or os.cpu_count() or 1
+
+
+def _budget(config: Config, folder: Path) -> tuple[int, str]:
+    """Bytes that the study's checkpoints may take, those included that are there, and how that came about."""
+    if config.checkpoints.budget_gb is not None:
+        return int(config.checkpoints.budget_gb * 1e9), f"checkpoints.budget_gb is {config.checkpoints.budget_gb:g}"
+    disk = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free, there = shutil.disk_usage(disk).free, _bytes_below(folder)
+    where = f"the disk of {folder} has {_shown(free)} free, of which {_shown(SPARE_BYTES)} is left alone"
+    return free + there - SPARE_BYTES, where
+
+
+def _bytes_below(folder: Path) -> int:
+    from muxfer.training import checkpoint
+
+    return checkpoint.held_bytes(folder)
+
+
+def _shown(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

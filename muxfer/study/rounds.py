@@ -1,0 +1,35 @@
+"""What a study asks to be run, given what the ledger holds of it, and what of that is still to be done."""
+
+from collections.abc import Callable, Sequence
+
+from muxfer.config.study import Config
+from muxfer.study.search import Fixed, Searcher, grid
+from muxfer.study.trials import check_search, trials_of
+from muxfer.trial import NUMERICS_VERSION, Record, Trial
+
+Propose = Callable[[Sequence[Record]], list[Trial]]
+"""From the ledger's records to every trial of the rounds up to the one under way."""
+
+
+def proposing(config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERSION) -> Propose:
+    """BadInput where the search is too large, or reaches where no task can go.
+
+    `numerics`: of the version that ran the study, where that is a recorded one.
+    """
+    check_search(config)
+    searcher = searcher_of(config)
+    return lambda records: trials_of(searcher.settings(records), config, fingerprint=fingerprint, numerics=numerics)
+
+
+def searcher_of(config: Config) -> Searcher:
+    search = config.search
+    if search.sampler == "grid":
+        return Fixed(known=tuple(grid(search)))
+    if search.sampler == "isoflop":
+        from muxfer.models.count import counter
+        from muxfer.study.isoflop import isoflop_settings
+
+        return Fixed(known=tuple(isoflop_settings(search, config.task, counter(config))))
+    from muxfer.study.optuna_search import OptunaSearcher
+
+    return OptunaSearcher(search, seed=config.training.seed)

@@ -1,0 +1,115 @@
+"""Who proposes what a study tries next.
+
+A searcher is asked for the whole list: every setting of the completed rounds and of the round under way. The list
+depends on the records alone, so a study that was killed goes on as the uninterrupted one would have, and a finished
+one is listed again without having been written down.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from muxfer.analysis.scattered import place_in, rows_of, surface_of
+from muxfer.config.parse import setting_value
+from muxfer.config.settings import SETTINGS
+from muxfer.config.study import Search, Space
+from muxfer.trial import Record, Setting
+
+DIGITS = 6
+"""Significant digits of a drawn value: what a person reads, and what rounding on another host cannot change."""
+
+Key = tuple[tuple[str, float | int | str], ...]
+
+
+class Searcher(Protocol):
+    def settings(self, records: Sequence[Record]) -> list[Setting]:
+        """Every setting asked for so far, each once.
+
+        Once all of them are settled the list is longer, or, at the end of the search, the same.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """The searcher that knows everything beforehand: a grid, the sizes and budgets of an isoFLOP study."""
+
+    known: tuple[Setting, ...]
+
+    def settings(self, records: Sequence[Record]) -> list[Setting]:
+        return list(self.known)
+
+
+def grid(search: Search) -> list[Setting]:
+    """Every combination of the grids' values."""
+    names = list(search.grids)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*search.grids.values())]
+
+
+def num_settings(search: Search) -> int:
+    """The settings of a whole search, finalists included. isoFLOP studies leave some of these out."""
+    per_combination = 1 if search.num_settings is None else search.num_settings
+    return math.prod(len(values) for values in search.grids.values()) * per_combination + search.finalists
+
+
+def drawn_setting(search: Search, held: Setting, drawn: Mapping[str, Any]) -> Setting:
+    """The setting of what a sampler drew from the spaces at one combination of the grids, in the order of SETTINGS."""
+    setting = {**held, **{name: _readable(name, search.spaces[name], value) for name, value in drawn.items()}}
+    return {name: setting[name] for name in SETTINGS if name in setting}
+
+
+def key_of(setting: Setting) -> Key:
+    return tuple(sorted(setting.items()))
+
+
+def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
+    """What each setting came to, of those with every replicate settled: the mean metric.
+
+    Infinite where a replicate diverged or was pruned: samplers rank it last, it is never dropped.
+    """
+    metrics: dict[Key, dict[int, float]] = {}
+    for record in records:
+        if record.kind == "proxy" and record.outcome.settled and record.replicate < seeds:
+            metric = math.inf if record.metric is None else record.metric
+            metrics.setdefault(key_of(record.setting), {})[record.replicate] = metric
+    return {key: math.fsum(found.values()) / seeds for key, found in metrics.items() if len(found) == seeds}
+
+
+def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Record]) -> list[Setting]:
+    """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`.
+
+    None before every setting is settled. Of equals the one asked for earlier.
+    """
+    values = values_of(records, search.seeds)
+    if not search.finalists or not all(key_of(setting) in values for setting in settings):
+        return []
+    largest = max(search.grids[search.axis])
+    finite = [s for s in settings if s[search.axis] == largest and math.isfinite(values[key_of(s)])]
+    row = rows_of(searched(search, records), search.axis).get(largest, {})
+    if surface := surface_of(row):  # smoothed: the luckiest runs do not decide
+        smoothed = dict(zip(surface.places, surface.mean.tolist(), strict=True))
+        values |= {key_of(s): smoothed[place_in(s, search.axis)] for s in finite}
+    ranked = sorted(finite, key=lambda s: values[key_of(s)])
+    steps = search.finalist_steps
+    assert steps is not None
+    return [{**setting, "steps": steps} for setting in ranked[: search.finalists]]
+
+
+def is_finalist(search: Search, record: Record) -> bool:
+    """Whether this trial is the longer one of a finalist. A search that has finalists never varies the steps."""
+    return search.finalists > 0 and record.setting.get("steps") == search.finalist_steps
+
+
+def searched(search: Search, records: Sequence[Record]) -> list[Record]:
+    """The records without the finalists', which trained longer than the rest and have no place on its curves."""
+    return [record for record in records if not is_finalist(search, record)]
+
+
+def _readable(name: str, space: Space, drawn: float) -> Any:
+    """The setting's value of a drawn number: 2 to it under log2, inside the bounds, of the type of the key."""
+    if space.kind in ("uniform", "log_uniform"):
+        low, high = (2.0**bound if space.log2 else bound for bound in space.bounds)
+        value = float(f"{2.0**drawn if space.log2 else drawn:.{DIGITS}g}")
+        return setting_value(name, min(max(value, low), high))
+    return setting_value(name, 2.0**drawn if space.log2 else float(drawn))

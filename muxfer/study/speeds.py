@@ -1,0 +1,49 @@
+"""How fast models trained in earlier trials, and the hours that follow."""
+
+import math
+from collections.abc import Mapping
+
+from muxfer.config.settings import with_setting
+from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.models.count import Measure
+from muxfer.study.cost import training_flops
+from muxfer.study.match import proxy_task
+from muxfer.study.resolve import Request
+from muxfer.study.session import open_ledger
+from muxfer.trial import Outcome
+
+SIMILAR = 4.0
+"""A measured throughput stands for models of up to so many times more or fewer multiply-accumulates, and no others."""
+
+
+def speeds_of(asked: Request, count: Measure) -> tuple[dict[int, float], str]:
+    """Seconds a FLOP by multiply-accumulates of the models that were trained, or why nothing is known."""
+    seconds: dict[int, float] = {}
+    flops: dict[int, float] = {}
+    family, source = asked.config.model.family, asked.config.data.name
+    try:
+        with open_ledger(asked, existing=True) as ledger:
+            for study in ledger.studies():
+                if study.identity["model"]["family"] != family or study.identity["data"]["name"] != source:
+                    continue
+                base = proxy_task(asked.config, study)
+                for record in ledger.records(study):
+                    if record.kind != "proxy" or record.outcome is Outcome.FAILED or not record.train_seconds:
+                        continue
+                    task = with_setting(base, record.setting)
+                    macs = count(task.model).macs
+                    spent = training_flops(macs, samples=record.step * task.training.batch_size)
+                    seconds[macs] = seconds.get(macs, 0.0) + record.train_seconds
+                    flops[macs] = flops.get(macs, 0.0) + spent
+    except (BadInput, LedgerUnreachable) as error:
+        return {}, str(error)
+    why = "" if seconds else f"no trial of model {family} on data {source} is recorded"
+    return {macs: spent / flops[macs] for macs, spent in seconds.items() if flops[macs]}, why
+
+
+def hours_at(flops: float, macs: int, speeds: Mapping[int, float]) -> float | None:
+    """By the throughput of the model nearest in size; None where none is similar."""
+    nearest = min(speeds, key=lambda known: abs(math.log(known / macs)), default=None)
+    if nearest is None or abs(math.log(nearest / macs)) > math.log(SIMILAR) + 1e-9:
+        return None
+    return flops * speeds[nearest] / 3600

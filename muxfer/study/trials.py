@@ -1,0 +1,116 @@
+"""What a study needs to run: its identity, its trials by content key, and the order in which they go.
+
+Pure: the same configuration gives the same study and the same keys in every folder and on every host.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from muxfer.config.parse import setting_value
+from muxfer.config.settings import key_content, place_of, with_setting
+from muxfer.config.study import Config
+from muxfer.config.task import Task, to_plain
+from muxfer.errors import BadInput
+from muxfer.study.cost import estimated_flops
+from muxfer.study.search import grid, num_settings
+from muxfer.trial import NUMERICS_VERSION, Record, Setting, Study, Trial, content_hash
+
+MAX_TRIALS = 10_000
+
+
+def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
+    """The study that a sweep and its overrides make: everything but grids, seeds, budget, target and compute.
+
+    A key that the study varies is left out too: its value in the task has no effect.
+    """
+    content = key_content(to_plain(config.task))
+    varied = sorted({*config.search.grids, *config.search.spaces})
+    for setting in varied:
+        if (place := place_of(setting)) is not None:
+            content[place[0]].pop(place[1], None)  # of before: see ADDED_LATER
+    search: dict[str, Any] = {"axis": config.search.axis, "hp": config.search.hp, "varied": varied}
+    if config.search.sampler != "grid":
+        search["sampler"] = config.search.sampler
+    identity = {**content, "search": search, "data_fingerprint": fingerprint, "numerics": NUMERICS_VERSION}
+    return Study(name=name, key=content_hash({"name": name, "identity": identity}), identity=identity)
+
+
+def trial_key(
+    task: Mapping[str, Any],
+    *,
+    replicate: int,
+    fingerprint: str,
+    kind: str = "proxy",
+    numerics: int = NUMERICS_VERSION,
+) -> str:
+    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU.
+
+    A target's is its own: it has a lineage that an equal proxy has not. `numerics`: of the version that trained it.
+    """
+    content = {
+        "task": key_content(task),
+        "replicate": replicate,
+        "data_fingerprint": fingerprint,
+        "numerics": numerics,
+    }
+    return content_hash(content if kind == "proxy" else {**content, "kind": kind})
+
+
+def make_trial(
+    task: Task,
+    setting: Mapping[str, Any],
+    *,
+    replicate: int,
+    fingerprint: str,
+    kind: str = "proxy",
+    numerics: int = NUMERICS_VERSION,
+) -> Trial:
+    plain = to_plain(task)
+    return Trial(
+        key=trial_key(plain, replicate=replicate, fingerprint=fingerprint, kind=kind, numerics=numerics),
+        setting=dict(setting),
+        replicate=replicate,
+        task=plain,
+        kind=kind,
+        cost_flops=estimated_flops(task),
+        fingerprint=fingerprint,
+    )
+
+
+def check_search(config: Config) -> None:
+    """Refuse a search that is too large, and one whose spaces reach where no task can go. BadInput says which."""
+    search = config.search
+    if (count := search.seeds * num_settings(search)) > MAX_TRIALS:
+        raise BadInput(f"the search has {count} trials: expected at most {MAX_TRIALS}; shorten a list under search")
+    for name, space in search.spaces.items():
+        for bound in space.bounds:
+            with_setting(config.task, {name: setting_value(name, 2.0**bound if space.log2 else bound)})
+    if search.finalists and search.finalist_steps == config.training.steps:
+        raise BadInput(
+            f"search.finalist_steps {search.finalist_steps} is training.steps, which every setting has: give more"
+        )
+
+
+def grid_trials(config: Config, *, fingerprint: str) -> list[Trial]:
+    """Every trial of the grid, each setting with each replicate. BadInput where a value fits no model."""
+    check_search(config)
+    return trials_of(grid(config.search), config, fingerprint=fingerprint)
+
+
+def trials_of(
+    settings: Iterable[Setting], config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERSION
+) -> list[Trial]:
+    """The trials of these settings, each with each replicate."""
+    trials = []
+    for setting in settings:
+        task = with_setting(config.task, setting)
+        for replicate in range(config.search.seeds):
+            trials.append(make_trial(task, setting, replicate=replicate, fingerprint=fingerprint, numerics=numerics))
+    return trials
+
+
+def remaining(trials: Iterable[Trial], records: Iterable[Record]) -> list[Trial]:
+    """The trials that no settled record answers, longest first, so that the slots end together."""
+    settled = {record.key for record in records if record.outcome.settled}
+    todo = [trial for trial in trials if trial.key not in settled]
+    return sorted(todo, key=lambda trial: (-trial.cost_flops, trial.replicate, sorted(trial.setting.items())))

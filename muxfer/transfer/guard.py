@@ -1,0 +1,104 @@
+"""Who watches the target: its loss band from the proxies' curves, carried by its job to wherever it trains.
+
+The band itself, and when a target has left it, is `muxfer.analysis.loss_band`. Here is which of the proxies' curves
+may speak of this target, or why none may: then it is not watched, and that is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from muxfer.analysis.loss_band import MIN_REPORTS, Curve, LossBand, loss_band
+from muxfer.config.settings import with_setting
+from muxfer.config.task import Task
+from muxfer.executors.base import Executor, Job, Report
+from muxfer.transfer.target import TargetRun
+from muxfer.trial import Point, Record
+
+AT_MOST = ("model.width", "model.depth", "training.batch_size")
+AT_LEAST = ("optimizer.weight_decay", "training.label_dropout")
+"""A proxy speaks of a target while it is at most as large, and regularized at least as much: the target's loss is
+then expected to be lower, whatever else changes."""
+
+
+def target_band(
+    target: TargetRun, base: Task, records: Sequence[Record], curves: Mapping[str, Sequence[Point]], *, axis: str
+) -> LossBand | str:
+    """The target's band from the finished proxies at the chosen setting, of every value of the axis and every seed.
+
+    `base` is the task that the study varies, `curves` are training losses by trial key. A text says why there is none.
+    """
+    chosen = {name: value for name, value in target.winner.setting.items() if name != axis}
+    found: list[Curve] = []
+    unlike = ""
+    for record in records:
+        if record.metric is None or {n: v for n, v in record.setting.items() if n != axis} != chosen:
+            continue
+        proxy = with_setting(base, record.setting)
+        proxy = replace(proxy, training=replace(proxy.training, steps=record.step))
+        unlike_now = _unlike(proxy, target.task)
+        unlike = unlike or unlike_now
+        if unlike_now:
+            continue
+        points = [(point.step, point.value) for point in curves.get(record.key, ()) if point.name == "train_loss"]
+        found.append(Curve(size=float(record.setting[axis]), points=points, rates=_rates(proxy)))
+    if not found:
+        return unlike or "no proxy finished at the chosen setting"
+    band = loss_band(
+        found,
+        size=_size(target.task, axis),
+        rates=_rates(target.task),
+        speed=target.task.optimizer.base_lr / target.proxy.optimizer.base_lr,
+        trend=axis in ("width", "depth", "batch_size"),
+    )
+    few = f"the proxies' curves have fewer than {2 * MIN_REPORTS} points: lower training.report_every"
+    return few if band is None else band
+
+
+class Watched:
+    """An executor whose jobs carry a band. None: nobody watches."""
+
+    def __init__(self, executor: Executor, band: LossBand | None) -> None:
+        self.slots = executor.slots
+        self._executor = executor
+        self._band = None if band is None else band.to_dict()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._executor.submit([replace(job, band=self._band) for job in jobs])
+
+    def reports(self, timeout_seconds: float) -> list[Report]:
+        return self._executor.reports(timeout_seconds)
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def kill(self) -> None:
+        self._executor.kill()
+
+
+def _unlike(proxy: Task, target: Task) -> str:
+    for sign, keys in ((1, AT_MOST), (-1, AT_LEAST)):
+        for key in keys:
+            small, large = _at(proxy, key), _at(target, key)
+            if sign * small > sign * large:
+                return (
+                    f"the target's {key} {large:g} says that its loss may be above that of the proxies, with {small:g}"
+                )
+    return ""
+
+
+def _at(task: Task, key: str) -> float:
+    group, _, name = key.partition(".")
+    value: float = getattr(getattr(task, group), name)
+    return value
+
+
+def _size(task: Task, axis: str) -> float:
+    known = {"width": task.model.width, "depth": task.model.depth, "batch_size": task.training.batch_size}
+    return float(known.get(axis, float("inf")))
+
+
+def _rates(task: Task) -> list[float]:
+    """The schedule's multiplier at each step."""
+    from muxfer.training.optim import rate_multiplier
+
+    return [rate_multiplier(task.training, step) for step in range(task.training.steps)]

@@ -1,0 +1,56 @@
+"""The target's size by a law: what the fit of a recorded isoFLOP study makes of a budget.
+
+Refused: a target that has a size already, a study without budgets, one that has not enough optima for a law.
+"""
+
+from dataclasses import replace
+
+from muxfer.analysis.scaling_law import fit_isoflop
+from muxfer.config.study import Target
+from muxfer.config.task import Task
+from muxfer.errors import BadInput
+from muxfer.models.count import measure
+from muxfer.study.isoflop import points_of, target_size
+from muxfer.study.match import proxy_task
+from muxfer.study.recorded import recorded, records_of
+from muxfer.study.resolve import Request, request, words_of
+from muxfer.study.session import open_ledger
+
+SIZES = ("width", "depth", "steps")
+
+
+def sized_target(asked: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
+    """The target of these FLOPs, and in a line what the law says of it. `base` is the task of the proxies.
+
+    `law` names the isoFLOP study, with its overrides as one would type them; None: it is the study asked for.
+    """
+    target = asked.config.target
+    said = [name for name in SIZES if f"target.{name}" in asked.overridden and getattr(target, name) is not None]
+    if said:
+        raise BadInput(f"target.{said[0]} and --flops both say how large the target is: give one")
+    name, *overrides = [asked.name, *asked.overrides] if law is None else words_of(law, "--law")
+    source = request(name, overrides, planned=True)
+    if source.config.search.sampler != "isoflop":
+        raise BadInput(
+            f"sweep {name} is no isoFLOP study, and its fit can't size a target: name one that is, --law isoflop"
+        )
+    with open_ledger(source, existing=True) as ledger:
+        study, config, trials = recorded(source, ledger)
+        found = fit_isoflop(points_of(records_of(ledger, study, trials), proxy_task(config, study)))
+    if found.why:
+        raise BadInput(f"the fit of {name} gives no law ({found.why}): it can't size a target; see muxfer fit {name}")
+    batch_size = target.batch_size or base.training.batch_size
+    task = replace(base, training=replace(base.training, batch_size=batch_size))
+    size = target_size(
+        found,
+        flops,
+        task,
+        measure,
+        width_per_depth=config.search.width_per_depth,
+        flops_by=config.search.flops_by,
+    )
+    told = (
+        f"sized by the fit of {study.label} at {flops:.3g} FLOPs: width {size.width}, depth {size.depth},"
+        f" {size.params:,} parameters, {size.steps} steps; it predicts a loss of {size.loss:.4g}"
+    )
+    return replace(target, width=size.width, depth=size.depth, steps=size.steps), told

@@ -1,0 +1,225 @@
+"""From a judged study to the target's run: pure decisions, nothing is launched here.
+
+Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all, one that
+drifts along the axis, one whose loss is exactly 0.
+Refused always: a target whose base width is not its proxies'. Its base depth can't be said: it is the proxies'.
+
+Not everything transfers. Each setting that the study tuned, or that is bound to the length of training, is carried,
+rescaled or left, as `muxfer.task.TRANSFER` declares, and the target says which and why (Carried).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from muxfer.analysis.cells import shown
+from muxfer.analysis.transferability import Best
+from muxfer.config.parse import parse_task
+from muxfer.config.settings import AXES, SETTINGS, TRANSFER, place_of, with_setting
+from muxfer.config.study import Config, Target
+from muxfer.config.task import Task, to_plain
+from muxfer.errors import BadInput
+from muxfer.study.match import proxy_task
+from muxfer.study.trials import make_trial
+from muxfer.trial import Record, Study, Trial, Verdict
+
+Value = float | int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What became of one setting: `value` is the proxies', `target` the target's.
+
+    `how` is carried (as it is), rescaled (to the target's length), left (it does not transfer: the target has its
+    configured value) or given (the user's word, target.NAME).
+    """
+
+    name: str
+    value: Value
+    target: Value
+    how: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRun:
+    """The large run and where it comes from.
+
+    `task` is what it trains, `proxy` what the winner trained; `settings` says how one comes from the other, `forced`
+    lists what was overruled.
+    """
+
+    trial: Trial
+    task: Task
+    proxy: Task
+    settings: tuple[Carried, ...]
+    source: Study
+    winner: Record
+    proxy_metric: float
+    forced: tuple[str, ...]
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What the target's record says of its origin."""
+        return {
+            "source_study": self.source.key,
+            "source_sweep": self.source.name,
+            "winning_trial": self.winner.key,
+            "setting": dict(self.trial.setting),
+            "forced": list(self.forced),
+        }
+
+
+def target_run(
+    config: Config,
+    study: Study,
+    *,
+    verdict: Verdict,
+    best: Best | None,
+    inside: bool,
+    unfinished: int,
+    fingerprint: str,
+    num_pictures: int,
+    force: bool = False,
+) -> TargetRun:
+    """The target's trial with the study's best base setting, or BadInput with the reason why not.
+
+    `inside`: the optimum at the largest axis value lies inside the grid. `num_pictures` are there to train on. `force`
+    overrules all but an empty study and another base width; the lineage says what it overruled.
+    """
+    if best is None:
+        raise BadInput(f"study {study.label} has no finished trial: nothing to transfer; widen search.{verdict.hp}")
+    objections = []
+    if unfinished:
+        objections.append(f"{unfinished} trials are still to run; run muxfer sweep {study.name}")
+    sized_by_fit = verdict.axis == "flops"  # its optimum is a size, and is expected to grow with the budget
+    if not inside and not sized_by_fit:
+        objections.append(f"no finite optimum inside the grid ({verdict.why}); widen search.{verdict.hp}")
+    if verdict.verdict == "drifts" and not sized_by_fit:
+        objections.append(f"the optimum does not transfer ({verdict.why})")
+    if best.records[0].metric == 0:
+        objections.append(f"trial {best.records[0].key} has a loss of exactly 0, which no model has: look at its data")
+    if objections and not force:
+        raise BadInput(f"study {study.label} can't be transferred: {'; '.join(objections)}; or overrule with --force")
+    base = proxy_task(config, study)
+    _check_base(base, config.target)
+    winner = best.records[0]
+    proxy = with_setting(base, best.setting)
+    proxy = replace(proxy, training=replace(proxy.training, steps=winner.step))  # a budget sets no key, yet the steps
+    tuned = [name for name in best.setting if name not in AXES]
+    sizes = [name for name in ("depth", "batch_size") if name in best.setting]
+    settings = tuple(_carried(base, proxy, config.target, [*tuned, *sizes], num_pictures))
+    task = _target_task(proxy, config.target, settings)
+    setting = {name: _value(task, name) for name in best.setting if name != verdict.axis and place_of(name)}
+    forced = [
+        f"target.{one.name} {value_text(one.target)} instead of the study's best {value_text(one.value)}"
+        for one in settings
+        if one.how == "given" and one.name == "base_lr"
+    ]
+    return TargetRun(
+        trial=make_trial(task, setting, replicate=0, fingerprint=fingerprint, kind="target"),
+        task=task,
+        proxy=proxy,
+        settings=settings,
+        source=study,
+        winner=winner,
+        proxy_metric=best.metric,
+        forced=(*objections, *forced),
+    )
+
+
+def _check_base(base: Task, target: Target) -> None:
+    if target.base_width is not None and target.base_width != base.model.base_width:
+        raise BadInput(
+            f"target.base_width {target.base_width} differs from the proxies' base width {base.model.base_width}:"
+            " the scales would be others; leave it out"
+        )
+
+
+def _target_task(proxy: Task, target: Target, settings: Sequence[Carried]) -> Task:
+    plain = to_plain(proxy)
+    given = {name: getattr(target, name) for name in ("width", "steps", "depth", "batch_size")}
+    carried = {one.name: one.target for one in settings if one.name in SETTINGS}
+    for name, value in (given | carried).items():
+        if value is not None and (place := place_of(name)) is not None:
+            plain[place[0]][place[1]] = value
+    return parse_task(plain)
+
+
+def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_pictures: int) -> Iterator[Carried]:
+    """One entry for each tuned setting, then for what is bound to the horizon, then for regularization in use."""
+    regularization = [name for name, kind in TRANSFER.items() if kind == "regularization" and _value(proxy, name)]
+    given = [name for name in TRANSFER if getattr(target, name, None) is not None]
+    for name in dict.fromkeys([*tuned, "warmup_steps", "ema_fraction", *regularization, *given]):
+        value, asked = _value(proxy, name), getattr(target, name, None)
+        if asked is not None:
+            yield Carried(name=name, value=value, target=asked, how="given", why=f"target.{name} says so")
+        elif name in AXES:
+            yield Carried(name=name, value=value, target=value, how="carried", why="the largest of the proxies")
+        elif TRANSFER[name] == "carried":
+            yield Carried(name=name, value=value, target=value, how="carried", why=_in_width(proxy, target))
+        elif TRANSFER[name] == "horizon":
+            yield _to_horizon(name, proxy.training.steps, target.steps, value)
+        else:
+            yield _regularization(name, base, proxy, target, num_pictures, tuned=name in tuned)
+    schedule = proxy.training.schedule
+    how, why = ("carried", "constant: bound to no length")
+    if schedule == "cosine":
+        how, why = "rescaled", f"falls to 0 at step {target.steps}, at {proxy.training.steps} in the proxies"
+    yield Carried(name="schedule", value=schedule, target=schedule, how=how, why=why)
+
+
+def _in_width(proxy: Task, target: Target) -> str:
+    parametrization = proxy.optimizer.parametrization
+    scaled = parametrization in ("mup", "completep")
+    why = f"transfers in width under {parametrization}"
+    if not scaled:
+        why = f"nothing says that it transfers under {parametrization}"
+    depth, batch_size = proxy.model.depth, proxy.training.batch_size
+    if target.depth not in (None, depth) and parametrization != "completep":
+        why += f"; not known to transfer from depth {depth} to {target.depth}"
+    if target.batch_size not in (None, batch_size):
+        why += f"; tuned at batch size {batch_size}, the target has {target.batch_size}"
+    return why
+
+
+def _to_horizon(name: str, steps: int, target_steps: int, value: Value) -> Carried:
+    """Warm-up goes over as a share of the steps; the averaging window is one already."""
+    assert not isinstance(value, str)
+    if name == "ema_fraction":
+        window, longer = (f"{value * num:.3g}" for num in (steps, target_steps))
+        why = f"a share of the steps already: its time constant of {window} steps becomes {longer}"
+        return Carried(name=name, value=value, target=value, how="carried", why=why)
+    if value == 0 or steps == target_steps:
+        why = "there is none" if value == 0 else f"both train {steps} steps"
+        return Carried(name=name, value=value, target=value, how="carried", why=why)
+    why = f"bound to the length of training: {100 * value / steps:.3g} % of {steps} steps, and of {target_steps}"
+    return Carried(name=name, value=value, target=max(1, round(value / steps * target_steps)), how="rescaled", why=why)
+
+
+def _regularization(name: str, base: Task, proxy: Task, target: Target, num_pictures: int, *, tuned: bool) -> Carried:
+    """How much of it is best depends on how often the data are seen: once by both, or it stays behind."""
+    value = _value(proxy, name)
+    seen = proxy.training.steps * proxy.training.batch_size / num_pictures
+    target_seen = target.steps * (target.batch_size or proxy.training.batch_size) / num_pictures
+    often = f"the proxies see the data {seen:.3g} times, the target {target_seen:.3g} times"
+    if max(seen, target_seen) <= 1:
+        return Carried(name=name, value=value, target=value, how="carried", why=f"{often}: never twice")
+    if not tuned:
+        why = f"as configured, not tuned; {often}: another value may be better, target.{name}=VALUE"
+        return Carried(name=name, value=value, target=value, how="carried", why=why)
+    own = _value(base, name)
+    why = f"{often}, and its best value depends on that: as configured instead, or target.{name}=VALUE"
+    return Carried(name=name, value=value, target=own, how="left", why=why)
+
+
+def _value(task: Task, name: str) -> Value:
+    place = place_of(name)
+    assert place is not None
+    value: Value = getattr(getattr(task, place[0]), place[1])
+    return value
+
+
+def value_text(value: Value) -> str:
+    """As people write it."""
+    return value if isinstance(value, str) else shown(value)

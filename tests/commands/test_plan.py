@@ -1,0 +1,121 @@
+"""`muxfer plan` counts, takes hours from measurements alone, and proposes what, planned itself, keeps the budget."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from muxfer.cli import main
+from muxfer.commands.plan import plan
+from muxfer.config.task import to_plain
+from muxfer.errors import BadInput
+from muxfer.executors.inline import InlineExecutor
+from muxfer.study.loop import run_study
+from muxfer.study.progress import Progress
+from muxfer.study.resolve import request
+from muxfer.study.session import driving, open_ledger
+from muxfer.study.trials import grid_trials
+from muxfer.trial import Outcome
+
+TINY = ["model.base_width=16", "model.depth=1", "search.width=[16]", "training.batch_size=8", "evaluation.timesteps=1"]
+TINY += ["training.steps=4", "training.warmup_steps=0", "search.base_lr=[2**-6]"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    return tmp_path
+
+
+def train(*overrides):
+    """The record of the first trial, trained in this very process and kept in a real ledger."""
+    asked = request("lr-width", overrides)
+    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+        [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
+        [record] = run_study(
+            [trial],
+            [],
+            study=asked.study,
+            ledger=ledger,
+            lease=lease,
+            start_executor=InlineExecutor,
+            folder=asked.folder,
+            progress=Progress(),
+        ).records
+        ledger.begin(replace(trial, key="failed"))
+        ledger.settle(replace(record, key="failed", outcome=Outcome.FAILED, metric=None, train_seconds=1e6))
+    return record
+
+
+def test_the_papers_count_stands_for_its_own_models_alone():
+    other = plan("pixart-lr", ["scale=paper", "target.width=2304"]).data
+    assert other["tuning_ratio"] == other["tuning_ratio_counted"]
+    assert other["tuning_ratio"] < 0.02
+
+
+def test_flops_are_counted_and_summed_over_trials():
+    found = plan("lr-width", [*TINY, "search.width=[16,32]", "search.seeds=3"]).data
+    first, second = found["sizes"]
+    assert first["flops"] == 6 * first["macs"] * 4 * 8
+    assert (first["trials"], second["trials"]) == (3, 3)
+    assert found["tuning_ratio_flops"] == pytest.approx(found["proxy_flops"] / found["target_flops"])
+
+
+def test_hours_are_the_ledgers_throughput_times_the_flops(empty_folder):
+    assert plan("lr-width", TINY).data["hours"] is None
+    assert list(empty_folder.iterdir()) == []
+    record = train(*TINY)
+    longer = [*TINY, "training.steps=400", "search.seeds=2", "search.base_lr=[2**-6,2**-5,2**-4]"]
+    answer = plan("lr-width", longer)
+    assert answer.data["hours"] == pytest.approx(record.train_seconds * 100 * 6 / 3600)
+    assert "not measured" not in answer.text
+    wider = plan("lr-width", [*longer, "search.width=[16,256]"])
+    assert wider.data["hours"] is None
+    assert [size["hours"] is None for size in wider.data["sizes"]] == [False, True]
+    assert "hours: not measured" in wider.text
+    assert plan("pixart-lr", TINY).data["hours"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "budget", "settings"),
+    [
+        ("lr-width", [], 0.2, 7),
+        ("lr-batch", ["search.base_lr=[2**-8,2**-7,2**-6,2**-5,2**-4,2**-3,2**-2]"], 0.015, 5),
+        ("lr-steps", ["training.batch_size=32", "search.output_multiplier=[1,2]"], 0.025, 8),
+        ("mmdit-random", ["target.steps=8000"], 0.05, 24),
+    ],
+)
+def test_what_is_proposed_keeps_the_budget_when_it_is_planned(name, overrides, budget, settings):
+    overrides = [*overrides, "target.width=256"]
+    row = plan(name, overrides, budget=budget).data["proposals"][0]
+    words = shlex.split(row["command"])
+    assert words[:3] == ["muxfer", "sweep", name]
+    assert row["settings"] == settings
+    planned = plan(name, words[3:]).data
+    assert planned["tuning_ratio_flops"] == pytest.approx(row["ratio_flops"])
+    assert planned["tuning_ratio_flops"] <= budget
+    assert planned["trials"] == row["trials"]
+    assert {size["parameters"] for size in planned["sizes"]} == {row["parameters"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "told"),
+    [
+        ("lr-width", 1e-9, r"costs .* % of the target; give --budget"),
+        ("lr-width", 0.0, "between 0 and 1"),
+        ("lr-width", float("nan"), "between 0 and 1"),
+        ("isoflop", 0.1, "search.flops"),
+    ],
+)
+def test_a_budget_that_buys_nothing_is_refused_in_one_line(name, budget, told):
+    with pytest.raises(BadInput, match=told) as refused:
+        plan(name, [], budget=budget)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_command_has_an_example():
+    shown = CliRunner().invoke(main, ["plan", "--help"]).output
+    assert "muxfer plan lr-width" in shown
+    assert "--budget" in shown

@@ -1,0 +1,139 @@
+"""Every packaged study composes at both of its scales, and the paper's can be planned where neither data nor GPU is."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from muxfer.commands.plan import plan
+from muxfer.config.hydra_compose import compose, packaged
+from muxfer.config.parse import parse
+from muxfer.config.settings import with_setting
+from muxfer.config.task import Planned
+from muxfer.data.source import about, load
+from muxfer.errors import BadInput
+from muxfer.study.resolve import request
+from muxfer.study.trials import grid_trials
+
+STUDIES = sorted(file.stem for file in packaged("sweeps").glob("*.yaml"))
+
+DIT_RATES = tuple(2.0**power for power in range(-13, -8))
+MULTIPLIERS = tuple(2.0**power for power in range(-6, 7, 2))
+WIDTHS, BATCHES, STEPS = (144, 288, 576), (128, 256, 512), (100_000, 150_000, 200_000)
+GRIDS = {
+    "lr-width": {"width": WIDTHS, "base_lr": DIT_RATES},
+    "sp-control": {"width": WIDTHS, "base_lr": DIT_RATES},
+    "lr-batch": {"batch_size": BATCHES, "base_lr": DIT_RATES},
+    "lr-steps": {"steps": STEPS, "base_lr": DIT_RATES},
+    "multiplier-width": {"width": WIDTHS, "output_multiplier": MULTIPLIERS},
+    "multiplier-steps": {"steps": STEPS, "output_multiplier": MULTIPLIERS},
+    "pixart-lr": {"width": (288,), "base_lr": DIT_RATES},
+    "mmdit-random": {"width": (512,)},
+    "isoflop": {"flops": (1e17, 3e17, 6e17, 1e18, 3e18, 6e18), "depth": tuple(range(2, 16))},
+}
+"""What the papers' studies run over."""
+
+
+@functools.cache
+def composed(name, scale):
+    return parse(compose(name, [f"scale={scale}"]))
+
+
+@functools.cache
+def paper_plan(name):
+    return plan(name, ["scale=paper"])
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_on_the_digits_by_default_and_on_planned_data_as_the_paper_has_it(name):
+    embedded, paper = composed(name, "embedded"), composed(name, "paper")
+    assert embedded.data.name == "digits"
+    assert paper.data.name == "planned"
+    assert paper.search.axis == embedded.search.axis
+    assert paper.search.hp == embedded.search.hp
+    for config in (embedded, paper):
+        for size in config.search.grids.get("width", ()):
+            with_setting(config.task, {"width": size})
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_papers_grids(name):
+    assert composed(name, "paper").search.grids == GRIDS[name]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_papers_scale_plans_without_data_gpu_or_ledger(name, empty_folder):
+    found = paper_plan(name)
+    json.dumps(found.data, allow_nan=False)
+    assert found.data["trials"] == sum(size["trials"] for size in found.data["sizes"])
+    assert found.data["proxy_flops"] == pytest.approx(sum(s["trials"] * s["flops"] for s in found.data["sizes"]))
+    assert found.data["tuning_ratio_flops"] > 0
+    assert found.data["hours"] is None
+    assert "not measured" in found.text
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_pixart_tunes_for_5_5_percent_of_its_target():
+    found = paper_plan("pixart-lr").data
+    assert found["trials"] == 5
+    assert found["tuning_ratio"] == pytest.approx(0.055, abs=5e-4)
+    own, target = found["sizes"][0]["parameters"], found["target"]["parameters"]
+    assert found["tuning_ratio_counted"] == pytest.approx(5 * 5 * own / (30 * target))
+
+
+def test_mmdit_tunes_for_14_5_percent_of_one_pretraining_and_2_9_percent_of_the_experts():
+    answer = paper_plan("mmdit-random")
+    assert answer.data["trials"] == 85
+    assert answer.data["tuning_ratio"] == pytest.approx(0.145, abs=5e-4)
+    assert answer.data["experts_ratio"] == pytest.approx(0.029, abs=5e-4)
+    assert "14.5 %" in answer.text
+    assert "2.9 %" in answer.text
+
+
+@pytest.mark.parametrize("name", ["lr-width", "mmdit-random"])
+def test_planned_data_refuse_to_be_trained_on_in_one_line(name):
+    with pytest.raises(BadInput, match=r"not on this machine.*data=image_folder") as refused:
+        request(name, ["scale=paper"])
+    assert "\n" not in str(refused.value)
+
+
+def test_pictures_of_ones_own_take_the_place_of_planned_data():
+    config = parse(compose("lr-width", ["scale=paper", "data=image_folder", "data.path=pictures"]))
+    assert (config.data.name, config.model.channels, config.search.grids["width"]) == ("image_folder", 3, WIDTHS)
+
+
+def test_the_scale_gives_way_to_the_command_line():
+    config = parse(compose("lr-width", ["scale=paper", "search.width=[72]", "training.steps=7", "objective=ddpm"]))
+    assert (config.search.grids["width"], config.training.steps) == ((72,), 7)
+
+
+def test_scales_left_the_studies_of_before_as_they_were():
+    asked = request("lr-width", [])
+    assert asked.study.label == "lr-width-6988d735"
+    assert grid_trials(asked.config, fingerprint=asked.fingerprint)[0].key == "654a9d0fafae45a3"
+
+
+def test_the_control_differs_from_lr_width_in_the_parametrization_alone():
+    for scale in ("embedded", "paper"):
+        ours, control = (composed(name, scale) for name in ("lr-width", "sp-control"))
+        assert control.optimizer == dataclasses.replace(ours.optimizer, parametrization="standard")
+        assert dataclasses.replace(control.task, optimizer=ours.optimizer) == ours.task
+        assert control.search == ours.search
+
+
+def test_planned_data_are_known_by_their_description():
+    data = Planned(name="planned", image_size=8, channels=4, num_samples=100, num_classes=3, text_tokens=5)
+    known = about(data)
+    assert (known.num_classes, len(known.captions[0].split()) + 1) == (3, 5)
+    assert about(dataclasses.replace(data)) == known
+    assert about(dataclasses.replace(data, num_samples=101)).fingerprint != known.fingerprint
+    with pytest.raises(BadInput, match="100 pictures of 4x8x8"):
+        load(data)

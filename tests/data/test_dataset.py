@@ -1,0 +1,243 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from muxfer.config.task import Digits, ImageFolder
+from muxfer.data import image_folder
+from muxfer.data.source import load
+from muxfer.data.stream import Stream
+from muxfer.errors import BadInput
+
+
+def stream(digits, **changes):
+    options = {"num_classes": 10, "batch_size": 64, "label_dropout": 0.1, "seed": 0, "replicate": 0}
+    return Stream(digits.train, **(options | changes))
+
+
+def equal(left, right) -> bool:
+    return all(
+        torch.equal(getattr(left, name), getattr(right, name)) for name in ("x_BCHW", "y_B", "u_B", "noise_BCHW")
+    )
+
+
+def test_digits_are_scikit_learns(digits):
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    pixels = torch.cat([digits.train.pixels_NCHW, digits.validation.pixels_NCHW]).reshape(-1, 64).tolist()
+    labels = torch.cat([digits.train.labels_N, digits.validation.labels_N]).tolist()
+    ours = sorted([*row, label] for row, label in zip(pixels, labels, strict=True))
+    assert ours == sorted(
+        [*row, label] for row, label in zip(theirs.data.tolist(), theirs.target.tolist(), strict=True)
+    )
+
+
+def test_digits_are_split_by_class_and_scaled(digits):
+    assert (len(digits.train), len(digits.validation), digits.num_classes) == (1493, 304, 10)
+    assert digits.image_shape == (1, 8, 8)
+    assert torch.bincount(digits.validation.labels_N).min() >= 29
+    images = digits.train.images(slice(None))
+    assert (images.min().item(), images.max().item(), images.dtype) == (-1, 1, torch.float32)
+
+
+def test_the_digits_fingerprint_is_pinned(digits):
+    """Every trial key holds it: another value here means other trials everywhere."""
+    assert digits.fingerprint == "e5a7a14269ce98ec"
+
+
+def test_data_is_read_once_a_process(digits):
+    assert load(Digits(name="digits")) is load(Digits(name="digits"))
+
+
+def test_every_epoch_shows_every_picture_once(digits):
+    batches = stream(digits)
+    index = torch.cat([batches._index(step) for step in range(50)])
+    first, second = index[:1493], index[1493:2986]
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(1493))
+    assert first.tolist() != second.tolist()
+
+
+def test_a_batch_may_span_epochs_or_exceed_the_data(digits):
+    batches = stream(digits, batch_size=4000)
+    index = torch.cat([batches._index(step) for step in range(2)])
+    assert torch.bincount(index).tolist() == [5 + (i in index[5 * 1493 :].tolist()) for i in range(1493)]
+
+
+def test_a_step_is_the_same_whatever_came_before(digits):
+    visited = stream(digits)
+    for step in (3, 100, 1, 57):
+        visited.batch(step)
+    assert equal(visited.batch(57), stream(digits).batch(57))
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"replicate": 1}])
+def test_another_seed_or_replicate_is_another_stream(digits, changes):
+    left, right = stream(digits).batch(5), stream(digits, **changes).batch(5)
+    for name in ("x_BCHW", "u_B", "noise_BCHW"):
+        assert not torch.equal(getattr(left, name), getattr(right, name))
+
+
+def test_label_dropout_changes_labels_alone_at_its_rate(digits):
+    kept, dropped = stream(digits, label_dropout=0.0), stream(digits, label_dropout=0.25)
+    share = []
+    for step in range(100):
+        left, right = kept.batch(step), dropped.batch(step)
+        assert torch.equal(left.noise_BCHW, right.noise_BCHW)
+        assert left.y_B.max() < 10
+        null = right.y_B == 10
+        assert torch.equal(left.y_B[~null], right.y_B[~null])
+        share.append(null.double().mean().item())
+    assert sum(share) / len(share) == pytest.approx(0.25, abs=0.02)
+    assert digits.train.labels_N.max() == 9
+
+
+# --- pictures of one's own
+
+
+def picture(seed: int, size=(20, 12), mode="RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of ten pictures each, of several formats."""
+    root = tmp_path / "pictures"
+    for label, name in enumerate(("cats", "dogs")):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            picture(100 * label + i).save(root / name / f"{i}.{('png', 'jpg', 'webp', 'bmp')[i % 4]}")
+    return root
+
+
+def config(path, **changes):
+    options = {"image_size": 8, "channels": 3, "validation_fraction": 0.2}
+    return ImageFolder(name="image_folder", path=str(path), **(options | changes))
+
+
+def test_sub_folders_are_classes(folder):
+    loaded = load(config(folder))
+    assert (len(loaded.train), len(loaded.validation)) == (16, 4)
+    assert loaded.class_names == ("cats", "dogs")
+    assert loaded.image_shape == (3, 8, 8)
+    assert sorted(torch.cat([loaded.train.labels_N, loaded.validation.labels_N]).tolist()) == [0] * 10 + [1] * 10
+
+
+def test_a_flat_folder_is_one_class(folder):
+    loaded = load(config(folder / "cats", channels=1))
+    assert (loaded.num_classes, loaded.image_shape) == (1, (1, 8, 8))
+
+
+def test_names_path_and_time_do_not_matter_but_content_and_classes_do(folder, tmp_path):
+    before = load(config(folder))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    for i, file in enumerate(sorted((moved / "cats").iterdir())):
+        file.rename(file.with_name(f"z{99 - i}{file.suffix}"))
+        os.utime(moved / "cats" / f"z{99 - i}{file.suffix}", (0, 0))
+    after = load(config(moved))
+    assert after.fingerprint == before.fingerprint
+    assert torch.equal(after.train.pixels_NCHW, before.train.pixels_NCHW)
+    assert torch.equal(after.validation.labels_N, before.validation.labels_N)
+
+    picture(999).save(moved / "cats" / "z99.png")
+    changed = load(config(moved)).fingerprint
+    (moved / "cats").rename(moved / "lions")
+    assert len({before.fingerprint, changed, load(config(moved)).fingerprint}) == 3
+
+
+def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
+    bars = np.zeros((8, 24, 3), dtype=np.uint8)
+    bars[:, 8:16] = (255, 0, 0)
+    Image.fromarray(bars).save(folder / "wide.png")
+    pixels = image_folder._decode(folder / "wide.png", 4, 3)
+    assert pixels[0, :, 1:3].min() > 240
+    assert pixels[1:].max() == 0
+
+    turned = Image.fromarray(np.repeat(np.array([[255, 0]], dtype=np.uint8), 8, axis=0).repeat(4, axis=1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter clockwise: what is left goes to the top
+    turned.save(folder / "turned.jpg", exif=exif, quality=100)
+    pixels = image_folder._decode(folder / "turned.jpg", 8, 1)
+    assert pixels[0, 0].float().mean() > 240
+    assert pixels[0, -1].float().mean() < 15
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_is_converted(tmp_path, mode, channels):
+    file = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
+    picture(0, mode=mode).save(file)
+    assert image_folder._decode(file, 8, channels).shape == (channels, 8, 8)
+
+
+def test_sixteen_bits_are_scaled_and_transparency_is_white(tmp_path):
+    Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert image_folder._decode(tmp_path / "deep.png", 8, 1).unique().tolist() == [128]
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert image_folder._decode(tmp_path / "clear.png", 8, 3).unique().tolist() == [255]
+
+
+def test_copies_of_a_picture_stay_on_one_side(folder):
+    for i in range(30):
+        shutil.copy(folder / "cats" / "0.png", folder / "cats" / f"copy{i}.png")
+    loaded = load(config(folder, validation_fraction=0.5))
+    sides = [set(map(bytes, split.pixels_NCHW.flatten(1).numpy())) for split in (loaded.train, loaded.validation)]
+    assert not sides[0] & sides[1]
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(BadInput) as error:
+        load(config(tmp_path / "none"))
+    assert "no such folder" in one_line(error)
+
+
+def test_a_folder_without_or_with_too_few_pictures_is_refused(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    with pytest.raises(BadInput) as error:
+        load(config(tmp_path / "empty"))
+    assert "0 pictures" in one_line(error)
+    shutil.rmtree(folder / "dogs")
+    (folder / "cats" / "0.png").unlink()
+    with pytest.raises(BadInput) as error:
+        load(config(folder))
+    assert "9 pictures: expected at least 10" in one_line(error)
+
+
+def test_an_unreadable_picture_is_named(folder):
+    file = folder / "dogs" / "1.jpg"
+    for broken in (file.read_bytes()[:400], b"", b"not a picture"):
+        file.write_bytes(broken)
+        with pytest.raises(BadInput) as error:
+            load(config(folder))
+        assert "dogs/1.jpg" in one_line(error)
+
+
+def test_an_empty_class_and_a_mixed_folder_are_refused(folder):
+    (folder / "birds").mkdir()
+    with pytest.raises(BadInput, match="birds"):
+        load(config(folder))
+    (folder / "birds").rmdir()
+    picture(5).save(folder / "stray.png")
+    with pytest.raises(BadInput, match="sub-folders"):
+        load(config(folder))
+
+
+def test_hidden_files_are_no_pictures(folder):
+    before = load(config(folder)).fingerprint
+    for hidden in (folder / ".thumbnails", folder / "cats" / ".thumbnails"):
+        hidden.mkdir()
+        picture(1).save(hidden / "a.png")
+    (folder / "cats" / "._0.png").write_bytes(b"resource fork")
+    assert load(config(folder)).fingerprint == before

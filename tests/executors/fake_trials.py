@@ -1,0 +1,65 @@
+"""Trials without torch, for the tests of executors: what one does stands in its setting.
+
+Like the real one it writes where it is under its folder, and a new attempt goes on from there.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from muxfer.errors import BadInput
+from muxfer.executors.base import Job, Report
+from muxfer.trial import Outcome, Point, Record, Trial
+
+WORKER = "fake_trials:FakeRun"
+
+
+def job(folder: Path, key: str, *, does: str = "finish", steps: int = 2, seconds: float = 0.0, deaths: int = 0) -> Job:
+    """One step of `seconds` a report. `does`: finish, refuse, break, or die (`deaths` attempts, in the first step)."""
+    setting = {"does": does, "steps": steps, "seconds": seconds, "deaths": deaths}
+    trial = Trial(key=key, setting=setting, replicate=3, task={"model": {"width": 64}, "lr": 2.0**-7})
+    return Job(trial=trial, folder=str(folder / key), epoch=7)
+
+
+class FakeRun:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.setting = job.trial.setting
+        if self.setting["does"] == "refuse":
+            raise BadInput("model.width 100 is not divisible by model.head_dim 64; use 128")
+        folder = Path(job.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint, self.attempts = folder / "step", folder / "attempts"
+        self.step = self.resumed_at = int(self.checkpoint.read_text()) if self.checkpoint.exists() else 0
+        with self.attempts.open("a") as file:
+            file.write(f"{os.getpid()} {job.device}\n")
+
+    def advance(self, seconds: float) -> Report:
+        time.sleep(float(self.setting["seconds"]))
+        self.step += 1
+        self.checkpoint.write_text(str(self.step))
+        if self.setting["does"] == "break":
+            raise ZeroDivisionError("division\nby zero")
+        if self.setting["does"] == "die" and len(self.attempts.read_text().splitlines()) <= int(self.setting["deaths"]):
+            os.kill(os.getpid(), 9)
+        points = tuple(Point(name=name, step=self.step, value=value) for name, value in self._values().items())
+        record = self._record() if self.step >= int(self.setting["steps"]) else None
+        return Report(
+            key=self.job.trial.key, step=self.step, points=points, train_seconds=0.5 * self.step, record=record
+        )
+
+    def _values(self) -> dict[str, float]:
+        return {"pid": os.getpid(), "threads": float(os.environ.get("OMP_NUM_THREADS", "0"))}
+
+    def _record(self) -> Record:
+        trial = self.job.trial
+        return Record(
+            key=trial.key,
+            setting=trial.setting,
+            replicate=trial.replicate,
+            outcome=Outcome.FINISHED,
+            metric=float(trial.task["lr"]),
+            step=self.step,
+            resumed_at=self.resumed_at,
+            epoch=self.job.epoch,
+        )

@@ -1,0 +1,157 @@
+"""What a tracking URI may be, and how one that leads nowhere is refused: in one line, and with no secret in it."""
+
+import dataclasses
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from muxfer.config.study import LedgerConfig
+from muxfer.errors import BadInput, LedgerUnreachable
+from muxfer.ledger import mlflow_client
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.ledger.tracking_uri import locked, masked, secrets, short_reason
+from muxfer.trial import Study
+
+STUDY = Study(name="lr-width", key="0123456789abcdef", identity={})
+
+
+def sqlite_ledger(uri, folder):
+    return MlflowLedger(LedgerConfig(tracking_uri=uri), folder=folder)
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        uri = f"{scheme}://someone:s3cr3t%40x@127.0.0.1:{port}/db?password=qwerty"
+        with pytest.raises(LedgerUnreachable) as told:
+            MlflowLedger(LedgerConfig(tracking_uri=uri), folder=tmp_path).records(STUDY)
+    text = str(told.value)
+    assert f"{scheme}://***@127.0.0.1:{port}/db gave no answer (connection refused)" in text
+    assert "start it" in text
+    assert not [secret for secret in ("someone", "s3cr3t", "qwerty", "hunter22", "\n") if secret in text]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://bob:hunter/22secret@db.lab/x", "postgresql://***@db.lab/x"),
+        ("https://bob:p@sswort22@wiki", "https://***@wiki"),
+        ("https://bob@corp.com:p@ss/wo@rt22@wiki:80/x?y=1#z", "https://***@wiki:80/x"),
+        ("https://token@wiki/x?mail=me@home", "https://***@wiki/x"),
+        ("https://proxy/https://bob:hunter22@wiki", "https://proxy/https://***@wiki"),
+        ("postgresql://bob:hunter?22#secret@db/x", "postgresql://***"),
+        ("postgresql://db:5432/x?user=bob&password=hunter@22", "postgresql://***"),
+        ("postgresql://db?password=hunter@22", "postgresql://***"),
+        ("postgresql:/bob:hunter22@db", "postgresql:***"),
+        ("http://bob:hunter22\uff20db", "http:***"),
+        ("http://wiki:5000/x?y=1", "http://wiki:5000/x"),
+        ("sqlite:///a:b@c/d#1.db?e", "sqlite:///a:b@c/d#1.db"),
+        ("./mlruns", "./mlruns"),
+    ],
+)
+def test_a_uri_is_shown_without_user_password_and_query(uri, shown):
+    assert masked(uri) == shown
+    assert masked(shown) == shown
+
+
+def test_a_raw_slash_in_a_password_is_told_without_it(tmp_path):
+    with pytest.raises(BadInput, match=r"postgresql://\*\*\*@db.lab/x: the port is not a number.*%2F") as told:
+        sqlite_ledger("postgresql://bob:hunter/22secret@db.lab/x", tmp_path).records(STUDY)
+    assert not [part for part in ("bob", "hunter", "22secret") if part in str(told.value)]
+    error = OSError("FATAL: 22secret is not of bob (hunter/22secret)")
+    assert short_reason(error, secrets("postgresql://bob:hunter/22secret@db.lab/x")).endswith("is not of *** (***)")
+
+
+def test_reading_a_ledger_that_is_not_there_creates_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ledger = MlflowLedger(LedgerConfig(), folder=tmp_path)
+    assert ledger.studies("lr-width") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but a text\n" * 50, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_broken_database_is_refused(tmp_path, content):
+    (tmp_path / "mlflow.db").write_bytes(content)
+    with pytest.raises(BadInput, match=r"can't be read .*restore it from a backup"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(STUDY)
+    assert (tmp_path / "mlflow.db").read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused(tmp_path):
+    connection = sqlite3.connect(tmp_path / "mlflow.db")
+    connection.execute("create table recipes (name)")
+    connection.close()
+    with pytest.raises(BadInput, match="another program"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(STUDY)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="can't be created"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path).acquire(STUDY)
+
+
+IN_A_TRANSACTION = """
+import signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("begun", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+def test_who_holds_a_database_is_told_and_whether_it_is_stopped(tmp_path, journal):
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"PRAGMA journal_mode={journal}")
+    command = [sys.executable, "-c", IN_A_TRANSACTION, str(database)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "begun\n"
+            where = f"the ledger {database} is locked by process {holder.pid}"
+            assert str(locked(database)) == f"{where}: let it finish, or end it, and try again"
+            holder.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+            wake = f"wake it (kill -CONT {holder.pid}), or end it, and try again"
+            assert str(locked(database)) == f"{where}, which is stopped: {wake}"
+        finally:
+            holder.kill()
+    assert "by another process: let it finish, or end it if it is stopped, and" in str(locked(database))
+
+
+def test_a_write_to_a_locked_database_is_given_up_after_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_client, "BUSY_SECONDS", 0.2)
+    ledger = sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    ledger.acquire(STUDY).release()
+
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnreachable, match=f"mlflow.db is locked by process {os.getpid()}: let it"):
+            ledger.acquire(STUDY)
+    ledger.acquire(STUDY).release()
+
+
+@pytest.mark.parametrize(
+    "uri", ["./mlruns", "file:///tmp/x", "sqlite://", "sqlite:///:memory:", "htp://nowhere:1", "http://h:x"]
+)
+def test_a_uri_that_is_none_of_ours_is_refused(tmp_path, uri):
+    with pytest.raises(BadInput, match=r"ledger.tracking_uri .*expected"):
+        sqlite_ledger(uri, tmp_path).acquire(STUDY)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a\nb", "a\0b", "x" * 10_000])
+def test_a_study_name_that_climbs_out_of_its_folder_is_refused(tmp_path, name):
+    with pytest.raises(BadInput, match="can't be a folder's"):
+        sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(dataclasses.replace(STUDY, name=name))
+    assert not (tmp_path / "mlflow.db").exists()

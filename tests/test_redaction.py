@@ -1,0 +1,120 @@
+"""What came from the environment is recorded by name, made whole only for those who may, and masked everywhere else."""
+
+import time
+
+import pytest
+
+from muxfer.errors import BadInput
+from muxfer.redaction import hidden, masked, masked_plain, note, one_line, printable, recordable, resolved
+
+
+def test_what_is_hidden_is_made_whole_again(monkeypatch):
+    monkeypatch.setenv("WORD", "long-word")
+    monkeypatch.setenv("COUNT", "120")
+    plain = {"model": {"arguments": {"a": "x-long-word", "b": [1, 120]}}, "training": {"steps": 120}}
+    variables = {
+        "model.arguments.a": "x-${oc.env:WORD}",
+        "model.arguments.b.1": "${oc.decode:${oc.env:COUNT}}",
+        "training.steps": "${oc.decode:${oc.env:COUNT}}",
+    }
+    kept = hidden(plain, variables)
+    assert kept["model"]["arguments"] == {"a": "x-${oc.env:WORD}", "b": [1, "${oc.decode:${oc.env:COUNT}}"]}
+    taken_up = {}
+    assert resolved(kept, taken_up) == plain
+    assert taken_up == variables
+
+
+def test_a_ledger_does_not_get_at_secrets_by_asking(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    asked = {"model": {"arguments": {"a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}}}
+    with pytest.raises(BadInput, match="name says secret"):
+        resolved(asked, {})
+    assert resolved(asked, {}, strict=False) == asked
+    own = {"model.arguments.a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}
+    assert resolved(asked, own)["model"]["arguments"]["a"] == "wJalrXUtnFEMI"
+
+
+def test_a_variable_that_is_not_set_is_refused_only_where_it_is_needed(monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(BadInput, match=r"training.steps=.*not set"):
+        resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET}}"}}, {})
+    unread = {"ledger": {"tracking_uri": "${oc.env:NOT_SET}"}, "description": "${oc.env:NOT_SET}"}
+    assert resolved(unread, {}) == unread
+    assert resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET,7}}"}}, {}) == {"training": {"steps": 7}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "x{}y", '"{}"', "postgresql://u:{}@h/db", "https://s3/x?X-Amz-Signature={}&y=1", "key={}"],
+)
+def test_a_secret_is_masked_wherever_it_stands(monkeypatch, text):
+    monkeypatch.setenv("MY_DATABASE_PASSWORD", "p@ss/w+rd'\"x")
+    for form in ("p@ss/w+rd'\"x", "p%40ss%2Fw%2Brd%27%22x", "p@ss/w+rd'\\\"x"):
+        assert "rd" not in masked(text.format(form))
+        assert "rd" not in str(masked_plain({"error": [text.format(form)]}))
+
+
+def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "12345")
+    assert masked("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
+    assert masked_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://bob:hunter/22secret@db.lab/x.", "at postgresql://***@db.lab/x."),
+        ("https://bob:p@sswort22@wiki", "https://***@wiki"),
+        ("https://bob@corp.com:p@ss/wo?r#t22@wiki:80/x", "https://***@wiki:80/x"),
+        ("https://token22@wiki/x?mail=me@home", "https://***@wiki/x?mail=me@home"),
+        ("redis://:hun/ter22@cache", "redis://***@cache"),
+        ("http://h:80/x?next=https://bob:hunter22@wiki", "http://h:80/x?next=https://***@wiki"),
+        ("postgresql://db:5432/x?user=bob&password=hunter@22", "postgresql://db:5432/x?user=bob&password=***"),
+        ("<td>http://h:80/x</td><td>me@home</td>", "<td>http://h:80/x</td><td>me@home</td>"),
+        ("{'a': 'http://h:80/x', 'b': 'me@home'}", "{'a': 'http://h:80/x', 'b': 'me@home'}"),
+        ("https://a/b?x=c@d and http://[::1]:5000/x", "https://a/b?x=c@d and http://[::1]:5000/x"),
+        ("sqlite:////home/a:b@c/d.db, git@host:a/b.git", "sqlite:////home/a:b@c/d.db, git@host:a/b.git"),
+    ],
+)
+def test_a_password_is_masked_to_its_end_and_what_has_no_user_is_not(text, shown):
+    assert masked(text) == shown
+    assert masked(shown) == shown
+
+
+def test_masking_takes_no_longer_than_reading():
+    began = time.process_time()
+    for text in ("://a:" * 40_000, "://:" + "b" * 200_000, "://" + "a:" * 100_000, "://" + "@" * 200_000 + "/"):
+        masked(f"me@home {text}")
+    assert time.process_time() - began < 2
+
+
+def test_a_configuration_is_recorded_without_a_secret_in_a_uri_or_not_at_all():
+    plain = {
+        "description": "https://bob:hunter22@wiki?token=abcdef",
+        "ledger": {"experiment": "a"},
+        "model": {"arguments": {"url": "https://bob:${oc.env:WORD}@hub?token=${oc.env:WORD,x}", "n": [1, "x@y"]}},
+    }
+    assert recordable(plain) == plain | {"description": "https://***@wiki?token=***"}
+    for url in ("https://bob:hunter22@hub", "https://bob:hunter22${oc.env:WORD}@hub", "https://hub?token=${oc.env:A}b"):
+        with pytest.raises(BadInput, match=r"model.arguments.url=https://.* holds a secret in a URI.*oc.env:NAME"):
+            recordable({"model": {"arguments": {"url": url}}})
+
+
+def test_a_value_that_a_configuration_reads_is_shown_by_its_name_but_a_place_is_not(monkeypatch):
+    monkeypatch.setenv("QUIET_VALUE", "quiet-value")
+    monkeypatch.setenv("SOME_PLACE", "/some/place")
+    note({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
+    assert masked("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
+
+
+def test_an_error_is_one_printable_line():
+    assert one_line("a\nb\x1b[2J\u202ec" + "x" * 5000).startswith("a b\\x1b[2J\\u202ecxx")
+    assert len(one_line("x" * 5000)) == 1000
+    assert printable("a\nb\té\x00") == "a\nb\té\\x00"
+
+
+def test_a_word_that_we_say_all_the_time_is_no_secret_and_a_name_is_never_masked(monkeypatch):
+    for name, value in {"A_TOKEN": "finished", "B_TOKEN": "metric", "C_TOKEN": "swordfish"}.items():
+        monkeypatch.setenv(name, value)
+    answer = {"metric": 0.5, "outcome": "finished", "error": "no swordfish"}
+    assert masked_plain(answer) == {"metric": 0.5, "outcome": "finished", "error": "no ***"}
