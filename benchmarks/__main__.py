@@ -104,19 +104,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few samples, without the main job; writes nothing")
     parser.add_argument("--only", choices=sorted(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    asked = parser.parse_args()
+    request = parser.parse_args()
     facts, rows = machine(), []
     for name, benchmark in BENCHMARKS.items():
-        if asked.only in (None, name):
+        if request.only in (None, name):
             print(f"{name} ...", file=sys.stderr)
             facts[f"busy_cores_before_{name}"] = busy_cores()
-            rows += benchmark(quick=asked.quick)
+            rows += benchmark(quick=request.quick)
     facts["busy_cores_at_the_end"] = busy_cores()
-    if asked.only is None:
+    if request.only is None:
         rows += [Row(name=name, value=None, note=why) for name, why in MISSING]
     page = to_markdown(facts, rows)
     print(page)
-    if asked.only is None and not asked.quick:
+    if request.only is None and not request.quick:
         DOCS.mkdir(exist_ok=True)
         (DOCS / "benchmarks.md").write_text(page)
         document = {"machine": facts, "rows": [row.to_dict() for row in rows]}

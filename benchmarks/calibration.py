@@ -117,7 +117,7 @@ def _grid(case: Case) -> np.ndarray:
 
 
 def cases() -> list[Case]:
-    asked = [Case(rates=r, seeds=s, drift=d) for r in (5, 7) for s in (1, 3) for d in (0.0, 0.5, 1.0)]
+    request = [Case(rates=r, seeds=s, drift=d) for r in (5, 7) for s in (1, 3) for d in (0.0, 0.5, 1.0)]
     blocks = [Case(rates=7, seeds=3, drift=d, block=0.02) for d in (0.0, 1.0)]
     others = [
         Case(shape=shape, rates=7, seeds=s, drift=d)
@@ -125,7 +125,7 @@ def cases() -> list[Case]:
         for s in (1, 3)
         for d in (0.0, 1.0)
     ]
-    return [*asked, *blocks, *others]
+    return [*request, *blocks, *others]
 
 
 def table_text(rows: Sequence[tuple[Case, dict[str, Any]]]) -> str:

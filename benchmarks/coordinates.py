@@ -225,20 +225,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coordinates", description=__doc__)
     parser.add_argument("--healthy", type=int, default=HEALTHY_RUNS, help="healthy runs a family")
     parser.add_argument("--only", help="part of a family's name; prints, writes nothing")
-    asked = parser.parse_args()
+    request = parser.parse_args()
     from muxfer.mup.mutants import MUTANTS
 
     studies = []
     for axis, families in (("width", FAMILIES), ("depth", DEPTH_FAMILIES)):
         for name, overrides in families.items():
-            if asked.only is None or asked.only in name:
+            if request.only is None or request.only in name:
                 print(f"{axis}: {name} ...", file=sys.stderr)
                 mutants = list(MUTANTS) if axis == "width" else []
-                num_healthy = asked.healthy if axis == "width" else max(1, asked.healthy // 4)
+                num_healthy = request.healthy if axis == "width" else max(1, request.healthy // 4)
                 studies.append(study(name, overrides, axis=axis, num_healthy=num_healthy, mutants=mutants))
     page = to_markdown(studies)
     print(page)
-    if asked.only is None:
+    if request.only is None:
         (DOCS / "models.json").write_text(json.dumps(studies, indent=1, ensure_ascii=False) + "\n")
         text = (DOCS / "models.md").read_text()
         before, _, rest = text.partition(START)

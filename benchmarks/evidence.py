@@ -267,9 +267,9 @@ def draw() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--export", nargs="+", metavar=("NAME", "FOLDER"), help="mup, sp, ...; then overrides")
-    asked = parser.parse_args()
-    if asked.export:
-        name, folder, *overrides = asked.export
+    request = parser.parse_args()
+    if request.export:
+        name, folder, *overrides = request.export
         os.chdir(folder)
         path, is_more = recorded.DATA / f"evidence-{name}.csv", name.endswith("-seeds")
         records = recorded.export("lr-width", overrides, path)

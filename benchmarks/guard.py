@@ -78,7 +78,7 @@ def train(config: Config, *, width: int, times: float, base_lr: float) -> Traine
         executor.submit([Job(trial=trial, folder=folder, epoch=1)])
         record = None
         while record is None:
-            for report in executor.reports(1.0):
+            for report in executor.updates(1.0):
                 points += [(point.step, point.value) for point in report.points if point.name == "train_loss"]
                 record = report.record
     rates = [rate_multiplier(task.training, step) for step in range(steps)]

@@ -28,7 +28,7 @@ from benchmarks.timing import Row, spread
 from muxfer.config.study import LedgerConfig
 from muxfer.config.task import to_plain
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 from muxfer.trial import Point, Study, Trial, content_hash
 
@@ -95,13 +95,13 @@ def command(folder: Path, name: str, *arguments: str, num_trials: int) -> float:
 def fill(folder: Path, *, num_studies: int, num_trials: int) -> None:
     """A ledger of so many studies; the first of them is `lr-width` as `muxfer sweep` here would find it."""
     os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
-    asked = request("lr-width", overrides(num_trials))
-    trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
+    request = resolve("lr-width", overrides(num_trials))
+    trials = proposing(request.config, fingerprint=request.fingerprint)([])
     assert len(trials) == num_trials
-    (asked.folder / asked.study.label / "trials").mkdir(parents=True)
-    ledger = MlflowLedger(LedgerConfig(tracking_uri=uri), folder=asked.folder)
-    lease = ledger.acquire(asked.study)
-    ledger.open(asked.study, to_plain(asked.config), lease)
+    (request.folder / request.study.label / "trials").mkdir(parents=True)
+    ledger = MlflowLedger(LedgerConfig(tracking_uri=uri), folder=request.folder)
+    lease = ledger.acquire(request.study)
+    ledger.open(request.study, to_plain(request.config), lease)
     ledger.begin(trials[0])
     ledger.report(trials[0].key, [Point(name=name, step=1, value=1.0) for name in CURVES])
     ledger.settle(finished(trials[0], metric=METRIC, epoch=lease.epoch))
@@ -109,7 +109,7 @@ def fill(folder: Path, *, num_studies: int, num_trials: int) -> None:
     lease.release()
     ledger.close()
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
-        _copy(connection, asked.study, trials, num_studies=num_studies)
+        _copy(connection, request.study, trials, num_studies=num_studies)
 
 
 def _copy(connection: sqlite3.Connection, study: Study, trials: Sequence[Trial], *, num_studies: int) -> None:

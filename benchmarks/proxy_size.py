@@ -72,9 +72,9 @@ def _rate(value: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proxy_size", description=__doc__)
     parser.add_argument("--export", metavar="FOLDER", help="where the sweep's ledger is")
-    asked = parser.parse_args()
-    if asked.export:
-        os.chdir(asked.export)
+    request = parser.parse_args()
+    if request.export:
+        os.chdir(request.export)
         recorded.export("proxy-size", (), CSV)
     with tempfile.TemporaryDirectory() as folder:
         png, *_ = proxies_figure(front(), Path(folder) / "proxy-size")

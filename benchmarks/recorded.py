@@ -18,12 +18,12 @@ DATA = Path(__file__).parents[1] / "docs" / "data"
 def export(name: str, overrides: Sequence[str], path: Path) -> list[Record]:
     """Write the settled trials of a recorded study; run it in the ledger's folder, with the sweep's own overrides."""
     from muxfer.study.match import the_study
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.session import open_ledger
 
-    asked = request(name, overrides)
-    with open_ledger(asked, existing=True) as ledger:
-        study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
+    request = resolve(name, overrides)
+    with open_ledger(request, existing=True) as ledger:
+        study = the_study(ledger.studies(request.name), request.study, request.overridden)
         records = ledger.records(study)
     write(records, path)
     return records

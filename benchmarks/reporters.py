@@ -18,7 +18,7 @@ from benchmarks.faults.server import serving
 from benchmarks.reporter import points_of
 from benchmarks.timing import Row, spread
 from muxfer.config.study import LedgerConfig
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.writer import Writer
 from muxfer.study.loop import run_study
@@ -134,7 +134,7 @@ class Reporters:
         for process in self._processes:
             self._give(process)
 
-    def reports(self, timeout_seconds: float) -> list[Report]:
+    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
         came_in = []
         try:
             came_in.append(self._report(self._inbox.get(timeout=timeout_seconds)))
@@ -167,7 +167,7 @@ class Reporters:
         for line in process.stdout:
             self._inbox.put(json.loads(line))
 
-    def _report(self, heard: dict[str, Any]) -> Report:
+    def _report(self, heard: dict[str, Any]) -> TrialUpdate:
         self.lag.append(time.monotonic() - heard["sent"])
         record = None
         if heard["last"]:
@@ -175,7 +175,7 @@ class Reporters:
             record = finished(job.trial, metric=0.2, epoch=job.epoch)
             self._give(process)
         points = tuple(Point(name=name, step=step, value=value) for name, step, value in heard["points"])
-        return Report(key=heard["key"], step=heard["step"], points=points, train_seconds=1.0, record=record)
+        return TrialUpdate(key=heard["key"], step=heard["step"], points=points, train_seconds=1.0, record=record)
 
 
 class Silence:
@@ -183,7 +183,7 @@ class Silence:
 
     def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None: ...
     def more(self, trials: Sequence[Trial]) -> None: ...
-    def update(self, report: Report) -> None: ...
+    def update(self, report: TrialUpdate) -> None: ...
     def stop(self) -> None: ...
 
 

@@ -18,7 +18,7 @@ from muxfer.models.build import build_model
 from muxfer.models.count import measure
 from muxfer.mup import param_groups
 from muxfer.study.cost import training_flops
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.trials import make_trial
 from muxfer.training import objective as objectives
 from muxfer.training.optim import build_adamw, rate_multiplier, set_rates
@@ -33,10 +33,10 @@ CLIP = "optimizer.grad_clip=1000000"
 def proxy(width: int, *overrides: str) -> tuple[Task, Trial]:
     """The main job's task at this width and one of its rates, and its trial. On one thread from here, as in a slot."""
     torch.set_num_threads(1)
-    asked = request("lr-width", overrides)
+    request = resolve("lr-width", overrides)
     setting = {"width": width, "base_lr": 2.0**-7}
-    task = with_setting(asked.config.task, setting)
-    return task, make_trial(task, setting, replicate=0, fingerprint=asked.fingerprint)
+    task = with_setting(request.config.task, setting)
+    return task, make_trial(task, setting, replicate=0, fingerprint=request.fingerprint)
 
 
 class Reference:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from muxfer import __version__
-from muxfer.invoke import UNWRITABLE, Interrupted, explain, leave, open_streams, run_command, say, unwritten
+from muxfer.invoke import UNWRITABLE, Interrupted, explain, leave, open_streams, print_line, run_command, unwritten
 from muxfer.redaction import one_line
 
 
@@ -54,12 +54,12 @@ class OneLineErrors(click.Group):
             leave(explain(unwritten(error)))
         except click.ClickException as error:
             ctx = getattr(error, "ctx", None)
-            say(f"muxfer: {one_line(_complaint(error))}; see {ctx.command_path if ctx else 'muxfer'} --help")
+            print_line(f"muxfer: {one_line(_complaint(error))}; see {ctx.command_path if ctx else 'muxfer'} --help")
             sys.exit(2)
         except click.Abort:
             sys.exit(130)
         except Interrupted as error:  # told to stop while it was ending
-            say(f"muxfer: {error}")
+            print_line(f"muxfer: {error}")
             leave(error.exit_code)
 
     def _parse(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def sweep(
         name,
         overrides,
         as_json=as_json,
-        say=say,
+        print_line=print_line,
         max_hours=max_hours,
         require_transfer=require_transfer,
         skip_if_running=if_running == "skip",
@@ -159,7 +159,15 @@ def transfer(
         raise click.UsageError(f"--law {law} sizes the target at a budget: give --flops as well")
     sizing = {"flops": flops, "law": law}
     run_command(
-        "transfer", "transfer", name, overrides, as_json=as_json, say=say, dry_run=dry_run, force=force, **sizing
+        "transfer",
+        "transfer",
+        name,
+        overrides,
+        as_json=as_json,
+        print_line=print_line,
+        dry_run=dry_run,
+        force=force,
+        **sizing,
     )
 
 
@@ -266,7 +274,7 @@ def status(name: str | None, overrides: tuple[str, ...], as_json: bool, watch: b
     \b
       muxfer status lr-width --watch
     """
-    run_command("status", "status", name, overrides, as_json=as_json, say=say, watch=watch)
+    run_command("status", "status", name, overrides, as_json=as_json, print_line=print_line, watch=watch)
 
 
 @main.command(short_help="Run the failed trials of sweep NAME again")
@@ -281,7 +289,7 @@ def retry(name: str, overrides: tuple[str, ...], as_json: bool, failed: bool) ->
     \b
       muxfer retry lr-width --failed
     """
-    run_command("retry", "retry", name, overrides, as_json=as_json, say=say)
+    run_command("retry", "retry", name, overrides, as_json=as_json, print_line=print_line)
 
 
 @main.command(short_help="Write the weights of RUN for another library")
@@ -331,7 +339,7 @@ def check(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
       muxfer check dit check.sizes=[64,128,256,512]
       muxfer check dit check=depth optimizer.parametrization=completep model.base_depth=4
     """
-    run_command("check", "check", name, overrides, as_json=as_json, say=say)
+    run_command("check", "check", name, overrides, as_json=as_json, print_line=print_line)
 
 
 @main.command(short_help="The whole configuration of sweep NAME, as YAML")
@@ -361,7 +369,7 @@ def clean(name: str | None, overrides: tuple[str, ...], yes: bool) -> None:
         try:
             return yes or click.confirm(question, err=True)
         except (click.Abort, Interrupted):
-            say("")  # nobody typed the end of that line
+            print_line("")  # nobody typed the end of that line
             raise
 
     run_command("clean", "clean", name, overrides, confirmed=confirmed)

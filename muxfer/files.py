@@ -64,7 +64,7 @@ def _bytes(name: str) -> int:
     return len(name.encode(errors="surrogateescape"))
 
 
-def check_writable(folder: Path) -> None:
+def validate_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -18,7 +18,7 @@ import click
 from muxfer import __version__
 from muxfer.errors import BadInput, MuxferError
 from muxfer.executors import ray_sessions
-from muxfer.redaction import masked, masked_plain, one_line, printable
+from muxfer.redaction import one_line, printable, redact, redact_plain
 
 _BEGAN = time.monotonic()
 """Before every heavy import, for which a user waits too; on a clock that nobody sets."""
@@ -37,9 +37,9 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {signal.Signals(signum).name}; type the same command again to go on")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads any more, or its disk is full: the work goes on
-        print(printable(masked(line)), file=sys.stderr, flush=True)
+        print(printable(redact(line)), file=sys.stderr, flush=True)
 
 
 def open_streams() -> None:
@@ -101,9 +101,9 @@ def run_command(module: str, function: str, *given: Any, as_json: bool = False, 
                 importlib.import_module("muxfer.models.plugins").allow(names, folder=os.getcwd())
             answer = getattr(importlib.import_module(f"muxfer.commands.{module}"), function)(*given, **more)
             wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-            text = masked(answer.text)
+            text = redact(answer.text)
             if as_json:
-                text = json.dumps(masked_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
+                text = json.dumps(redact_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
             code = answer.exit_code
             _ignore_signals()  # what is answered is done
             _tell(printable(text), stdout)
@@ -132,16 +132,16 @@ def explain(error: BaseException) -> int:
     """Say why a command ended; its exit code."""
     match error:
         case MuxferError() | Interrupted():
-            say(f"muxfer: {one_line(str(error))}")
+            print_line(f"muxfer: {one_line(str(error))}")
             return error.exit_code
         case click.Abort():
-            say("muxfer: not confirmed; nothing was done")
+            print_line("muxfer: not confirmed; nothing was done")
             return 2
         case _:
             import traceback
 
-            say(f"muxfer {__version__} met a bug of its own; please report it with this traceback")
-            say("".join(traceback.format_exception(error)))
+            print_line(f"muxfer {__version__} met a bug of its own; please report it with this traceback")
+            print_line("".join(traceback.format_exception(error)))
             return 1
 
 
@@ -158,7 +158,7 @@ def _ignore_signals() -> None:
 
 
 def _give_up(error: Interrupted) -> NoReturn:
-    say(f"muxfer: {error} (it did not end in order within {STOP_SECONDS:g} s)")
+    print_line(f"muxfer: {error} (it did not end in order within {STOP_SECONDS:g} s)")
     leave(error.exit_code)
 
 

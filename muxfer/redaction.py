@@ -111,7 +111,7 @@ def value_of(text: str) -> Any:
     return _decoded(filled) if decoded else filled
 
 
-def masked(text: str) -> str:
+def redact(text: str) -> str:
     """The text without any secret that this process knows of, and without user and password in a URI."""
     return _masked(text, _secrets())
 
@@ -133,7 +133,7 @@ def _without_credentials(text: str, *, by_name: bool = False) -> str:
     return CREDENTIALS.sub(hide, text) if "@" in text else text
 
 
-def masked_plain(value: Any) -> Any:
+def redact_plain(value: Any) -> Any:
     """As `masked`, for the texts in plain data on their way to a record or an answer; names stay."""
     return _masked_plain(value, _secrets())
 
@@ -153,7 +153,7 @@ def printable(text: str) -> str:
 
 def one_line(text: str, *, characters: int = 1000) -> str:
     """An error's text as the one line that it promises to be."""
-    line = printable(" ".join(masked(text).split()))
+    line = printable(" ".join(redact(text).split()))
     return line if len(line) <= characters else f"{line[: characters - 3]}..."
 
 

@@ -133,7 +133,7 @@ def test_on_a_terminal_of_80_columns_no_command_s_description_is_cut(tmp_path):
 def driven(folder, name="lr-width", ledger="mlflow.db"):
     """A study of `name` is being driven here, recorded in the ledger of that file; gives its folder."""
     uri = f"ledger.tracking_uri=sqlite:///{folder}/{ledger}"
-    asked = request.request(name, [uri, f"output_dir={folder}/muxfer"])
+    asked = request.resolve(name, [uri, f"output_dir={folder}/muxfer"])
     with session.open_ledger(asked) as opened, session.driving(asked, asked.study, opened, to_plain(asked.config)):
         (asked.home / "trials").mkdir(parents=True)
         yield asked.home

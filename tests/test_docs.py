@@ -13,7 +13,7 @@ from muxfer import cli, errors, invoke
 from muxfer.commands.model import model
 from muxfer.config.hydra_compose import compose, compose_model
 from muxfer.config.parse import parse, parse_part
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -101,7 +101,7 @@ def test_the_pictures_of_the_readme_are_those_of_the_home_folder(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     ((_, name, *overrides),) = [words for words in COMMANDS if "data.path=~/pictures" in words]
-    asked = request(name, [*overrides, "output_dir=~/studies"])
+    asked = resolve(name, [*overrides, "output_dir=~/studies"])
     assert (asked.config.data.path, asked.folder) == (str(tmp_path / "pictures"), tmp_path / "studies")
 
 

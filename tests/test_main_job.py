@@ -252,7 +252,7 @@ def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tell
     ]
     first = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert "s3cret" not in Path(first["report"]).read_text()
-    asked = request.request("lr-width", [*tiny, f"output_dir={tmp_path}/a/muxfer"])
+    asked = request.resolve("lr-width", [*tiny, f"output_dir={tmp_path}/a/muxfer"])
     with session.open_ledger(asked) as ledger, contextlib.ExitStack() as driven:
 
         def started_meanwhile(question):

@@ -1,11 +1,11 @@
-"""What came from the environment is recorded by name, made whole only for those who may, and masked everywhere else."""
+"""What came from the environment is recorded by name, made whole only for those who may, and redact everywhere else."""
 
 import time
 
 import pytest
 
 from muxfer.errors import BadInput
-from muxfer.redaction import hidden, masked, masked_plain, note, one_line, printable, recordable, resolved
+from muxfer.redaction import hidden, note, one_line, printable, recordable, redact, redact_plain, resolved
 
 
 def test_what_is_hidden_is_made_whole_again(monkeypatch):
@@ -50,14 +50,14 @@ def test_a_variable_that_is_not_set_is_refused_only_where_it_is_needed(monkeypat
 def test_a_secret_is_masked_wherever_it_stands(monkeypatch, text):
     monkeypatch.setenv("MY_DATABASE_PASSWORD", "p@ss/w+rd'\"x")
     for form in ("p@ss/w+rd'\"x", "p%40ss%2Fw%2Brd%27%22x", "p@ss/w+rd'\\\"x"):
-        assert "rd" not in masked(text.format(form))
-        assert "rd" not in str(masked_plain({"error": [text.format(form)]}))
+        assert "rd" not in redact(text.format(form))
+        assert "rd" not in str(redact_plain({"error": [text.format(form)]}))
 
 
 def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "12345")
-    assert masked("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
-    assert masked_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
+    assert redact("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
+    assert redact_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(mo
     ],
 )
 def test_a_password_is_masked_to_its_end_and_what_has_no_user_is_not(text, shown):
-    assert masked(text) == shown
-    assert masked(shown) == shown
+    assert redact(text) == shown
+    assert redact(shown) == shown
 
 
 def test_masking_takes_no_longer_than_reading():
     began = time.process_time()
     for text in ("://a:" * 40_000, "://:" + "b" * 200_000, "://" + "a:" * 100_000, "://" + "@" * 200_000 + "/"):
-        masked(f"me@home {text}")
+        redact(f"me@home {text}")
     assert time.process_time() - began < 2
 
 
@@ -104,7 +104,7 @@ def test_a_value_that_a_configuration_reads_is_shown_by_its_name_but_a_place_is_
     monkeypatch.setenv("QUIET_VALUE", "quiet-value")
     monkeypatch.setenv("SOME_PLACE", "/some/place")
     note({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
-    assert masked("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
+    assert redact("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
 
 
 def test_an_error_is_one_printable_line():
@@ -117,4 +117,4 @@ def test_a_word_that_we_say_all_the_time_is_no_secret_and_a_name_is_never_masked
     for name, value in {"A_TOKEN": "finished", "B_TOKEN": "metric", "C_TOKEN": "swordfish"}.items():
         monkeypatch.setenv(name, value)
     answer = {"metric": 0.5, "outcome": "finished", "error": "no swordfish"}
-    assert masked_plain(answer) == {"metric": 0.5, "outcome": "finished", "error": "no ***"}
+    assert redact_plain(answer) == {"metric": 0.5, "outcome": "finished", "error": "no ***"}

@@ -233,11 +233,11 @@ def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tup
 
 def _plan(name: str, overrides: Sequence[str]) -> None:
     """As `muxfer sweep NAME --dry-run` does it, up to the trials."""
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.rounds import proposing
 
-    asked = request(name, overrides, planned=True)
-    proposing(asked.config, fingerprint=asked.fingerprint)([])
+    request = resolve(name, overrides, planned=True)
+    proposing(request.config, fingerprint=request.fingerprint)([])
 
 
 def _plan_of(data: Mapping[str, Any]) -> None:

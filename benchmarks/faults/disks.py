@@ -34,7 +34,7 @@ from benchmarks.faults.bench import (
 from benchmarks.faults.losses import refusal
 from muxfer.executors.base import Job
 from muxfer.executors.worker import TrialRun
-from muxfer.study.resolve import Request, request
+from muxfer.study.resolve import Request, resolve
 from muxfer.trial import Record
 
 MEGABYTES = 4
@@ -210,7 +210,7 @@ def _file_too_large(folder: Path, rng: random.Random) -> int:
 
 def _asked(folder: Path) -> Request:
     with chdir(folder):
-        return request("lr-width", GRID)
+        return resolve("lr-width", GRID)
 
 
 def _job(folder: Path) -> Job:
@@ -220,8 +220,8 @@ def _job(folder: Path) -> Job:
     from muxfer.study.trials import grid_trials
 
     torch.set_num_threads(1)
-    asked = _asked(folder)
-    trial = grid_trials(asked.config, fingerprint=asked.fingerprint)[0]
+    request = _asked(folder)
+    trial = grid_trials(request.config, fingerprint=request.fingerprint)[0]
     return Job(trial=trial, folder=str(folder / "trials" / trial.key), epoch=1)
 
 

@@ -179,29 +179,29 @@ def _words(name: str) -> None:
 
 
 def _uri(name: str) -> None:
-    from muxfer.ledger.tracking_uri import masked, sqlite_path
+    from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
     from muxfer.redaction import one_line
 
     for password in ("hunter22", "@hunter22", "hunter22@", "/hunter22", "hunter22/x@y", "a@/hunter22", "5/hunter22"):
         for uri in (f"http://u:{password}@{name}", f"postgresql://u:{password}@h/{name}"):
             with contextlib.suppress(BadInput):
                 sqlite_path(uri)
-            assert "hunter22" not in masked(uri), uri
+            assert "hunter22" not in redact_uri(uri), uri
             assert "hunter22" not in one_line(f"see {uri}"), uri
     for uri in (name, f"sqlite:///{name}"):
         with contextlib.suppress(BadInput):
             sqlite_path(uri)
-        masked(uri)
+        redact_uri(uri)
 
 
 def _output_dir(name: str) -> None:
     from muxfer.config.parse import parse
-    from muxfer.files import check_writable
+    from muxfer.files import validate_writable
     from muxfer.study.resolve import output_folder
 
     plain = {**_plain(), "output_dir": name}
     where = output_folder(parse(plain))
-    _inside_only(name, lambda: check_writable(where), name)
+    _inside_only(name, lambda: validate_writable(where), name)
 
 
 def _data_path(name: str) -> None:

@@ -172,7 +172,7 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
     """_target_ and model.target, by which other systems run what a configuration names."""
     from muxfer.config.parse import parse
     from muxfer.models.families import family_of
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
 
     canary = home.parents[1] / "canary"
     call = f"_target_: os.system\ncommand: touch {canary}\n_args_: ['touch {canary}']\n"
@@ -194,10 +194,10 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
     (home / "conf" / "model" / "evil.yaml").write_text(text)
 
     def act() -> None:
-        family_of(request("lr-width", ["model=evil"], planned=True).config.model)
+        family_of(resolve("lr-width", ["model=evil"], planned=True).config.model)
 
     _refused(act)
-    _refused(lambda: request("lr-width", [f"+model._target_={target}"]))
+    _refused(lambda: resolve("lr-width", [f"+model._target_={target}"]))
     _refused(lambda: parse({"_target_": target}))
 
 
@@ -291,14 +291,14 @@ def _database(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _spool(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A spool of others: what is no operation is left out, no file from outside the study is sent, the rest is done."""
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.session import driving, open_ledger
 
     study, trial, _ = _ledger_of_one()
-    asked = request("lr-width", TINY)
+    request = resolve("lr-width", TINY)
 
     def replay() -> Path:
-        with open_ledger(asked) as ledger, driving(asked, study, ledger, None):
+        with open_ledger(request) as ledger, driving(request, study, ledger, None):
             spool: Path = ledger._writer.spool.path  # type: ignore[attr-defined]
             return spool
 
@@ -314,12 +314,12 @@ def _spool(rng: random.Random, home: Path, bomb: bytes) -> None:
         _refused(replay, "is no file", "move it away")
         assert private.read_text() == PRIVATE
         return
-    (asked.home / "link.svg").symlink_to(private)
-    (asked.home / "folder").symlink_to(private.parent)
-    (asked.home / "own.svg").write_text("own")
-    up = os.path.relpath(private, asked.home)
+    (request.home / "link.svg").symlink_to(private)
+    (request.home / "folder").symlink_to(private.parent)
+    (request.home / "own.svg").write_text("own")
+    up = os.path.relpath(private, request.home)
     outside = rng.choice(
-        [str(private), up, f"{asked.home}/{up}", f"{asked.home}/link.svg", "link.svg", "folder/id_rsa"]
+        [str(private), up, f"{request.home}/{up}", f"{request.home}/link.svg", "link.svg", "folder/id_rsa"]
     )
     key = rng.choice([None, trial.key])
     wrong: Any = {"epoch": "x", "points": 5, "path": [outside], "end_ms": 10**30, "paused": [[]], "record": {"step": 1}}
@@ -328,7 +328,7 @@ def _spool(rng: random.Random, home: Path, bomb: bytes) -> None:
     ]
     operations: list[Any] = [
         *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}, *shapes),
-        {"op": "file", "key": None, "path": str(asked.home / "own.svg"), "epoch": 1},
+        {"op": "file", "key": None, "path": str(request.home / "own.svg"), "epoch": 1},
     ]
     lines = [bomb.replace(b"\n", b" "), *(json.dumps(operation).encode() for operation in operations)]
     spool.write_bytes(b"\n".join(lines) + b"\n")
@@ -347,11 +347,11 @@ def _state(rng: random.Random, home: Path, bomb: bytes) -> None:
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
             (folder / name).write_bytes(bomb)
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.session import open_ledger
 
-    asked = request("lr-width", TINY)
-    with open_ledger(asked) as ledger:
+    request = resolve("lr-width", TINY)
+    with open_ledger(request) as ledger:
         assert ledger.studies() == [study]
         assert ledger.config(study)["training"]["steps"] == 20
         assert [record.metric for record in ledger.records(study)] == [1.0]
@@ -361,30 +361,30 @@ def _state(rng: random.Random, home: Path, bomb: bytes) -> None:
 def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
     """A study of one trial in the ledger of the current folder: it, its trial, and the record as it stands there."""
     from muxfer.config.task import to_plain
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.session import driving, open_ledger
     from muxfer.study.trials import grid_trials
     from muxfer.trial import Outcome, Record
 
-    asked = request("lr-width", TINY)
-    [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
+    request = resolve("lr-width", TINY)
+    [trial] = grid_trials(request.config, fingerprint=request.fingerprint)
     record = Record(
         key=trial.key, setting=trial.setting, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1
     )
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+    with open_ledger(request) as ledger, driving(request, request.study, ledger, to_plain(request.config)) as lease:
         assert lease.epoch == 1
         ledger.begin(trial)
         ledger.settle(record)
         ledger.flush(60)
-    return asked.study, trial, record.to_dict()
+    return request.study, trial, record.to_dict()
 
 
 def _ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
     """What Tune would restore from, in each folder of the study, before and while a real sweep runs there."""
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
 
     sweep = Sweep(home, TINY)
-    study = request("lr-width", TINY).home
+    study = resolve("lr-width", TINY).home
     for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (

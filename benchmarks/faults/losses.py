@@ -122,11 +122,11 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
     from muxfer.commands import transfer as launch
     from muxfer.commands.report import report
     from muxfer.commands.verdict import verdict
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.trials import grid_trials
 
-    asked = request("lr-width", overrides)
-    trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
+    request = resolve("lr-width", overrides)
+    trials = grid_trials(request.config, fingerprint=request.fingerprint)
     hit = trials if kind.every else [rng.choice(trials)]
     values = {t.key: Value(value=kind.value, at=rng.choice(kind.steps), gradient=kind.gradient) for t in hit}
     records, ran = _drive(overrides, values)
@@ -142,7 +142,7 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
     taken: list[str] = []
 
     def transfer() -> None:
-        answer = launch.transfer("lr-width", overrides, say=print, dry_run=True)
+        answer = launch.transfer("lr-width", overrides, print_line=print, dry_run=True)
         taken.append(answer.data["source"]["trial"])
 
     why = refusal(transfer)
@@ -189,7 +189,7 @@ def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dic
     from muxfer.executors.inline import InlineExecutor
     from muxfer.study.loop import run_study
     from muxfer.study.progress import Progress
-    from muxfer.study.resolve import request
+    from muxfer.study.resolve import resolve
     from muxfer.study.retention import planned
     from muxfer.study.rounds import proposing
     from muxfer.study.session import driving, open_ledger
@@ -197,24 +197,26 @@ def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dic
     torch.set_num_threads(1)
     _injected.clear()
     _injected.update(values)
-    asked = request("lr-width", overrides)
-    propose = proposing(asked.config, fingerprint=asked.fingerprint)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-        before = ledger.records(asked.study)
+    request = resolve("lr-width", overrides)
+    propose = proposing(request.config, fingerprint=request.fingerprint)
+    with open_ledger(request) as ledger, driving(request, request.study, ledger, to_plain(request.config)) as lease:
+        before = ledger.records(request.study)
         ran = run_study(
             propose(before),
             before,
-            study=asked.study,
+            study=request.study,
             ledger=ledger,
             lease=lease,
             start_executor=lambda: InlineExecutor(worker=f"{Injected.__module__}:{Injected.__name__}"),
-            folder=asked.folder,
+            folder=request.folder,
             progress=Progress(),
             more=propose,
-            retention=planned(asked.config, propose([]), folder=asked.home / "trials", say=lambda line: None),
+            retention=planned(
+                request.config, propose([]), folder=request.home / "trials", print_line=lambda line: None
+            ),
         )
         ledger.flush(60)
-        return {record.key: record for record in ledger.records(asked.study)}, len(ran.records)
+        return {record.key: record for record in ledger.records(request.study)}, len(ran.records)
 
 
 def _rates_too_high(sweep: Sweep) -> None:

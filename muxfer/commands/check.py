@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from muxfer.commands.answer import Answer
 from muxfer.commands.model import collapsed, model_name, numbered
+from muxfer.commands.result import CommandResult
 from muxfer.config.hydra_compose import compose_model
 from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse_part, parse_without_grid
@@ -18,12 +18,12 @@ from muxfer.config.settings import with_setting
 from muxfer.config.study import Check, Config
 from muxfer.config.task import Task, to_plain
 from muxfer.errors import BadInput, NotAYes
-from muxfer.files import check_writable
-from muxfer.models.count import check_forward
+from muxfer.files import validate_writable
+from muxfer.models.count import validate_forward
 from muxfer.mup.slopes import MEASURES, TOLERANCE, CoordinateCheck, Line
 from muxfer.report.figures import replace_file
 from muxfer.report.figures.check import coordinate_figure
-from muxfer.study.resolve import Say, output_folder
+from muxfer.study.resolve import PrintLine, output_folder
 
 CONTROL = {"width": "standard", "depth": "mup"}
 """What does not scale along the axis, drawn beside what does."""
@@ -36,21 +36,21 @@ TITLES = {
 }
 
 
-def check(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
+def check(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> CommandResult:
     """The coordinate check of a sweep's or a configured model, its figure, and the exit code that scripts read."""
     config = parse_without_grid(compose_model(name, overrides))
     task = _task(config)
-    check_forward(task.model)
+    validate_forward(task.model)
     folder = output_folder(config) / f"check-{name}"
-    check_writable(folder)
-    asked = config.check
-    say(f"{task.optimizer.parametrization}: {len(asked.sizes) * asked.seeds} runs of {asked.steps} steps")
-    found = _coordinates(task, asked, seeds=asked.seeds)
+    validate_writable(folder)
+    request = config.check
+    print_line(f"{task.optimizer.parametrization}: {len(request.sizes) * request.seeds} runs of {request.steps} steps")
+    found = _coordinates(task, request, seeds=request.seeds)
     panels = [found]
-    control = CONTROL[asked.axis]
+    control = CONTROL[request.axis]
     if control != found.parametrization:
-        say(f"{control}, the control: {len(asked.sizes)} runs of {asked.steps} steps")
-        panels.append(_coordinates(_control(task, control), asked, seeds=1))
+        print_line(f"{control}, the control: {len(request.sizes)} runs of {request.steps} steps")
+        panels.append(_coordinates(_control(task, control), request, seeds=1))
     stem = folder / f"{found.parametrization}-{found.axis}"
     paths = coordinate_figure(panels, stem, title=f"{model_name(task.model)}: coordinates by {found.axis}")
     data = check_data(found, model=model_name(task.model), width=task.model.width)
@@ -63,7 +63,7 @@ def check(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
     data["figure"] = str(paths[0])
     replace_file(stem.with_suffix(".json"), json.dumps(data, indent=1).encode())
     lines.append(f"figure:  {paths[0]}")
-    return Answer(data=data, text="\n".join(lines), exit_code=0 if found.passed else NotAYes.exit_code)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=0 if found.passed else NotAYes.exit_code)
 
 
 def check_data(found: CoordinateCheck, *, model: str, width: int) -> dict[str, Any]:
@@ -228,15 +228,15 @@ def _control(task: Task, parametrization: str) -> Task:
     )
 
 
-def _coordinates(task: Task, asked: Check, *, seeds: int) -> CoordinateCheck:
+def _coordinates(task: Task, request: Check, *, seeds: int) -> CoordinateCheck:
     from muxfer.models.coordinate_run import check_coordinates
 
     return check_coordinates(
         task,
-        axis=asked.axis,
-        sizes=asked.sizes,
-        steps=asked.steps,
+        axis=request.axis,
+        sizes=request.sizes,
+        steps=request.steps,
         seeds=range(seeds),
-        base_lr=asked.base_lr,
-        batch_size=asked.batch_size,
+        base_lr=request.base_lr,
+        batch_size=request.batch_size,
     )

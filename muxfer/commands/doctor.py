@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.study import Compute
 from muxfer.errors import MuxferError, NotAYes
 from muxfer.executors import ray_sessions
-from muxfer.ledger.tracking_uri import masked, sqlite_path
-from muxfer.study.resolve import Request, looking, tracking_uri
+from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
+from muxfer.study.resolve import Request, resolve_without_data, tracking_uri
 from muxfer.study.session import open_ledger
 
 GB = 1e9
@@ -55,14 +55,14 @@ class Finding:
     mend: str = ""
 
 
-def doctor(name: str, overrides: Sequence[str]) -> Answer:
+def doctor(name: str, overrides: Sequence[str]) -> CommandResult:
     """Exit 6 where a part fails; a warning is none. `name` says which ledger, folder and cluster are meant."""
-    asked = looking(name, overrides)
+    request = resolve_without_data(name, overrides)
     examinations: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": versions,
-        "machine": lambda: machine(asked),
-        "ray": lambda: cluster(asked.config.compute),
-        "ledger": lambda: ledger(asked),
+        "machine": lambda: machine(request),
+        "ray": lambda: cluster(request.config.compute),
+        "ledger": lambda: ledger(request),
     }
     findings: list[Finding] = []
     for part, examine in examinations.items():
@@ -79,7 +79,7 @@ def doctor(name: str, overrides: Sequence[str]) -> Answer:
     verdict = "fail" if failed else "pass"
     lines.append(f"{verdict}: {failed} of {len(findings)} failed" if failed else "pass: a sweep will run here")
     data = {"verdict": verdict, "findings": [asdict(one) for one in findings]}
-    return Answer(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if failed else 0)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if failed else 0)
 
 
 def versions() -> Iterator[Finding]:
@@ -106,11 +106,11 @@ def versions() -> Iterator[Finding]:
         yield Finding(part="versions", state="ok", told=f"python {platform.python_version()}, {', '.join(told)}")
 
 
-def machine(asked: Request) -> Iterator[Finding]:
+def machine(request: Request) -> Iterator[Finding]:
     """Memory for the slots, disks, shared memory, open files, devices."""
     import psutil
 
-    slots = asked.config.compute.slots or len(os.sched_getaffinity(0))
+    slots = request.config.compute.slots or len(os.sched_getaffinity(0))
     available = psutil.virtual_memory().available / GB
     need = slots * SLOT_MEMORY_GB
     yield Finding(
@@ -119,7 +119,7 @@ def machine(asked: Request) -> Iterator[Finding]:
         told=f"{available:.1f} GB available for {slots} slots",
         mend="" if available >= need else f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}",
     )
-    for what, folder in (("output", asked.folder), ("Ray's", ray_sessions.root())):
+    for what, folder in (("output", request.folder), ("Ray's", ray_sessions.root())):
         existing = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(existing).free / GB
         elsewhere = "output_dir=FOLDER" if what == "output" else "RAY_TMPDIR"
@@ -148,7 +148,7 @@ def machine(asked: Request) -> Iterator[Finding]:
         told=f"{files} files may be open at once",
         mend=f"ulimit -n {most}" if few else "",
     )
-    yield from _devices(asked.config.compute)
+    yield from _devices(request.config.compute)
 
 
 def _devices(compute: Compute) -> Iterator[Finding]:
@@ -195,10 +195,10 @@ def cluster(compute: Compute) -> Iterator[Finding]:
         yield Finding(part="ray", state="ok", told="asks for no token; nothing of it listens beyond this machine")
 
 
-def ledger(asked: Request) -> Iterator[Finding]:
+def ledger(request: Request) -> Iterator[Finding]:
     """Whether the ledger answers, how fast, and whether it asks who is there."""
-    uri = tracking_uri(asked.config)
-    where = masked(uri)
+    uri = tracking_uri(request.config)
+    where = redact_uri(uri)
     database = sqlite_path(uri)
     if database is not None:
         if not database.exists():
@@ -215,7 +215,7 @@ def ledger(asked: Request) -> Iterator[Finding]:
         if not database.exists():
             return
     began = time.monotonic()
-    with open_ledger(asked) as opened:
+    with open_ledger(request) as opened:
         studies = opened.studies()
     seconds = time.monotonic() - began
     told = f"{where} answers: {len(studies)} studies, read in {seconds:.1f} s (a first connection counts in)"

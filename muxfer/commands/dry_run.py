@@ -3,35 +3,35 @@
 from collections.abc import Sequence
 from typing import Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.parse import parse_task
 from muxfer.report.format import show_setting
 from muxfer.study.cost import training_flops
 from muxfer.study.loop import trial_folder
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 from muxfer.study.search import num_settings
 from muxfer.study.session import open_ledger
 
 
-def dry_run(name: str, overrides: Sequence[str]) -> Answer:
+def dry_run(name: str, overrides: Sequence[str]) -> CommandResult:
     """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
     from muxfer.executors.worker import resume_step
     from muxfer.models.count import counter
     from muxfer.study.speeds import hours_at, speeds_of
 
-    asked = request(name, overrides, planned=True)
-    propose = proposing(asked.config, fingerprint=asked.fingerprint)
-    with open_ledger(asked) as ledger:
-        recorded = ledger.records(asked.study)
+    request = resolve(name, overrides, planned=True)
+    propose = proposing(request.config, fingerprint=request.fingerprint)
+    with open_ledger(request) as ledger:
+        recorded = ledger.records(request.study)
     trials = propose(recorded)
     records = {record.key: record for record in recorded}
-    count = counter(asked.config)
-    speeds, _ = speeds_of(asked, count)
+    count = counter(request.config)
+    speeds, _ = speeds_of(request, count)
     rows: list[dict[str, Any]] = []
     for trial in trials:
         record = records.get(trial.key)
-        step = resume_step(trial_folder(asked.folder, asked.study, trial), key=trial.key)
+        step = resume_step(trial_folder(request.folder, request.study, trial), key=trial.key)
         state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
         task = parse_task(trial.task)
         cost = count(task.model)
@@ -46,9 +46,9 @@ def dry_run(name: str, overrides: Sequence[str]) -> Answer:
         f"{'   -   ' if row['hours'] is None else format(row['hours'], '.4f') + ' h'}  {row['state']}"
         for row in rows
     ]
-    search = asked.config.search
+    search = request.config.search
     to_ask = 0 if search.num_settings is None else search.seeds * num_settings(search) - len(trials)
     if to_ask:
         lines.append(f"up to {to_ask} more, which depend on how these end")
-    data = {"sweep": name, "study": asked.study.key, "trials": rows, "to_ask": to_ask}
-    return Answer(data=data, text="\n".join(lines))
+    data = {"sweep": name, "study": request.study.key, "trials": rows, "to_ask": to_ask}
+    return CommandResult(data=data, text="\n".join(lines))

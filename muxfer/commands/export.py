@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.hydra_compose import compose
 from muxfer.config.models import Model
 from muxfer.config.parse import parse, parse_part
@@ -24,7 +24,7 @@ from muxfer.config.study import Config
 from muxfer.errors import BadInput
 from muxfer.files import content_of, user_path
 from muxfer.ledger.base import Ledger
-from muxfer.ledger.tracking_uri import masked, sqlite_path
+from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
 from muxfer.processes import gone
 from muxfer.redaction import resolved
 from muxfer.study.resolve import output_folder, tracking_uri
@@ -39,7 +39,7 @@ EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 MOST_SHOWN = 5
 
 
-def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> Answer:
+def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> CommandResult:
     """Write a finished trial or target, by its run id, its key or the beginning of one, as a model of library `to`."""
     from muxfer.models.diffusers_weights import save, to_diffusers
 
@@ -49,7 +49,7 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
             raise BadInput(f"override {override[:60]!r} has no effect on an export: only ledger.KEY=VALUE has")
     config = parse(compose("lr-width", overrides))  # any sweep will do: of the configuration the ledger alone counts
     with _ledger(config) as ledger:
-        study, record = find(ledger, run, where=masked(tracking_uri(config)))
+        study, record = find(ledger, run, where=redact_uri(tracking_uri(config)))
     home = _home(record, output_folder(config) / study.label)
     model, weights = model_of(study, record, home), weights_of(record, home)
     class_name, arguments, state = to_diffusers(model, weights)
@@ -61,7 +61,7 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
         f"folder: {final}",
         f"load it with: diffusers.{class_name}.from_pretrained({str(final)!r})",
     ]
-    return Answer(
+    return CommandResult(
         data={"run_id": record.run_id, "class": class_name, "folder": str(final), "parameters": parameters},
         text="\n".join(lines),
     )
@@ -165,7 +165,7 @@ def _ledger(config: Config) -> Iterator[Ledger]:
     uri = tracking_uri(config)
     database = sqlite_path(uri)
     if database is not None and not database.exists():
-        raise BadInput(f"no ledger at {masked(uri)}: export where the sweep ran, or give ledger.tracking_uri=URI")
+        raise BadInput(f"no ledger at {redact_uri(uri)}: export where the sweep ran, or give ledger.tracking_uri=URI")
     ledger = MlflowLedger(config.ledger, folder=output_folder(config))
     try:
         yield ledger

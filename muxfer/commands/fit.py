@@ -14,16 +14,16 @@ from muxfer.analysis.law_comparison import Comparison, Differ, compare
 from muxfer.analysis.parametric_law import ParametricLaw, fit_parametric
 from muxfer.analysis.power_law import Interval
 from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Points, Prediction, fit_isoflop, predict
-from muxfer.commands.answer import Answer
 from muxfer.commands.csv_columns import read_columns
+from muxfer.commands.result import CommandResult
 from muxfer.errors import BadInput, NotAYes
-from muxfer.files import check_writable, user_path
+from muxfer.files import user_path, validate_writable
 from muxfer.report.figures.laws import laws_figure
 from muxfer.report.format import TERMINAL
 from muxfer.study.isoflop import points_of
 from muxfer.study.match import proxy_task
 from muxfer.study.recorded import recorded, records_of
-from muxfer.study.resolve import request, words_of
+from muxfer.study.resolve import resolve, words_of
 from muxfer.study.session import open_ledger
 from muxfer.study.trials import remaining
 from muxfer.trial import Study
@@ -41,7 +41,7 @@ def fit(
     against: str | None = None,
     against_table: str | None = None,
     figure: str | None = None,
-) -> Answer:
+) -> CommandResult:
     """The laws of study `name` or of `table`, a prediction at `predict_at` FLOPs, and how they stand against another's.
 
     `against` is a sweep's name with its overrides, as one would type them. The figure goes beside the study's report;
@@ -70,7 +70,7 @@ def fit(
         comparison = _compared(found, study, title, against, against_table)
     paths = []
     if stem is not None:
-        check_writable(stem.parent)
+        validate_writable(stem.parent)
         law = parametric if isinstance(parametric, ParametricLaw) else None
         paths = laws_figure(found, stem, title=title, parametric=law, prediction=prediction)
     data = {
@@ -86,7 +86,7 @@ def fit(
         lines += ["", *(f"note: {note}" for note in notes)]
     if paths:
         lines += ["", f"figure: {paths[0]}"]
-    return Answer(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if found.why else 0)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if found.why else 0)
 
 
 def _figure_stem(figure: str, table: str | None) -> Path:
@@ -115,17 +115,17 @@ def table_points(path: str) -> Points:
 
 def _study_points(name: str, overrides: Sequence[str]) -> tuple[Study, Points, Path, int]:
     """The recorded study that was meant, its points, its folder, and how many of its trials are still to run."""
-    asked = request(name, overrides, planned=True)
-    if asked.config.search.sampler != "isoflop":
+    request = resolve(name, overrides, planned=True)
+    if request.config.search.sampler != "isoflop":
         raise BadInput(
-            f"sweep {name} is no isoFLOP study (search.sampler {asked.config.search.sampler}): give one, as isoflop is,"
-            " or a table of trained models, --table FILE.csv"
+            f"sweep {name} is no isoFLOP study (search.sampler {request.config.search.sampler}): give one, as isoflop"
+            " is, or a table of trained models, --table FILE.csv"
         )
-    with open_ledger(asked, existing=True) as ledger:
-        study, config, trials = recorded(asked, ledger)
+    with open_ledger(request, existing=True) as ledger:
+        study, config, trials = recorded(request, ledger)
         records = records_of(ledger, study, trials)
     points = points_of(records, proxy_task(config, study))
-    return study, points, asked.folder / study.label, len(remaining(trials, records))
+    return study, points, request.folder / study.label, len(remaining(trials, records))
 
 
 def _compared(

@@ -15,30 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.hydra_compose import compose_model
 from muxfer.config.models import Declared, Model, with_num_classes
 from muxfer.config.parse import parse_part
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.files import user_path
-from muxfer.models.build import mup_plan
-from muxfer.models.count import ModelCost, check_forward, measure
+from muxfer.models.build import scale_plan
+from muxfer.models.count import ModelCost, measure, validate_forward
 from muxfer.report.figures import replace_file
 
 if TYPE_CHECKING:
-    from muxfer.mup import Plan
+    from muxfer.mup import ScalePlan
 
 FACTORS = {"init_std": "init", "lr": "lr", "weight_decay": "decay", "eps": "eps", "fold": "fold"}
 """A scale's numbers, with their names in the table."""
 
 
-def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> Answer:
+def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> CommandResult:
     """Parameters, multiply-accumulates, and every parameter's role and scales."""
     plain = compose_model(name, overrides)
     task = _task(plain)
-    plan = mup_plan(task)
-    check_forward(task.model)
+    plan = scale_plan(task)
+    validate_forward(task.model)
     cost = measure(task.model)
     rows = parameter_rows(plan)
     about = {
@@ -55,14 +55,14 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
         content = {**about, "output_multiplier": plan.output_multiplier, "readout": plan.readout, "hash": plan.hash}
         data["scales"] = str(_write(user_path(scales, "--scales"), {**content, "parameters": rows}))
         lines.append(f"\nscales: {data['scales']}")
-    return Answer(data=data, text="\n".join(lines))
+    return CommandResult(data=data, text="\n".join(lines))
 
 
 def model_name(model: Model) -> str:
     return model.target if isinstance(model, Declared) else model.family
 
 
-def parameter_rows(plan: "Plan") -> list[dict[str, Any]]:
+def parameter_rows(plan: "ScalePlan") -> list[dict[str, Any]]:
     """Every trainable parameter, in the model's order: shape, role, factors relative to the base width.
 
     `mean` and `std` are its initialization at this width, None where no call of the constructor says it.
@@ -126,7 +126,7 @@ class _Line:
 
 
 def model_text(
-    model: Model, plan: "Plan", cost: ModelCost, rows: Sequence[Mapping[str, Any]], *, columns: int = 80
+    model: Model, plan: "ScalePlan", cost: ModelCost, rows: Sequence[Mapping[str, Any]], *, columns: int = 80
 ) -> str:
     """The same for a person: size on top, then a section for each set of factors, alike blocks as one line."""
     size = f"width {plan.width}, base width {plan.base_width}"

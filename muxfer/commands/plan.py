@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.settings import place_of, with_setting
 from muxfer.config.study import Config
 from muxfer.config.task import Task
@@ -28,7 +28,7 @@ from muxfer.study.cost import (
     training_flops,
     tuning_ratio,
 )
-from muxfer.study.resolve import Request, request
+from muxfer.study.resolve import Request, resolve
 from muxfer.study.search import grid
 from muxfer.study.speeds import hours_at, speeds_of
 from muxfer.trial import Setting
@@ -42,41 +42,41 @@ HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 MAX_PROPOSALS = 8
 
 
-def plan(name: str, overrides: Sequence[str], *, budget: float | None = None) -> Answer:
+def plan(name: str, overrides: Sequence[str], *, budget: float | None = None) -> CommandResult:
     """Trials, FLOPs, shares of the target and hours of a study; with a budget the proxies that stay below it."""
-    asked = request(name, overrides, planned=True)
+    request = resolve(name, overrides, planned=True)
     if budget is not None and not 0 < budget < 1:
         raise BadInput(f"--budget {budget:g}: expected a share of the target's FLOPs between 0 and 1, such as 0.05")
-    planning.check_search(asked.config)
-    data, why = costs(asked)
+    planning.validate_search(request.config)
+    data, why = costs(request)
     lines = plan_lines(data, why)
     if budget is not None:
-        count = counter(asked.config)
-        proposals = _proposals(asked.config, _target(asked.config), budget, count)
+        count = counter(request.config)
+        proposals = _proposals(request.config, _target(request.config), budget, count)
         again = " ".join(shlex.quote(word) for word in ("muxfer", "sweep", name, *overrides))
-        rows = [_proposal(one, asked.config, again, count) for one in proposals[:MAX_PROPOSALS]]
+        rows = [_proposal(one, request.config, again, count) for one in proposals[:MAX_PROPOSALS]]
         data |= {"budget": budget, "proposals": rows}
         lines += ["", *proposal_lines(rows, budget)]
-    return Answer(data=data, text="\n".join(lines))
+    return CommandResult(data=data, text="\n".join(lines))
 
 
-def costs(asked: Request) -> tuple[dict[str, Any], str]:
+def costs(request: Request) -> tuple[dict[str, Any], str]:
     """What the request's study and target cost, as the command's JSON; and why hours are not known, if they aren't."""
-    count = counter(asked.config)
-    target = _target(asked.config)
-    found = parts(asked.config.task, asked.config.search, _settings(asked.config, count))
+    count = counter(request.config)
+    target = _target(request.config)
+    found = parts(request.config.task, request.config.search, _settings(request.config, count))
     flops = [part.trials * _flops(part.task, count) for part in found]
     target_flops = _flops(target, count)
-    speeds, why = speeds_of(asked, count)
+    speeds, why = speeds_of(request, count)
     hours = [hours_at(spent, count(part.task.model).macs, speeds) for spent, part in zip(flops, found, strict=True)]
     target_hours = hours_at(target_flops, count(target.model).macs, speeds)
     data: dict[str, Any] = {
-        "sweep": asked.name,
-        "study": asked.study.key,
+        "sweep": request.name,
+        "study": request.study.key,
         "trials": sum(part.trials for part in found),
         "proxy_flops": sum(flops),
         "target_flops": target_flops,
-        **_ratios(asked.config, found, target, count),
+        **_ratios(request.config, found, target, count),
         "tuning_ratio_flops": sum(flops) / target_flops,
         "hours": None if None in hours else sum(spent for spent in hours if spent is not None),
         "target_hours": target_hours,

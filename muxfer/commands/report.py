@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.study import Config
-from muxfer.files import check_writable
+from muxfer.files import validate_writable
 from muxfer.ledger.base import Ledger
 from muxfer.study.recorded import judge, recorded, records_of
-from muxfer.study.resolve import Request, request
+from muxfer.study.resolve import Request, resolve
 from muxfer.study.search import searched
 from muxfer.study.session import open_ledger
 from muxfer.study.trials import remaining
@@ -29,7 +29,7 @@ MAX_CURVES = 200
 
 
 def write_report(
-    asked: Request,
+    request: Request,
     study: Study,
     config: Config,
     ledger: Ledger,
@@ -43,14 +43,14 @@ def write_report(
     from muxfer.report import study_page as reporting
     from muxfer.study.optuna_search import importances
 
-    public = [override for override in asked.overrides if not override.lstrip("+").startswith("ledger")]
-    again = " ".join(shlex.quote(word) for word in (asked.name, *public))
+    public = [override for override in request.overrides if not override.lstrip("+").startswith("ledger")]
+    again = " ".join(shlex.quote(word) for word in (request.name, *public))
     context: reporting.Context = {
-        "description": asked.description,
+        "description": request.description,
         "command": f"muxfer sweep {again}",
         "next_command": f"muxfer {'fit' if config.search.sampler == 'isoflop' else 'transfer'} {again}",
         "environment": environment(),
-        "check": asked.folder / f"check-{asked.name}",
+        "check": request.folder / f"check-{request.name}",
     }
     if config.search.sampler == "isoflop":
         from muxfer.analysis.scaling_law import fit_isoflop
@@ -67,8 +67,8 @@ def write_report(
         context["points"] = ledger.curves(study, "train_loss")
     if wall_seconds is not None:
         context["wall_seconds"] = wall_seconds
-    home = asked.folder / study.label
-    return reporting.write(asked.name, home, searched(config.search, records), judged, context=context)
+    home = request.folder / study.label
+    return reporting.write(request.name, home, searched(config.search, records), judged, context=context)
 
 
 def _front(records: Sequence[Record], config: Config) -> "ProxyFront":
@@ -88,16 +88,16 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **versions, "cores": str(os.cpu_count())}
 
 
-def report(name: str, overrides: Sequence[str]) -> Answer:
+def report(name: str, overrides: Sequence[str]) -> CommandResult:
     """Write a recorded study's figures and page again, with what the study and its target cost."""
     from muxfer.commands.plan import costs
 
-    asked = request(name, overrides)
-    with open_ledger(asked, existing=True) as ledger:
-        study, config, trials = recorded(asked, ledger)
+    request = resolve(name, overrides)
+    with open_ledger(request, existing=True) as ledger:
+        study, config, trials = recorded(request, ledger)
         records = records_of(ledger, study, trials)
         judged = judge(records, config, unfinished=len(remaining(trials, records)))
-        check_writable(asked.folder / study.label)
-        spent, _ = costs(replace(asked, config=config, study=study))
-        page = write_report(asked, study, config, ledger, records, judged, costs=spent)
-    return Answer(data={"report": str(page)}, text=f"report: {page}")
+        validate_writable(request.folder / study.label)
+        spent, _ = costs(replace(request, config=config, study=study))
+        page = write_report(request, study, config, ledger, records, judged, costs=spent)
+    return CommandResult(data={"report": str(page)}, text=f"report: {page}")

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.commands.sweep import ray_ahead
 from muxfer.errors import BadInput, TrialsFailed
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
 from muxfer.study.recorded import expect_taken, recorded
-from muxfer.study.resolve import Say, request
+from muxfer.study.resolve import PrintLine, resolve
 from muxfer.study.retention import planned
 from muxfer.study.session import driving, open_ledger
 from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Trial
 
 
-def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
+def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> CommandResult:
     """Run the failed trials of a recorded study again, and nothing else; they go on from their checkpoints."""
-    asked = request(name, overrides)
-    with open_ledger(asked, existing=True) as ledger:
-        study, config, trials = recorded(asked, ledger)
+    request = resolve(name, overrides)
+    with open_ledger(request, existing=True) as ledger:
+        study, config, trials = recorded(request, ledger)
         if study.identity["numerics"] != NUMERICS_VERSION:
             raise BadInput(
                 f"study {study.label} was trained with numerics {study.identity['numerics']}, this version has"
@@ -35,12 +35,12 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
         again = lost(ledger.records(study))
         data: dict[str, Any] = {"sweep": name, "study": study.key, "retried": len(again), "failed": 0, "trials": []}
         if not again:
-            return Answer(data=data, text=f"no trial of {study.label} has failed")
-        say(f"study {study.label}: {len(again)} failed trials, once more")
-        config = replace(config, compute=asked.config.compute, checkpoints=asked.config.checkpoints)
-        home = asked.folder / study.label
-        retention = planned(config, trials, folder=home / "trials", say=say)
-        with ray_ahead(asked, home, likely=False) as start_ray, driving(asked, study, ledger, None) as lease:
+            return CommandResult(data=data, text=f"no trial of {study.label} has failed")
+        print_line(f"study {study.label}: {len(again)} failed trials, once more")
+        config = replace(config, compute=request.config.compute, checkpoints=request.config.checkpoints)
+        home = request.folder / study.label
+        retention = planned(config, trials, folder=home / "trials", print_line=print_line)
+        with ray_ahead(request, home, likely=False) as start_ray, driving(request, study, ledger, None) as lease:
             records = ledger.records(study)  # once more: another driver may have settled some while we waited for it
             again = lost(records)
             ran = run_study(
@@ -50,11 +50,11 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
                 ledger=ledger,
                 lease=lease,
                 start_executor=start_ray,
-                folder=asked.folder,
+                folder=request.folder,
                 progress=Progress(),
                 retention=retention,
             )
-            ledger.flush(asked.config.ledger.patience_seconds)
+            ledger.flush(request.config.ledger.patience_seconds)
             expect_taken(ledger, study, ran.records)
     failed = [record for record in ran.records if record.outcome is Outcome.FAILED]
     data |= {
@@ -69,4 +69,4 @@ def retry(name: str, overrides: Sequence[str], *, say: Say) -> Answer:
         text += f"; the first that failed again: {failed[0].error}"
     elif again:
         text += f"; write the page again with: muxfer report {shlex.join([name, *overrides])}"
-    return Answer(data=data, text=text, exit_code=TrialsFailed.exit_code if failed else 0)
+    return CommandResult(data=data, text=text, exit_code=TrialsFailed.exit_code if failed else 0)

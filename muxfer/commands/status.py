@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.parse import parse
 from muxfer.errors import BadInput
 from muxfer.ledger.base import Ledger, Standing
 from muxfer.ledger.holder import Holder
 from muxfer.report.format import show_seconds, show_setting
 from muxfer.study.match import the_study
-from muxfer.study.resolve import Say, looking, request
+from muxfer.study.resolve import PrintLine, resolve, resolve_without_data
 from muxfer.study.rounds import proposing
 from muxfer.study.session import open_ledger
 from muxfer.trial import Study, Trial
@@ -26,23 +26,25 @@ WATCH_SECONDS = 2.0
 STATES = ("finished", "diverged", "pruned", "failed", "running", "interrupted", "paused", "to run")
 
 
-def status(name: str | None, overrides: Sequence[str], *, say: Say, watch: bool = False) -> Answer:
+def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine, watch: bool = False) -> CommandResult:
     """How the studies of a name stand, or which there are; `watch` says so again until nobody drives them."""
-    asked = request(name, overrides, planned=True) if name is not None and overrides else looking(name or ANY)
-    with open_ledger(asked, existing=True) as ledger:
+    request = (
+        resolve(name, overrides, planned=True) if name is not None and overrides else resolve_without_data(name or ANY)
+    )
+    with open_ledger(request, existing=True) as ledger:
         told = ""
         while True:
             studies = sorted(ledger.studies(name), key=lambda study: study.label)
             if name is not None and overrides:
-                studies = [the_study(studies, asked.study, asked.overridden)]
+                studies = [the_study(studies, request.study, request.overridden)]
             if name is not None and not studies:
                 raise BadInput(f"this ledger has no study of sweep {name}: run muxfer sweep {name} first")
             found = [_study(study, ledger, trials=name is not None) for study in studies]
             text = "\n".join("\n".join(_lines(one)) for one in found) or "no study is recorded yet"
             if not watch or not any(one["state"] == "running" for one in found):
-                return Answer(data={"studies": found}, text=text)
+                return CommandResult(data={"studies": found}, text=text)
             if text != told:
-                say(text + "\n")
+                print_line(text + "\n")
                 told = text
             time.sleep(WATCH_SECONDS)
 

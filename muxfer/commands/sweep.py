@@ -12,24 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxfer.commands.answer import Answer
 from muxfer.commands.report import write_report
+from muxfer.commands.result import CommandResult
 from muxfer.config.models import Declared
 from muxfer.config.parse import parse_task
 from muxfer.config.study import Config
 from muxfer.config.task import to_plain
 from muxfer.errors import NotAYes, StudyBusy, TrialsFailed
 from muxfer.executors.base import Executor
-from muxfer.files import check_writable, content_of
-from muxfer.ledger.tracking_uri import masked
-from muxfer.models.build import mup_plan
-from muxfer.models.count import check_forward
+from muxfer.files import content_of, validate_writable
+from muxfer.ledger.tracking_uri import redact_uri
+from muxfer.models.build import scale_plan
+from muxfer.models.count import validate_forward
 from muxfer.report.figures import replace_file
 from muxfer.report.format import show_setting
 from muxfer.study.loop import Ran, run_study
 from muxfer.study.progress import Progress
 from muxfer.study.recorded import best_of, expect_taken, judge, outside, records_of
-from muxfer.study.resolve import Request, Say, request, tracking_uri
+from muxfer.study.resolve import PrintLine, Request, resolve, tracking_uri
 from muxfer.study.retention import planned
 from muxfer.study.rounds import proposing
 from muxfer.study.search import is_finalist, searched
@@ -46,67 +46,69 @@ def sweep(
     name: str,
     overrides: Sequence[str],
     *,
-    say: Say,
+    print_line: PrintLine,
     max_hours: float | None = None,
     require_transfer: bool = False,
     skip_if_running: bool = False,
-) -> Answer:
+) -> CommandResult:
     """Bring a study to its finished state, judge it and report."""
     began = time.monotonic()
-    asked = request(name, overrides)
-    propose = proposing(asked.config, fingerprint=asked.fingerprint)
+    request = resolve(name, overrides)
+    propose = proposing(request.config, fingerprint=request.fingerprint)
     trials = propose([])
-    if isinstance(asked.config.model, Declared):
+    if isinstance(request.config.model, Declared):
         _check_models(trials)
-    retention = planned(asked.config, trials, folder=asked.home / "trials", say=say)
+    retention = planned(request.config, trials, folder=request.home / "trials", print_line=print_line)
     with (
-        _study_folder(asked, say) as is_new,
-        ray_ahead(asked, asked.home, likely=is_new) as start_ray,
-        open_ledger(asked) as ledger,
+        _study_folder(request, print_line) as is_new,
+        ray_ahead(request, request.home, likely=is_new) as start_ray,
+        open_ledger(request) as ledger,
     ):
         try:
-            with driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-                before = ledger.records(asked.study)
+            with driving(request, request.study, ledger, to_plain(request.config)) as lease:
+                before = ledger.records(request.study)
                 ran = run_study(
                     propose(before),
                     before,
-                    study=asked.study,
+                    study=request.study,
                     ledger=ledger,
                     lease=lease,
                     start_executor=start_ray,
-                    folder=asked.folder,
+                    folder=request.folder,
                     progress=Progress(),
                     more=propose,
                     deadline=None if max_hours is None else began + 3600 * max_hours,
                     retention=retention,
                 )
-                ledger.flush(asked.config.ledger.patience_seconds)
-                expect_taken(ledger, asked.study, ran.records)
-                trials = propose(ledger.records(asked.study))
-                left_out = outside(ledger, asked.study, trials)
-                records = records_of(ledger, asked.study, trials)
-                judged = judge(records, asked.config, unfinished=ran.unfinished)
-                page, stamp = asked.home / "report.html", asked.home / "report.of"
+                ledger.flush(request.config.ledger.patience_seconds)
+                expect_taken(ledger, request.study, ran.records)
+                trials = propose(ledger.records(request.study))
+                left_out = outside(ledger, request.study, trials)
+                records = records_of(ledger, request.study, trials)
+                judged = judge(records, request.config, unfinished=ran.unfinished)
+                page, stamp = request.home / "report.html", request.home / "report.of"
                 shown = [[r.key, r.outcome, r.metric, r.run_id] for r in sorted(records, key=lambda r: r.key)]
                 content = content_hash(shown).encode()  # another ledger, which has no page yet, has other runs
                 if not page.is_file() or content_of(stamp) != content:
                     wall_seconds = time.monotonic() - began
                     page = write_report(
-                        asked, asked.study, asked.config, ledger, records, judged, wall_seconds=wall_seconds
+                        request, request.study, request.config, ledger, records, judged, wall_seconds=wall_seconds
                     )
-                    ledger.attach([page, *sorted(f for f in asked.home.iterdir() if f.suffix in FIGURES)])
+                    ledger.attach([page, *sorted(f for f in request.home.iterdir() if f.suffix in FIGURES)])
                     replace_file(stamp, content)
         except StudyBusy as error:
             if not skip_if_running:
                 raise
             nothing = {"trials": [], "ran": 0, "skipped": len(trials), "train_seconds": 0.0}
             unknown = dict.fromkeys(("best", "verdict", "report"))
-            return Answer(data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error))
-    return _sweep_answer(asked, trials, records, judged, ran, page, left_out, require_transfer=require_transfer)
+            return CommandResult(
+                data={"sweep": name, "skipped_because": str(error)} | nothing | unknown, text=str(error)
+            )
+    return _sweep_answer(request, trials, records, judged, ran, page, left_out, require_transfer=require_transfer)
 
 
 @contextmanager
-def _study_folder(asked: Request, say: Say) -> Iterator[bool]:
+def _study_folder(request: Request, print_line: PrintLine) -> Iterator[bool]:
     """The study's folder; where the command made it and ends with an error before it is used, it goes again.
 
     Whether it came into being here: of drivers that start at once one alone starts Ray ahead. Eight Rays that start
@@ -114,15 +116,17 @@ def _study_folder(asked: Request, say: Say) -> Iterator[bool]:
     """
     is_new = True
     try:
-        asked.home.mkdir(parents=True)
+        request.home.mkdir(parents=True)
     except OSError:
         is_new = False
-    check_writable(asked.home)
-    say(f"study {asked.study.label}: files in {asked.home}, records in {masked(tracking_uri(asked.config))}")
+    validate_writable(request.home)
+    print_line(
+        f"study {request.study.label}: files in {request.home}, records in {redact_uri(tracking_uri(request.config))}"
+    )
     try:
         yield is_new
     except BaseException:
-        for folder in (asked.home, asked.folder) if is_new else ():
+        for folder in (request.home, request.folder) if is_new else ():
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
         raise
@@ -134,12 +138,12 @@ def _check_models(trials: Sequence[Trial]) -> None:
     Of our own families the configuration is checked; planning them here too would cost each sweep 3 s of torch.
     """
     for task in {content_hash(trial.task["model"]): trial.task for trial in trials}.values():
-        mup_plan(parse_task(task))
-    check_forward(parse_task(trials[0].task).model)
+        scale_plan(parse_task(task))
+    validate_forward(parse_task(trials[0].task).model)
 
 
 def _sweep_answer(
-    asked: Request,
+    request: Request,
     trials: Sequence[Trial],
     records: Sequence[Record],
     judged: Verdict,
@@ -148,13 +152,13 @@ def _sweep_answer(
     left_out: Sequence[str],
     *,
     require_transfer: bool,
-) -> Answer:
+) -> CommandResult:
     by_key = {record.key: record for record in records}
-    best = best_of(records, asked.config)
+    best = best_of(records, request.config)
     failed = [record for record in records if record.outcome is Outcome.FAILED]
     data = {
-        "sweep": asked.name,
-        "study": asked.study.key,
+        "sweep": request.name,
+        "study": request.study.key,
         "trials": [
             {
                 "key": trial.key,
@@ -175,11 +179,11 @@ def _sweep_answer(
         "best": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
         "verdict": judged.to_dict(),
         "report": str(page),
-        "folder": str(asked.home),
+        "folder": str(request.home),
     }
-    law, told = _told(records, judged, asked.config)
+    law, told = _told(records, judged, request.config)
     data |= {} if law is None else {"fit": law}
-    if best is not None and is_finalist(asked.config.search, best.records[0]):
+    if best is not None and is_finalist(request.config.search, best.records[0]):
         told += f"\nbest of the finalists: {show_setting(best.setting)}, validation loss {best.metric:.4f}"
     lines = [told, "", *left_out, f"report: {page}"]
     if failed:
@@ -191,7 +195,7 @@ def _sweep_answer(
         exit_code = TrialsFailed.exit_code
     elif require_transfer and judged.verdict != "transfers":
         exit_code = NotAYes.exit_code
-    return Answer(data=data, text="\n".join(lines), exit_code=exit_code)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=exit_code)
 
 
 def _told(records: Sequence[Record], judged: Verdict, config: Config) -> tuple[dict[str, Any] | None, str]:
@@ -211,7 +215,7 @@ def _told(records: Sequence[Record], judged: Verdict, config: Config) -> tuple[d
 
 
 @contextmanager
-def ray_ahead(asked: Request, home: Path, *, likely: bool) -> Iterator[Callable[[], Executor]]:
+def ray_ahead(request: Request, home: Path, *, likely: bool) -> Iterator[Callable[[], Executor]]:
     """Ray on demand, for the study whose folder is `home`.
 
     It takes seconds to start: where work is likely it does so while the ledger is opened.
@@ -223,7 +227,7 @@ def ray_ahead(asked: Request, home: Path, *, likely: bool) -> Iterator[Callable[
     def start() -> Executor:
         from muxfer.executors.ray_tune import RayExecutor
 
-        return RayExecutor(asked.config.compute, folder=home)
+        return RayExecutor(request.config.compute, folder=home)
 
     if not likely:
         yield start
@@ -231,7 +235,7 @@ def ray_ahead(asked: Request, home: Path, *, likely: bool) -> Iterator[Callable[
     with ThreadPoolExecutor(max_workers=1) as pool:
         started = pool.submit(start)
         taken = False
-        if asked.config.compute.slots is not None or asked.config.compute.device != "auto":
+        if request.config.compute.slots is not None or request.config.compute.device != "auto":
             started.result()  # may be more than there is: say so before the ledger hears of the study
 
         def take() -> Executor:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from muxfer.analysis.loss_band import LossBand, first_breach
 from muxfer.analysis.transferability import inside_grid
-from muxfer.commands.answer import Answer
+from muxfer.commands.result import CommandResult
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
 from muxfer.errors import BadInput, MuxferError, StudyBusy, TrialsFailed
 from muxfer.executors.base import Executor
-from muxfer.files import check_writable
-from muxfer.models.build import mup_plan
+from muxfer.files import validate_writable
+from muxfer.models.build import scale_plan
 from muxfer.models.count import measure
-from muxfer.mup import check_same_base
+from muxfer.mup import validate_same_base
 from muxfer.redaction import hidden
 from muxfer.report.figures import replace_file
 from muxfer.report.figures.band import band_figure
@@ -32,7 +32,7 @@ from muxfer.study.loop import run_study, trial_folder
 from muxfer.study.match import proxy_task
 from muxfer.study.progress import Progress
 from muxfer.study.recorded import best_of, expect_taken, judge, outside, recorded, records_of
-from muxfer.study.resolve import Request, Say, request
+from muxfer.study.resolve import PrintLine, Request, resolve
 from muxfer.study.search import searched
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import remaining
@@ -51,49 +51,49 @@ def transfer(
     name: str,
     overrides: Sequence[str],
     *,
-    say: Say,
+    print_line: PrintLine,
     dry_run: bool = False,
     force: bool = False,
     flops: float | None = None,
     law: str | None = None,
-) -> Answer:
+) -> CommandResult:
     """Choose the best base settings of a study and launch the target with them.
 
     `flops` sizes the target by the fit of the isoFLOP study `law`; None: of the study itself.
     """
     from muxfer.data.source import load
 
-    asked = request(name, overrides)
-    with open_ledger(asked, existing=True) as ledger:
-        study, config, trials = recorded(asked, ledger)
-        home = asked.folder / study.label
-        check_writable(home)
+    request = resolve(name, overrides)
+    with open_ledger(request, existing=True) as ledger:
+        study, config, trials = recorded(request, ledger)
+        home = request.folder / study.label
+        validate_writable(home)
         proxies = records_of(ledger, study, trials)
         judged = judge(proxies, config)
         base = proxy_task(config, study)
         best = best_of(proxies, config)
         sized: list[str] = []
         if flops is not None and best is not None:
-            given, told = sized_target(asked, with_setting(base, best.setting), flops, law)
-            asked = replace(asked, config=replace(asked.config, target=given))
+            given, told = sized_target(request, with_setting(base, best.setting), flops, law)
+            request = replace(request, config=replace(request.config, target=given))
             sized = [told]
         target = target_run(
-            asked.config,
+            request.config,
             study,
             verdict=judged,
             best=best,
             inside=inside_grid(searched(config.search, proxies), axis=config.search.axis, hp=config.search.hp),
             unfinished=len(remaining(trials, proxies)),
-            fingerprint=asked.fingerprint,
-            num_pictures=len(load(asked.config.data).train),
+            fingerprint=request.fingerprint,
+            num_pictures=len(load(request.config.data).train),
             force=force,
         )
         task = target.task
-        scales = mup_plan(task)
-        check_same_base(mup_plan(target.proxy), scales)
+        scales = scale_plan(task)
+        validate_same_base(scale_plan(target.proxy), scales)
         curves = ledger.curves(study, "train_loss")
         band = target_band(target, base, proxies, curves, axis=config.search.axis)
-        watching = band if isinstance(band, LossBand) and asked.config.target.guarded else None
+        watching = band if isinstance(band, LossBand) and request.config.target.guarded else None
         choice = [
             f"{study.label}: best at {show_setting(target.winner.setting)}, validation loss {target.proxy_metric:.4f}",
             f"verdict: {judged.verdict}: {judged.why}",
@@ -102,7 +102,7 @@ def transfer(
             *(f"forced: {objection}" for objection in target.forced),
             scales_text(scales, task),
             settings_text(target.settings),
-            watch_text(band, guarded=asked.config.target.guarded),
+            watch_text(band, guarded=request.config.target.guarded),
         ]
         data: dict[str, Any] = {
             "source": {"sweep": name, "study": study.key, "trial": target.winner.key, "plan_hash": scales.hash},
@@ -118,17 +118,17 @@ def transfer(
         }
         if dry_run:
             empty = {"metric": None, "run_id": None, "checkpoint": None}
-            return Answer(data=data | empty, text="\n".join([*choice, "dry run: nothing was launched"]))
-        say("\n".join(choice))
+            return CommandResult(data=data | empty, text="\n".join([*choice, "dry run: nothing was launched"]))
+        print_line("\n".join(choice))
         trial = replace(target.trial, lineage={**target.lineage, "plan_hash": scales.hash})
         folder = home / f"target-{trial.key[:8]}"
-        checkpoints, mark = trial_folder(asked.folder, study, trial), folder / "target.of"
+        checkpoints, mark = trial_folder(request.folder, study, trial), folder / "target.of"
 
         def draw() -> tuple[list[Path], bool]:
             """The picture of the target's loss in its band, as far as it came, and whether it left it."""
             if not isinstance(band, LossBand):
                 return [], False
-            ledger.flush(asked.config.ledger.patience_seconds)
+            ledger.flush(request.config.ledger.patience_seconds)
             points = [(point.step, point.value) for point in ledger.curves(study, "train_loss").get(trial.key, ())]
             files = band_figure(band, points, folder / "target-band", title=f"target of {study.name}")
             return files, first_breach(band, points) is not None
@@ -140,7 +140,7 @@ def transfer(
                 return drawn if left else []
             return []
 
-        with driving(asked, study, ledger, None) as lease:
+        with driving(request, study, ledger, None) as lease:
             records = ledger.records(study)
             known = {record.key: record for record in proxies}
             if {record.key: record for record in records_of(ledger, study, trials)} != known:  # another drove meanwhile
@@ -152,24 +152,24 @@ def transfer(
             try:
                 ran = run_study(
                     [trial],
-                    records if is_whole else that_hold(records, trial, checkpoints, say),
+                    records if is_whole else that_hold(records, trial, checkpoints, print_line),
                     study=study,
                     ledger=ledger,
                     lease=lease,
-                    start_executor=lambda: Watched(_executor(asked, home), watching),
-                    folder=asked.folder,
+                    start_executor=lambda: Watched(_executor(request, home), watching),
+                    folder=request.folder,
                     progress=Progress(),
                 )
             except TrialsFailed as error:
                 drawn = draw_anyhow()
                 raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if drawn else str(error)) from None
-            ledger.flush(asked.config.ledger.patience_seconds)
+            ledger.flush(request.config.ledger.patience_seconds)
             expect_taken(ledger, study, ran.records)
             record = next(record for record in ledger.records(study) if record.key == trial.key)
             if record.metric is None:
                 draw_anyhow()
                 raise TrialsFailed(ended(record, target))
-            shown = replace(trial, task=hidden(trial.task, asked.variables))
+            shown = replace(trial, task=hidden(trial.task, request.variables))
             if ran.records or not is_whole:
                 trained = newest(record, checkpoints)
                 if trained.step != record.step:
@@ -210,7 +210,7 @@ def transfer(
         f"samples: {data['samples']}",
         f"report:  {page}",
     ]
-    return Answer(data=data, text="\n".join(lines))
+    return CommandResult(data=data, text="\n".join(lines))
 
 
 def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
@@ -221,17 +221,17 @@ def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
     return tuning_ratio(spent, (measure(target.model).parameters, target.training.steps * target.training.batch_size))
 
 
-def _executor(asked: Request, home: Path) -> Executor:
+def _executor(request: Request, home: Path) -> Executor:
     """The target takes a joined cluster's slot; on this machine it has all of it, in this very process."""
-    if asked.config.compute.address is not None:
+    if request.config.compute.address is not None:
         from muxfer.executors.ray_tune import RayExecutor
 
-        return RayExecutor(asked.config.compute, folder=home)
+        return RayExecutor(request.config.compute, folder=home)
     import torch
 
     from muxfer.executors.inline import InlineExecutor
 
-    device = asked.config.compute.device
+    device = request.config.compute.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -14,8 +14,8 @@ import numpy as np
 
 from muxfer.analysis.cells import Cell, Table
 from muxfer.analysis.transferability import judge_table
-from muxfer.commands.answer import Answer
 from muxfer.commands.csv_columns import lines_of, read_columns
+from muxfer.commands.result import CommandResult
 from muxfer.errors import BadInput, NotAYes
 from muxfer.report.format import TERMINAL
 from muxfer.report.text import cells_text
@@ -76,7 +76,7 @@ def verdict(
     mode: str = "min",
     log2_hp: bool = False,
     seed: str | None = None,
-) -> Answer:
+) -> CommandResult:
     """The answer to `muxfer verdict --table`; exit code 0 where the optimum transfers, else 6."""
     columns = Columns(path=path, axis=axis, hp=hp, metric=metric, seed=seed)
     named = [name for name in (axis, hp, metric, seed) if name is not None]
@@ -99,7 +99,7 @@ def verdict(
         "notes": notes,
     }
     text = _text(grouped, judged, metric, notes, sign=sign)
-    return Answer(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
+    return CommandResult(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
 
 
 def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, log2_hp: bool) -> Grouped:

@@ -50,7 +50,7 @@ class ImageFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class DescribedData:
     """Data that are described and not on this machine: a study of them can be planned, not run."""
 
     name: Literal["planned"]
@@ -68,7 +68,7 @@ class Planned:
             positive("data.text_tokens", self.text_tokens)
 
 
-Data = Digits | ImageFolder | Planned
+Data = Digits | ImageFolder | DescribedData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from muxfer.config.task import Data, Digits, Planned
+from muxfer.config.task import Data, DescribedData, Digits
 from muxfer.data.dataset import Dataset
 from muxfer.data.digits import read_digits
 from muxfer.data.image_folder import find_pictures, read_folder
@@ -26,7 +26,7 @@ class About:
 
 def about(data: Data) -> About:
     """The data as a plan sees them: read where they are here, taken at their word where they are only planned."""
-    if isinstance(data, Planned):
+    if isinstance(data, DescribedData):
         caption = " ".join(["word"] * ((data.text_tokens or 1) - 1))
         fingerprint = content_hash(["planned", dataclasses.asdict(data)])
         return About(num_classes=data.num_classes, captions=(caption,), fingerprint=fingerprint)
@@ -36,7 +36,7 @@ def about(data: Data) -> About:
 
 def load(data: Data) -> Dataset:
     """The data in memory; a process keeps what it loaded last, for the next trial. Raises BadInput."""
-    if isinstance(data, Planned):
+    if isinstance(data, DescribedData):
         raise BadInput(
             f"the data are planned, {data.num_samples:,} pictures of {data.channels}x{data.image_size}x"
             f"{data.image_size}, and not on this machine: plan and --dry-run need no more; to train give your own,"

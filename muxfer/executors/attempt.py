@@ -4,14 +4,14 @@ import importlib
 from typing import Any
 
 from muxfer.errors import MuxferError
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.trial import Outcome, Record
 
 TRIAL_RUN = "muxfer.executors.worker:TrialRun"
 """The worker that trains: an importable `module:Class` made from a Job, advanced until a report carries a record."""
 
 
-def failed(job: Job, error: str, *, last: Report | None = None) -> Report:
+def failed(job: Job, error: str, *, last: TrialUpdate | None = None) -> TrialUpdate:
     """The last report of a job that ended without a result; `last` is the newest one that came in before."""
     step, train_seconds = (last.step, last.train_seconds) if last else (0, 0.0)
     record = Record(
@@ -26,7 +26,7 @@ def failed(job: Job, error: str, *, last: Report | None = None) -> Report:
         kind=job.trial.kind,
         error=error,
     )
-    return Report(key=job.trial.key, step=step, train_seconds=train_seconds, record=record)
+    return TrialUpdate(key=job.trial.key, step=step, train_seconds=train_seconds, record=record)
 
 
 def error_line(error: BaseException) -> str:
@@ -53,9 +53,9 @@ class Attempt:
         self.sound = True
         self._worker = worker
         self._run: Any = None
-        self._last: Report | None = None
+        self._last: TrialUpdate | None = None
 
-    def advance(self, seconds: float) -> Report:
+    def advance(self, seconds: float) -> TrialUpdate:
         try:
             if self._run is None:
                 module, _, name = self._worker.partition(":")

@@ -24,7 +24,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TrialUpdate:
     """What a worker says from time to time: new points of its curves and, the last time, the record.
 
     The first report after a resume repeats the points of the checkpoint: writing a point twice changes nothing.
@@ -52,7 +52,7 @@ class Executor(Protocol):
 
     def submit(self, jobs: Sequence[Job]) -> None: ...
 
-    def reports(self, timeout_seconds: float) -> list[Report]:
+    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
         """What came in; empty after the timeout. A trial that failed for good ends in a record with its error.
 
         Raises TrialsFailed when the machinery itself died (a node, the cluster's head).

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from muxfer.executors.attempt import TRIAL_RUN, Attempt
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 
 
 class InlineExecutor:
@@ -27,8 +27,8 @@ class InlineExecutor:
     def submit(self, jobs: Sequence[Job]) -> None:
         self._queue.extend(replace(job, device=self.device) for job in jobs)
 
-    def reports(self, timeout_seconds: float) -> list[Report]:
-        came_in: list[Report] = []
+    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
+        came_in: list[TrialUpdate] = []
         end = time.monotonic() + timeout_seconds
         while self._attempt is not None or self._queue:
             if self._attempt is None:

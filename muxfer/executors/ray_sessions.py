@@ -32,9 +32,9 @@ _over = False
 
 def root() -> Path:
     """Where the folders lie: RAY_TMPDIR or TMPDIR, but /tmp where a socket's path would be too long there."""
-    asked = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    socket_path = asked / _name() / f"r/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    return asked if len(os.fsencode(socket_path)) <= LONGEST_PATH else Path("/tmp")
+    request = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    socket_path = request / _name() / f"r/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    return request if len(os.fsencode(socket_path)) <= LONGEST_PATH else Path("/tmp")
 
 
 def make() -> Path:

@@ -20,7 +20,7 @@ from muxfer.config.study import Compute
 from muxfer.errors import NoResources, TrialsFailed
 from muxfer.executors import ray_sessions
 from muxfer.executors.attempt import TRIAL_RUN, failed
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.executors.ray_processes import Cluster
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class RayExecutor:
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._unsettled: dict[str, Job] = {}
-        self._last: dict[str, Report] = {}
+        self._last: dict[str, TrialUpdate] = {}
         self._dead: str | None = None
         self._ready: Future[None] = Future()
         self._stop = threading.Event()
@@ -99,8 +99,8 @@ class RayExecutor:
         self._unsettled.update({job.trial.key: job for job in placed})
         self._jobs.put([asdict(job) for job in placed])
 
-    def reports(self, timeout_seconds: float) -> list[Report]:
-        came_in: list[Report] = []
+    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
+        came_in: list[TrialUpdate] = []
         with contextlib.suppress(queue.Empty):
             if self._dead is None:
                 came_in += self._settle(*self._inbox.get(timeout=timeout_seconds))
@@ -133,7 +133,7 @@ class RayExecutor:
         if self._storage is not None:
             shutil.rmtree(self._storage, ignore_errors=True)
 
-    def _settle(self, kind: str, heard: Any) -> list[Report]:
+    def _settle(self, kind: str, heard: Any) -> list[TrialUpdate]:
         """The report to hand on, if any, from what came out of Tune's thread."""
         if kind == "ended":
             dead = self._cluster.dead()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from muxfer.analysis.loss_band import Breach, LossBand, Watch
 from muxfer.config.parse import parse_task
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.models.build import build_model, conditioning, repa_features
 from muxfer.models.plugins import allow
 from muxfer.training.folders import attempts, numbers, refuse_links
@@ -77,7 +77,7 @@ class TrialRun:
         self._watch = None if job.band is None else Watch(LossBand.from_dict(job.band))
         self._breach = self._look(self._unsent)
 
-    def advance(self, seconds: float) -> Report:
+    def advance(self, seconds: float) -> TrialUpdate:
         """Train for about this long, or to the end; the last report carries the record, or says why it was halted.
 
         A halted trial stays where it is: asked again it says the same.
@@ -106,7 +106,7 @@ class TrialRun:
                 num_parameters=self.num_parameters,
                 checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             )
-        return Report(
+        return TrialUpdate(
             key=self.job.trial.key,
             step=trainer.step,
             points=tuple(points),

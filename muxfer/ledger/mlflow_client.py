@@ -23,15 +23,15 @@ from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
 from muxfer.garbage import uncollected
 from muxfer.ledger.tracking_uri import (
     LOCKED,
-    check_port,
     created_by_one,
     file_name,
     locked,
-    masked,
+    redact_uri,
     secrets,
     short_reason,
     sqlite_path,
     unreachable,
+    validate_port,
 )
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class TrackingStore:
     """One MLflow tracking store. Connects at the first call; every call raises LedgerUnreachable without an answer."""
 
     def __init__(self, uri: str) -> None:
-        self.where = masked(uri)
+        self.where = redact_uri(uri)
         self._database = sqlite_path(uri)
         self.uri = uri if self._database is None else f"sqlite:///{self._database}"
         self._client: Any = None
@@ -217,7 +217,7 @@ class TrackingStore:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)
             if self._database is None:
-                check_port(self.uri, self.where)
+                validate_port(self.uri, self.where)
             with warnings.catch_warnings(), uncollected():
                 warnings.simplefilter("ignore")  # mlflow's own about its libraries: nothing a user of ours can mend
                 self._client = self._import_and_connect()

@@ -49,10 +49,10 @@ from muxfer.ledger.mlflow_tags import (
     trial_params,
 )
 from muxfer.ledger.spool import Spool
-from muxfer.ledger.tracking_uri import default_tracking_uri, masked
+from muxfer.ledger.tracking_uri import default_tracking_uri, redact_uri
 from muxfer.ledger.writer import BACKOFF_SECONDS, Writer
-from muxfer.redaction import hidden, masked_plain, recordable, resolved
-from muxfer.redaction import masked as hide
+from muxfer.redaction import hidden, recordable, redact_plain, resolved
+from muxfer.redaction import redact as hide
 from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
 from muxfer.validate import expect
 
@@ -155,7 +155,7 @@ class MlflowLedger:
         if self._writer.pending_bytes:
             self._writer.flush(self._config.patience_seconds)
         if is_new:
-            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(masked_plain(config))})
+            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(redact_plain(config))})
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
         chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
@@ -209,9 +209,9 @@ class MlflowLedger:
                 "key": safe_key(trial.key),
                 "name": hide(run_name(trial))[:RUN_NAME_CHARACTERS],
                 "start_ms": now_ms(),
-                "tags": {"muxfer.kind": trial.kind} | masked_plain(lineage_tags(trial)),
-                "trial_params": masked_plain(trial_params(trial)),
-                "task": masked_plain(trial.task),
+                "tags": {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial)),
+                "trial_params": redact_plain(trial_params(trial)),
+                "task": redact_plain(trial.task),
             }
         )
 
@@ -308,5 +308,5 @@ def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as it may be recorded: a URI can hold a password."""
     group = config.get("ledger")
     if isinstance(group, Mapping) and group.get("tracking_uri"):
-        config = {**config, "ledger": {**group, "tracking_uri": masked(group["tracking_uri"])}}
+        config = {**config, "ledger": {**group, "tracking_uri": redact_uri(group["tracking_uri"])}}
     return dict(recordable(config))

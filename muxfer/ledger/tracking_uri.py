@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.processes import locker, status, still_named
-from muxfer.redaction import masked as hide
+from muxfer.redaction import redact as hide
 from muxfer.trial import content_hash
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -47,7 +47,7 @@ def default_tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def masked(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """The URI without user, password and query; where nothing tells these from the rest, its scheme alone."""
     scheme, slashes, _ = uri.partition("://")
     try:
@@ -85,13 +85,13 @@ def sqlite_path(uri: str) -> Path | None:
     except ValueError:
         odd = True
     if odd:
-        raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r} is no URI: {EXPECTED_URI}")
+        raise BadInput(f"ledger.tracking_uri {redact_uri(uri)[:200]!r} is no URI: {EXPECTED_URI}")
     if "://" not in uri or scheme.partition("+")[0] not in ("sqlite", *PORTS):
-        raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r}: {EXPECTED_URI}")
+        raise BadInput(f"ledger.tracking_uri {redact_uri(uri)[:200]!r}: {EXPECTED_URI}")
     if not scheme.startswith("sqlite"):
         return None
     if not rest.startswith("/") or rest in ("/", "/:memory:") or "?" in rest or "\0" in rest:
-        raise BadInput(f"ledger.tracking_uri {masked(uri)[:200]!r}: expected a file, sqlite:///FILE.db")
+        raise BadInput(f"ledger.tracking_uri {redact_uri(uri)[:200]!r}: expected a file, sqlite:///FILE.db")
     path = Path(os.path.abspath(rest[1:]))
     if max(len(part.encode()) for part in path.parts) > MAX_NAME_BYTES:
         raise BadInput(f"ledger.tracking_uri {uri[:60]}...: expected names of at most {MAX_NAME_BYTES} bytes")
@@ -202,7 +202,7 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def check_port(uri: str, where: str) -> None:
+def validate_port(uri: str, where: str) -> None:
     """Fail within seconds where nobody listens: mlflow goes on trying a database for minutes."""
     parts = urlsplit(uri)
     host = parts.hostname

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from muxfer.data.dataset import Dataset
-    from muxfer.mup import Plan
+    from muxfer.mup import ScalePlan
     from muxfer.training.conditioning import Conditioning
 
 EXAMPLE_CAPTIONS = ("a scan of the digit seven",)
 
 
-def mup_plan(task: Task) -> "Plan":
+def scale_plan(task: Task) -> "ScalePlan":
     """The scales of every parameter of the task's model, relative to its base sizes. Builds on the meta device."""
     from muxfer.models.families import family_of
     from muxfer.mup import make_plan
@@ -38,7 +38,7 @@ def mup_plan(task: Task) -> "Plan":
     )
 
 
-def build_model(task: Task, *, replicate: int, plan: "Plan | None" = None) -> tuple["nn.Module", "Plan"]:
+def build_model(task: Task, *, replicate: int, plan: "ScalePlan | None" = None) -> tuple["nn.Module", "ScalePlan"]:
     """A freshly initialized and parametrized model; equal tasks and replicates give bit-identical weights.
 
     `plan` None: the task's own.
@@ -49,7 +49,7 @@ def build_model(task: Task, *, replicate: int, plan: "Plan | None" = None) -> tu
     from muxfer.mup import parametrize
     from muxfer.randomness import generator_of
 
-    plan = mup_plan(task) if plan is None else plan
+    plan = scale_plan(task) if plan is None else plan
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(task.training.seed, replicate, "init").initial_seed())
         model = family_of(task.model).build(task.model.width)

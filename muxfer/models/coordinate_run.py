@@ -15,12 +15,12 @@ from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
 from muxfer.data.source import load
 from muxfer.data.stream import Stream
-from muxfer.models.build import build_model, conditioning, mup_plan, repa_features
+from muxfer.models.build import build_model, conditioning, repa_features, scale_plan
 from muxfer.models.families import family_of
 from muxfer.mup import param_groups
 from muxfer.mup.coordcheck import Run, coordinate_check
 from muxfer.mup.mutants import Mutant, mutated
-from muxfer.mup.rules import Plan
+from muxfer.mup.rules import ScalePlan
 from muxfer.mup.slopes import CoordinateCheck
 from muxfer.randomness import generator_of
 from muxfer.training import objective
@@ -48,7 +48,7 @@ def check_coordinates(
 
     def make_run(size: int, seed: int) -> Run:
         sized = with_setting(small, {axis: size})
-        plan = mup_plan(sized)
+        plan = scale_plan(sized)
         return coordinate_run(sized, replicate=seed, plan=plan if mutant is None else mutated(plan, mutant))
 
     small = replace(
@@ -59,7 +59,7 @@ def check_coordinates(
     return coordinate_check(make_run, sizes=sizes, steps=steps, seeds=seeds, axis=axis)
 
 
-def coordinate_run(task: Task, *, replicate: int, plan: Plan) -> Run:
+def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
     """The task's model, scaled by this plan, with real batches of its data."""
     data = load(task.data)
     model, plan = build_model(task, replicate=replicate, plan=plan)
@@ -106,7 +106,7 @@ def coordinate_run(task: Task, *, replicate: int, plan: Plan) -> Run:
     )
 
 
-def _pair_finite(model: nn.Module, plan: Plan, task: Task, *, replicate: int) -> None:
+def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: int) -> None:
     """Give tensors that do not grow the base width's values, where their law is the same: a slope needs no such noise.
 
     Without it a 3x3 convolution between one channel and one, behind the readout, moves a slope by 0.5.
@@ -130,7 +130,7 @@ def changes_training(task: Task, mutant: Mutant, *, width: int, replicate: int =
     to the bit (a zero weight whose deviation is wrong, or a rule for what the model does not have).
     """
     sized = with_setting(task, {"width": width})
-    plan = mup_plan(sized)
+    plan = scale_plan(sized)
     broken = mutated(plan, mutant)
     for name, scale in plan.scales.items():
         if replace(broken.scales[name], init_std=scale.init_std) != scale:

@@ -40,7 +40,7 @@ def counter(config: Config) -> Measure:
     return count
 
 
-def check_forward(model: Model) -> None:
+def validate_forward(model: Model) -> None:
     """Refuse a class of others whose forward fails, returns no image, or knows the width; of ours, tests hold it.
 
     On the meta device, at the base width and twice that.

@@ -15,26 +15,26 @@ shapes says what grows, rules what follows, laws how the class initializes itsel
 """
 
 from muxfer.mup.parametrize import (
-    check_optimizer,
-    check_same_base,
     fold_factors,
     make_plan,
     param_groups,
     parametrize,
+    validate_optimizer,
+    validate_same_base,
 )
-from muxfer.mup.rules import PARAMETRIZATIONS, ROLES, Law, Plan, Scale, scale_of
+from muxfer.mup.rules import PARAMETRIZATIONS, ROLES, Initialization, Scale, ScalePlan, scale_of
 
 __all__ = [
     "PARAMETRIZATIONS",
     "ROLES",
-    "Law",
-    "Plan",
+    "Initialization",
     "Scale",
-    "check_optimizer",
-    "check_same_base",
+    "ScalePlan",
     "fold_factors",
     "make_plan",
     "param_groups",
     "parametrize",
     "scale_of",
+    "validate_optimizer",
+    "validate_same_base",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from muxfer.errors import BadInput
-from muxfer.mup.rules import Plan
+from muxfer.mup.rules import ScalePlan
 from muxfer.mup.slopes import MEASURES, CoordinateCheck, Key, Kind, judge
 
 EARLY_STEPS = (1, 2, 3)
@@ -30,7 +30,7 @@ class Run:
     """One model at one size, freshly scaled, and how it is trained: a loss by step, and a forward on a fixed batch."""
 
     model: nn.Module
-    plan: Plan
+    plan: ScalePlan
     optimizer: torch.optim.Optimizer
     loss: Callable[[int], torch.Tensor]
     probe: Callable[[], torch.Tensor]
@@ -139,7 +139,7 @@ def _measure(run: Run, *, steps: int, axis: str) -> _Measured:
 class _Tally:
     """Mean squares by (measure, name, step); over depths the blocks of a list count as one."""
 
-    def __init__(self, plan: Plan, branch_ends: Collection[str], *, axis: str) -> None:
+    def __init__(self, plan: ScalePlan, branch_ends: Collection[str], *, axis: str) -> None:
         self.plan = plan
         self.branch_ends = branch_ends
         self.axis = axis

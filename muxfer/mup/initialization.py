@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muxfer.mup.rules import Law
+from muxfer.mup.rules import Initialization
 
 _GAUSS = NormalDist()
 
@@ -130,10 +130,10 @@ class Recorder(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch._dynamo is imported, 2 s of CPU time, to keep it from compiling this
 
-    def law(self, tensor: torch.Tensor) -> Law | None:
+    def law(self, tensor: torch.Tensor) -> Initialization | None:
         """The law of a whole tensor; None: not known."""
         draw = self._draws.get(_key(tensor)) if _covers(tensor) else None
-        return None if draw is None else Law(mean=draw.mean, std=draw.std, recorded=draw.entire)
+        return None if draw is None else Initialization(mean=draw.mean, std=draw.std, recorded=draw.entire)
 
     def write(self, tensor: torch.Tensor, draw: _Draw | None) -> None:
         key = _key(tensor)
@@ -257,7 +257,7 @@ def recording() -> Iterator[Recorder]:
         yield recorder
 
 
-def measure(tensor: torch.Tensor) -> Law:
+def measure(tensor: torch.Tensor) -> Initialization:
     """Mean and deviation of real values; a mean within five standard errors of 0 is 0, so that zeros stay zeros."""
     values = tensor.detach().double()
     mean, std = values.mean().item(), values.std(correction=0).item()
@@ -266,4 +266,4 @@ def measure(tensor: torch.Tensor) -> Law:
     if std and abs(mean) < 5 * std / math.sqrt(values.numel()):
         mean = 0.0
         std = values.square().mean().sqrt().item()
-    return Law(mean=mean, std=std, recorded=False)
+    return Initialization(mean=mean, std=std, recorded=False)

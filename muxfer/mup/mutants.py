@@ -6,13 +6,13 @@ A mutant changes the numbers of a correct plan, each fault one that was met in p
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from muxfer.mup.rules import Plan, Scale
+from muxfer.mup.rules import Scale, ScalePlan
 
-Mutant = Callable[[str, Scale, float, Plan], Scale]
+Mutant = Callable[[str, Scale, float, ScalePlan], Scale]
 """(parameter name, its right scale, m, plan) -> its wrong scale"""
 
 
-def is_vector(name: str, plan: Plan) -> bool:
+def is_vector(name: str, plan: ScalePlan) -> bool:
     return len(plan.shapes[name]) == 1
 
 
@@ -30,7 +30,7 @@ def is_patch_embedding(name: str) -> bool:
     return name.endswith(("x_embedder.proj.weight", "patch_embed.proj.weight", "pos_embed.proj.weight"))
 
 
-def _xavier_ratio(name: str, m: float, plan: Plan) -> float:
+def _xavier_ratio(name: str, m: float, plan: ScalePlan) -> float:
     """Deviation of Xavier's law at this width over that at the base width, for a patch embedding [D, C, p, p]."""
     width, *kernel = plan.shapes[name]
     fan_in = kernel[0] * kernel[1] * kernel[2]
@@ -66,7 +66,7 @@ MUTANTS: Mapping[str, Mutant] = {
 }
 
 
-def mutated(plan: Plan, mutant: Mutant) -> Plan:
+def mutated(plan: ScalePlan, mutant: Mutant) -> ScalePlan:
     """The plan with one rule broken; the same plan where the model has nothing that the rule is about."""
     m = plan.width / plan.base_width
     return replace(plan, scales={name: mutant(name, scale, m, plan) for name, scale in plan.scales.items()})

@@ -18,7 +18,7 @@ from torch import nn
 
 from muxfer.errors import BadInput, nearest
 from muxfer.mup.initialization import measure
-from muxfer.mup.rules import Law, Plan, Scale, check_parametrization, scale_of
+from muxfer.mup.rules import Initialization, Scale, ScalePlan, scale_of, validate_parametrization
 from muxfer.mup.shapes import Build, Outline, infer_roles, measure_laws, outline
 
 _applied: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
@@ -39,7 +39,7 @@ def make_plan(
     base_depth: int = 1,
     branches: Sequence[str] = (),
     branch_ends: Sequence[str] = (),
-) -> Plan:
+) -> ScalePlan:
     """Roles, scales and initialization laws of the models that `build` makes, at `width` relative to `base_width`.
 
     `build(w)` returns the model of width w; it runs on the meta device at base_width, at other_width (default: twice
@@ -56,7 +56,7 @@ def make_plan(
     for name, value in (sizes | {"other width": other_width}).items():
         if value < 1:
             raise BadInput(f"{name} {value}: expected at least 1")
-    check_parametrization(parametrization, output_multiplier, depth / base_depth)
+    validate_parametrization(parametrization, output_multiplier, depth / base_depth)
     if other_width == base_width:
         raise BadInput(f"other width {other_width} is the base width; what grows shows between two different ones")
     outlines: dict[int, Outline] = {w: outline(build, w) for w in {base_width, other_width, width}}
@@ -92,7 +92,7 @@ def make_plan(
         if unknown:
             base_laws |= measure_laws(build, base_width, unknown)
             laws |= dict.fromkeys(unknown)
-    return Plan(
+    return ScalePlan(
         parametrization=parametrization,
         base_width=base_width,
         width=width,
@@ -107,7 +107,7 @@ def make_plan(
     )
 
 
-def parametrize(model: nn.Module, plan: Plan) -> None:
+def parametrize(model: nn.Module, plan: ScalePlan) -> None:
     """Rescale a freshly initialized model in place, once; at the base width with α = 1 it stays bit-identical.
 
     Each random tensor's deviation from its mean is multiplied by (base law x factor) / (own law), so zeros, padding
@@ -125,7 +125,7 @@ def parametrize(model: nn.Module, plan: Plan) -> None:
 
 
 def param_groups(
-    model: nn.Module, plan: Plan, *, base_lr: float, weight_decay: float, eps: float, betas: tuple[float, float]
+    model: nn.Module, plan: ScalePlan, *, base_lr: float, weight_decay: float, eps: float, betas: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """Groups for torch's AdamW, one for each distinct scale, with its own lr, weight decay and eps, role and names.
 
@@ -152,12 +152,12 @@ def param_groups(
     return list(groups.values())
 
 
-def fold_factors(plan: Plan) -> dict[str, float]:
+def fold_factors(plan: ScalePlan) -> dict[str, float]:
     """The factor f of every parameter by name: in a gradient norm, g counts as f x g, the gradient of the unfolded."""
     return {name: scale.fold for name, scale in plan.scales.items()}
 
 
-def check_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_decay: float = 0.0) -> None:
+def validate_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_decay: float = 0.0) -> None:
     """Refuse an optimizer that the table does not hold for: outside the Adam family, or Adam with L2 decay."""
     if issubclass(optimizer_class, torch.optim.AdamW):
         return
@@ -169,9 +169,9 @@ def check_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_deca
         )
 
 
-def check_same_base(source: Plan | Mapping[str, Any], target: Plan) -> None:
+def validate_same_base(source: ScalePlan | Mapping[str, Any], target: ScalePlan) -> None:
     """Refuse a target whose base width, base depth or parametrization is not the source's: its rates mean others."""
-    data = source.to_dict() if isinstance(source, Plan) else source
+    data = source.to_dict() if isinstance(source, ScalePlan) else source
     wanted = {"base_width": data["base_width"], "parametrization": data["parametrization"]}
     for key, value in (wanted | {"base_depth": data.get("base_depth", 1)}).items():
         given = getattr(target, key)
@@ -234,12 +234,12 @@ def _matching(aliases: Mapping[str, Iterable[str]], patterns: Sequence[str], wha
     return found
 
 
-def _stock_scale(scale: Scale, base: Law | None, own: Law | None) -> Scale:
+def _stock_scale(scale: Scale, base: Initialization | None, own: Initialization | None) -> Scale:
     """What the class's own initialization does with the width, for the eye; nothing is applied."""
     return replace(scale, init_std=own.std / base.std) if base and own and base.std else scale
 
 
-def _parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+def _parameters(model: nn.Module, plan: ScalePlan) -> dict[str, nn.Parameter]:
     """Trainable parameters by the plan's names; a compiled or data-parallel wrapper's prefixes are taken off."""
     named = {_plain(name, plan): p for name, p in model.named_parameters() if p.requires_grad}
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
@@ -252,7 +252,7 @@ def _parameters(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
     return named
 
 
-def _plain(name: str, plan: Plan) -> str:
+def _plain(name: str, plan: ScalePlan) -> str:
     if name in plan.shapes:
         return name
     return name.replace("_orig_mod.", "").removeprefix("module.")
@@ -262,7 +262,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _move(name: str, parameter: nn.Parameter, plan: Plan) -> tuple[float, float, float]:
+def _move(name: str, parameter: nn.Parameter, plan: ScalePlan) -> tuple[float, float, float]:
     """(mean, ratio, new mean): values become (value - mean) x ratio + new mean. Checks the values against their law."""
     if parameter.is_meta:
         raise BadInput(f"{name} is on the meta device; initialize the model before scaling it")
@@ -295,7 +295,7 @@ def _apply(parameter: nn.Parameter, mean: float, ratio: float, new_mean: float) 
         parameter.sub_(mean).mul_(ratio).add_(new_mean)
 
 
-def _check_law(name: str, parameter: nn.Parameter, law: Law) -> None:
+def _check_law(name: str, parameter: nn.Parameter, law: Initialization) -> None:
     """Six standard errors and one percent: what a fresh draw never leaves and a second scaling of a matrix does."""
     if not law.recorded:
         return

@@ -40,7 +40,7 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Initialization:
     """How a parameter is initialized: `std` around `mean`, a constant where `std` is 0.
 
     `recorded` means known from the initialization's own calls for every entry. False: part of the tensor is held at the
@@ -53,7 +53,7 @@ class Law:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ScalePlan:
     """Every parameter's scale at one width, by name, and what it takes to apply them: a function of shapes alone.
 
     `base_laws` and `laws` are the initialization at the base width and at `width`. None: not recorded, so that it is
@@ -68,8 +68,8 @@ class Plan:
     readout: str | None
     scales: Mapping[str, Scale]
     shapes: Mapping[str, tuple[int, ...]]
-    base_laws: Mapping[str, Law | None]
-    laws: Mapping[str, Law | None]
+    base_laws: Mapping[str, Initialization | None]
+    laws: Mapping[str, Initialization | None]
     base_depth: int = 1
     depth: int = 1
 
@@ -82,14 +82,14 @@ class Plan:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, data: Mapping[str, Any]) -> "ScalePlan":
         return cls(
             **{
                 **data,
                 "scales": {name: Scale(**scale) for name, scale in data["scales"].items()},
                 "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
-                "base_laws": {name: law and Law(**law) for name, law in data["base_laws"].items()},
-                "laws": {name: law and Law(**law) for name, law in data["laws"].items()},
+                "base_laws": {name: law and Initialization(**law) for name, law in data["base_laws"].items()},
+                "laws": {name: law and Initialization(**law) for name, law in data["laws"].items()},
             }
         )
 
@@ -99,7 +99,7 @@ class Plan:
         return content_hash(self.to_dict())
 
 
-def check_parametrization(parametrization: str, output_multiplier: float, depth_ratio: float = 1.0) -> None:
+def validate_parametrization(parametrization: str, output_multiplier: float, depth_ratio: float = 1.0) -> None:
     """Refuse what has no rule, or no effect, before anything is built."""
     if parametrization not in PARAMETRIZATIONS:
         raise BadInput(f"unknown parametrization {parametrization!r}; {nearest(parametrization, PARAMETRIZATIONS)}")
@@ -137,7 +137,7 @@ def scale_of(
     `standard` has the init of a standard parametrization (fan_in^-1/2) and one lr, decay and eps for all; α is folded
     as under `mup`, so that the two are the same at the base width. `stock` has no factor at all: its init stays.
     """
-    check_parametrization(parametrization, output_multiplier, depth_ratio)
+    validate_parametrization(parametrization, output_multiplier, depth_ratio)
     if role not in ROLES:
         raise BadInput(f"unknown role {role!r}; {nearest(role, ROLES)}")
     m = width_ratio

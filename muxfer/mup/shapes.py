@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from muxfer.errors import BadInput, nearest
 from muxfer.mup.initialization import Recorder, measure, recording
-from muxfer.mup.rules import ROLES, Law
+from muxfer.mup.rules import ROLES, Initialization
 
 Build = Callable[[int], nn.Module]
 
@@ -44,7 +44,7 @@ class Weight:
 
     shape: tuple[int, ...]
     fans: Mapping[str, tuple[int, int] | None]
-    law: Law | None
+    law: Initialization | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def outline(build: Build, width: int) -> Outline:
     return Outline(width=width, weights=weights, head_dims=head_dims, numbers=_numbers(model, recorder, scalars))
 
 
-def measure_laws(build: Build, width: int, names: Sequence[str]) -> dict[str, Law]:
+def measure_laws(build: Build, width: int, names: Sequence[str]) -> dict[str, Initialization]:
     """Laws of parameters whose initialization could not be recorded, from one real model on the CPU, seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from muxfer.redaction import masked
+from muxfer.redaction import redact
 from muxfer.report.figures import INK, LINE, PAPER, twin
 
 
@@ -41,7 +41,7 @@ def html(title: str, head: str, sections: Sequence[Section] = ()) -> str:
     light = "".join(f"--c-{color}:#{color};" for color in colors)
     dark = "".join(f"--c-{color}:{twin('#' + color)};" for color in colors)
     style = f":root{{{light}}}{STYLE}@media screen and (prefers-color-scheme:dark){{:root{{{DARK}{dark}}}}}"
-    return masked(
+    return redact(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline';"

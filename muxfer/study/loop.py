@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muxfer.errors import StudyBusy, TrialsFailed
-from muxfer.executors.base import Executor, Job, Report
+from muxfer.executors.base import Executor, Job, TrialUpdate
 from muxfer.ledger.base import Lease, Ledger
 from muxfer.models import plugins
 from muxfer.study.retention import Retention
@@ -27,7 +27,7 @@ class Progress(Protocol):
     def more(self, trials: Sequence[Trial]) -> None:
         """All trials that are known by now, when a round is over."""
 
-    def update(self, report: Report) -> None: ...
+    def update(self, report: TrialUpdate) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -96,7 +96,7 @@ def run_study(
                 if deadline is not None and time.monotonic() > deadline:
                     more = None
                     break
-                for report in executor.reports(0.2):
+                for report in executor.updates(0.2):
                     if report.key not in seconds:
                         ledger.begin(jobs[report.key].trial)
                     ledger.report(report.key, report.points)

@@ -37,8 +37,8 @@ class OptunaSearcher:
     def settings(self, records: Sequence[Record]) -> list[Setting]:
         values = values_of(records, self._search.seeds)
         with _quiet():
-            asked = [setting for playback in self._playbacks for setting in playback.settings(values)]
-        once = {key_of(setting): setting for setting in asked}  # integers and choices are drawn again
+            request = [setting for playback in self._playbacks for setting in playback.settings(values)]
+        once = {key_of(setting): setting for setting in request}  # integers and choices are drawn again
         return [*once.values(), *finalists(self._search, [*once.values()], records)]
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from muxfer.executors.base import Report
-from muxfer.redaction import masked, printable
+from muxfer.executors.base import TrialUpdate
+from muxfer.redaction import printable, redact
 from muxfer.report.format import show_seconds, show_setting
 from muxfer.trial import Outcome, Record, Trial
 
@@ -60,7 +60,7 @@ class Progress:
             self.trials |= new
             self._say(f"next round: {len(new)} more")
 
-    def update(self, report: Report) -> None:
+    def update(self, report: TrialUpdate) -> None:
         trial = self.trials[report.key]
         if report.record is None:
             if report.key not in self.first:
@@ -89,7 +89,7 @@ class Progress:
 
     def _say(self, line: str) -> None:
         if self.live is None:
-            print(printable(masked(line)), file=self.stream, flush=True)
+            print(printable(redact(line)), file=self.stream, flush=True)
 
     def _left(self) -> str:
         """Time left: FLOPs not yet done over the rate since the start, at which earlier commands' have no part."""

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from muxfer.analysis.transferability import Best
 
 
-def recorded(asked: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:
+def recorded(request: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:
     """The recorded study that was meant, the configuration that it was last driven with, and its trials."""
-    study = the_study(ledger.studies(asked.name), asked.study, asked.overridden)
-    if study.identity["data_fingerprint"] != asked.fingerprint:
+    study = the_study(ledger.studies(request.name), request.study, request.overridden)
+    if study.identity["data_fingerprint"] != request.fingerprint:
         raise BadInput(
             f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
         )
     config = parse(ledger.config(study))
-    propose = proposing(config, fingerprint=asked.fingerprint, numerics=study.identity["numerics"])
+    propose = proposing(config, fingerprint=request.fingerprint, numerics=study.identity["numerics"])
     return study, config, propose(ledger.records(study))
 
 

@@ -18,7 +18,7 @@ from muxfer.redaction import hidden
 from muxfer.study.trials import study_of
 from muxfer.trial import Study
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Request:
         return [override.partition("=")[0].lstrip("+~").split("@")[0].replace("/", ".") for override in self.overrides]
 
 
-def request(name: str, overrides: Sequence[str], *, planned: bool = False) -> Request:
+def resolve(name: str, overrides: Sequence[str], *, planned: bool = False) -> Request:
     """`planned`: data that are only described will do, for nothing is to be trained. Otherwise BadInput says so."""
     found = composed(name, overrides)
     config = parse(found.plain)
@@ -74,7 +74,7 @@ def request(name: str, overrides: Sequence[str], *, planned: bool = False) -> Re
     )
 
 
-def looking(name: str, overrides: Sequence[str] = ()) -> Request:
+def resolve_without_data(name: str, overrides: Sequence[str] = ()) -> Request:
     """The ledger, folder and cluster that are meant, without data and so without a study: to look, not to run."""
     config = parse(composed(name, overrides).plain)
     nobody = Study(name=name, key="", identity={})

@@ -122,7 +122,7 @@ class Retention:
                 del self._over[held.key]
 
 
-def planned(config: Config, trials: Sequence[Trial], *, folder: Path, say: Callable[[str], None]) -> Retention:
+def planned(config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]) -> Retention:
     """What keeps the checkpoints of these trials (of the first round, where a search learns) below `folder` in order.
 
     BadInput where the budget does not even hold those of the running trials and the best one.
@@ -148,7 +148,7 @@ def planned(config: Config, trials: Sequence[Trial], *, folder: Path, say: Calla
         )
     if running + count * each > budget:
         stay = int((budget - running) // each)
-        say(f"of {count} trials the best {stay} keep a checkpoint: {where}, and each takes {_shown(each)}")
+        print_line(f"of {count} trials the best {stay} keep a checkpoint: {where}, and each takes {_shown(each)}")
     return Retention(folder, budget_bytes=budget, running_bytes=running)
 
 

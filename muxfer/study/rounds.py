@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from muxfer.config.study import Config
 from muxfer.study.search import Fixed, Searcher, grid
-from muxfer.study.trials import check_search, trials_of
+from muxfer.study.trials import trials_of, validate_search
 from muxfer.trial import NUMERICS_VERSION, Record, Trial
 
 Propose = Callable[[Sequence[Record]], list[Trial]]
@@ -16,7 +16,7 @@ def proposing(config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERS
 
     `numerics`: of the version that ran the study, where that is a recorded one.
     """
-    check_search(config)
+    validate_search(config)
     searcher = searcher_of(config)
     return lambda records: trials_of(searcher.settings(records), config, fingerprint=fingerprint, numerics=numerics)
 

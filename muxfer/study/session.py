@@ -11,7 +11,7 @@ from muxfer.errors import BadInput, MuxferError, StudyBusy
 from muxfer.executors import ray_sessions
 from muxfer.ledger.base import Ledger
 from muxfer.ledger.lease import HeldLease
-from muxfer.ledger.tracking_uri import masked, sqlite_path
+from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
 from muxfer.processes import gone
 from muxfer.study.resolve import Request, tracking_uri
 from muxfer.trial import Study
@@ -21,17 +21,17 @@ FAREWELL_SECONDS = 5.0
 
 
 @contextmanager
-def open_ledger(asked: Request, *, existing: bool = False) -> Iterator[Ledger]:
+def open_ledger(request: Request, *, existing: bool = False) -> Iterator[Ledger]:
     """The ledger of a request. `existing`: BadInput where there is none yet, instead of making one."""
-    uri = tracking_uri(asked.config)
+    uri = tracking_uri(request.config)
     database = sqlite_path(uri)
     if existing and database is not None and not database.exists():
         raise BadInput(
-            f"no ledger at {masked(uri)}: run muxfer sweep {asked.name} first, or give ledger.tracking_uri=URI"
+            f"no ledger at {redact_uri(uri)}: run muxfer sweep {request.name} first, or give ledger.tracking_uri=URI"
         )
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
-    ledger = MlflowLedger(asked.config.ledger, folder=asked.folder, variables=asked.variables)
+    ledger = MlflowLedger(request.config.ledger, folder=request.folder, variables=request.variables)
     try:
         yield ledger
     finally:
@@ -52,14 +52,14 @@ def _sweep_litter(home: Path) -> None:
 
 
 @contextmanager
-def driving(asked: Request, study: Study, ledger: Ledger, config: Mapping[str, Any] | None) -> Iterator[Any]:
+def driving(request: Request, study: Study, ledger: Ledger, config: Mapping[str, Any] | None) -> Iterator[Any]:
     """Hold the study's lease; whatever ends it, what was written is flushed first and the lease given back."""
     lease = ledger.acquire(study)
     try:
         ledger.open(study, config, lease)
-        _sweep_litter(asked.folder / study.label)
+        _sweep_litter(request.folder / study.label)
         yield lease
-        ledger.flush(asked.config.ledger.patience_seconds)
+        ledger.flush(request.config.ledger.patience_seconds)
     except BaseException as error:  # it is told, not that the ledger failed too: the spool keeps what it did not take
         with contextlib.suppress(MuxferError):
             ledger.flush(FAREWELL_SECONDS, brief=True)

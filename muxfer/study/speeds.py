@@ -16,17 +16,17 @@ SIMILAR = 4.0
 """A measured throughput stands for models of up to so many times more or fewer multiply-accumulates, and no others."""
 
 
-def speeds_of(asked: Request, count: Measure) -> tuple[dict[int, float], str]:
+def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:
     """Seconds a FLOP by multiply-accumulates of the models that were trained, or why nothing is known."""
     seconds: dict[int, float] = {}
     flops: dict[int, float] = {}
-    family, source = asked.config.model.family, asked.config.data.name
+    family, source = request.config.model.family, request.config.data.name
     try:
-        with open_ledger(asked, existing=True) as ledger:
+        with open_ledger(request, existing=True) as ledger:
             for study in ledger.studies():
                 if study.identity["model"]["family"] != family or study.identity["data"]["name"] != source:
                     continue
-                base = proxy_task(asked.config, study)
+                base = proxy_task(request.config, study)
                 for record in ledger.records(study):
                     if record.kind != "proxy" or record.outcome is Outcome.FAILED or not record.train_seconds:
                         continue

@@ -77,7 +77,7 @@ def make_trial(
     )
 
 
-def check_search(config: Config) -> None:
+def validate_search(config: Config) -> None:
     """Refuse a search that is too large, and one whose spaces reach where no task can go. BadInput says which."""
     search = config.search
     if (count := search.seeds * num_settings(search)) > MAX_TRIALS:
@@ -93,7 +93,7 @@ def check_search(config: Config) -> None:
 
 def grid_trials(config: Config, *, fingerprint: str) -> list[Trial]:
     """Every trial of the grid, each setting with each replicate. BadInput where a value fits no model."""
-    check_search(config)
+    validate_search(config)
     return trials_of(grid(config.search), config, fingerprint=fingerprint)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from muxfer.analysis.loss_band import MIN_REPORTS, Curve, LossBand, loss_band
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.executors.base import Executor, Job, Report
+from muxfer.executors.base import Executor, Job, TrialUpdate
 from muxfer.transfer.target import TargetRun
 from muxfer.trial import Point, Record
 
@@ -65,8 +65,8 @@ class Watched:
     def submit(self, jobs: Sequence[Job]) -> None:
         self._executor.submit([replace(job, band=self._band) for job in jobs])
 
-    def reports(self, timeout_seconds: float) -> list[Report]:
-        return self._executor.reports(timeout_seconds)
+    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
+        return self._executor.updates(timeout_seconds)
 
     def close(self) -> None:
         self._executor.close()

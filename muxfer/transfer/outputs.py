@@ -12,12 +12,12 @@ from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.files import content_of
 from muxfer.report.figures import replace_file
-from muxfer.study.resolve import Say
+from muxfer.study.resolve import PrintLine
 from muxfer.transfer.target import TargetRun
 from muxfer.trial import Record, Trial
 
 if TYPE_CHECKING:
-    from muxfer.mup import Plan
+    from muxfer.mup import ScalePlan
     from muxfer.training.checkpoint import Snapshot
 
 WEIGHTS = "ema.safetensors"
@@ -41,12 +41,12 @@ def is_out(folder: Path, record: Record | None) -> bool:
     return handed_out(folder) is not None and content_of(folder / "samples.png") is not None
 
 
-def that_hold(records: Sequence[Record], trial: Trial, checkpoints: Path, say: Say) -> Sequence[Record]:
+def that_hold(records: Sequence[Record], trial: Trial, checkpoints: Path, print_line: PrintLine) -> Sequence[Record]:
     """The records, but for a finished target's whose last checkpoint is damaged: it goes on from the one before."""
     done = next((record for record in records if record.key == trial.key and record.metric is not None), None)
     if done is None or (step := newest(done, checkpoints).step) == done.step:
         return records
-    say(f"the target's checkpoint of step {done.step} is damaged: it goes on from that of step {step}")
+    print_line(f"the target's checkpoint of step {done.step} is damaged: it goes on from that of step {step}")
     return [record for record in records if record is not done]
 
 
@@ -64,7 +64,7 @@ def newest(record: Record, checkpoints: Path) -> "Snapshot":
     return found.snapshot
 
 
-def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: "Plan", task: Task) -> list[Path]:
+def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: "ScalePlan", task: Task) -> list[Path]:
     """Averaged weights, lineage and plan, and last a picture of samples: what the target hands out."""
     import torch
     from safetensors.torch import save

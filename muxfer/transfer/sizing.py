@@ -13,23 +13,23 @@ from muxfer.models.count import measure
 from muxfer.study.isoflop import points_of, target_size
 from muxfer.study.match import proxy_task
 from muxfer.study.recorded import recorded, records_of
-from muxfer.study.resolve import Request, request, words_of
+from muxfer.study.resolve import Request, resolve, words_of
 from muxfer.study.session import open_ledger
 
 SIZES = ("width", "depth", "steps")
 
 
-def sized_target(asked: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
+def sized_target(request: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
     """The target of these FLOPs, and in a line what the law says of it. `base` is the task of the proxies.
 
     `law` names the isoFLOP study, with its overrides as one would type them; None: it is the study asked for.
     """
-    target = asked.config.target
-    said = [name for name in SIZES if f"target.{name}" in asked.overridden and getattr(target, name) is not None]
+    target = request.config.target
+    said = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
     if said:
         raise BadInput(f"target.{said[0]} and --flops both say how large the target is: give one")
-    name, *overrides = [asked.name, *asked.overrides] if law is None else words_of(law, "--law")
-    source = request(name, overrides, planned=True)
+    name, *overrides = [request.name, *request.overrides] if law is None else words_of(law, "--law")
+    source = resolve(name, overrides, planned=True)
     if source.config.search.sampler != "isoflop":
         raise BadInput(
             f"sweep {name} is no isoFLOP study, and its fit can't size a target: name one that is, --law isoflop"

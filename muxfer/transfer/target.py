@@ -151,9 +151,9 @@ def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_
     regularization = [name for name, kind in TRANSFER.items() if kind == "regularization" and _value(proxy, name)]
     given = [name for name in TRANSFER if getattr(target, name, None) is not None]
     for name in dict.fromkeys([*tuned, "warmup_steps", "ema_fraction", *regularization, *given]):
-        value, asked = _value(proxy, name), getattr(target, name, None)
-        if asked is not None:
-            yield Carried(name=name, value=value, target=asked, how="given", why=f"target.{name} says so")
+        value, request = _value(proxy, name), getattr(target, name, None)
+        if request is not None:
+            yield Carried(name=name, value=value, target=request, how="given", why=f"target.{name} says so")
         elif name in AXES:
             yield Carried(name=name, value=value, target=value, how="carried", why="the largest of the proxies")
         elif TRANSFER[name] == "carried":

@@ -11,7 +11,7 @@ from muxfer.transfer.target import Carried, TargetRun, value_text
 from muxfer.trial import Outcome, Record
 
 if TYPE_CHECKING:
-    from muxfer.mup import Plan
+    from muxfer.mup import ScalePlan
 
 
 def settings_text(settings: Sequence[Carried]) -> str:
@@ -49,7 +49,7 @@ def ended(record: Record, target: TargetRun) -> str:
     )
 
 
-def scale_groups(scales: "Plan", task: Task) -> list[dict[str, Any]]:
+def scale_groups(scales: "ScalePlan", task: Task) -> list[dict[str, Any]]:
     """Each parameter group of the target: how many tensors, and its rate, decay and eps after scaling."""
     optimizer = task.optimizer
     counts = Counter((s.role, s.lr, s.weight_decay, s.eps, s.init_std) for s in scales.scales.values())
@@ -66,7 +66,7 @@ def scale_groups(scales: "Plan", task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def scales_text(scales: "Plan", task: Task) -> str:
+def scales_text(scales: "ScalePlan", task: Task) -> str:
     """The same as a table for a terminal."""
     lines = [
         f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}"
@@ -81,6 +81,6 @@ def scales_text(scales: "Plan", task: Task) -> str:
     return "\n".join(lines)
 
 
-def base_depth(scales: "Plan") -> str:
+def base_depth(scales: "ScalePlan") -> str:
     scaled = scales.parametrization == "completep"
     return f", depth {scales.depth}, base depth {scales.base_depth}" if scaled else ""

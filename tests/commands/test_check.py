@@ -40,7 +40,7 @@ def passed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         said = []
-        return check("dit", [*SMALL, f"output_dir={folder}"], say=said.append), said
+        return check("dit", [*SMALL, f"output_dir={folder}"], print_line=said.append), said
 
 
 def test_mup_passes_beside_a_control_that_fails(passed):
@@ -172,7 +172,7 @@ def test_a_parameter_without_a_gradient_is_named():
 
 
 def test_the_check_runs_under_ddpm_with_a_learned_variance():
-    answer = check("dit", [*SMALL, "objective=ddpm", "model.learn_sigma=true"], say=quiet)
+    answer = check("dit", [*SMALL, "objective=ddpm", "model.learn_sigma=true"], print_line=quiet)
     assert answer.exit_code == 0, answer.text
 
 
@@ -212,7 +212,7 @@ def test_a_figure_of_nothing_but_zeros_is_drawn(tmp_path):
 )
 def test_what_gives_no_slope_is_refused_in_one_line(overrides, told):
     with pytest.raises(BadInput) as refused:
-        check("dit", [*SMALL, *overrides], say=quiet)
+        check("dit", [*SMALL, *overrides], print_line=quiet)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 

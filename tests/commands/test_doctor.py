@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from muxfer.commands.doctor import _loopback, _server, ledger, machine, versions
-from muxfer.study.resolve import looking
+from muxfer.study.resolve import resolve_without_data
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +44,20 @@ def test_the_versions_here_are_those_that_muxfer_asks_for():
 
 
 def test_more_slots_than_memory_and_a_missing_gpu_are_told():
-    found = {one.part: one for one in machine(looking("lr-width", ["compute.slots=100000", "compute.device=cuda"]))}
+    found = {
+        one.part: one
+        for one in machine(resolve_without_data("lr-width", ["compute.slots=100000", "compute.device=cuda"]))
+    }
     assert found["devices"].state == ("ok" if torch.cuda.is_available() else "fail")
-    many = [one for one in machine(looking("lr-width", ["compute.slots=100000"])) if "100000 slots" in one.told]
+    many = [
+        one for one in machine(resolve_without_data("lr-width", ["compute.slots=100000"])) if "100000 slots" in one.told
+    ]
     assert [one.state for one in many] == ["warn"]
     assert many[0].mend.startswith("fewer slots, compute.slots=")
 
 
 def test_a_ledger_that_is_not_there_yet_is_well_and_is_not_made(empty_folder):
-    (found,) = ledger(looking("lr-width"))
+    (found,) = ledger(resolve_without_data("lr-width"))
     assert found.state == "ok"
     assert not list(empty_folder.iterdir())
 

@@ -25,7 +25,7 @@ from muxfer.executors.inline import InlineExecutor
 from muxfer.models.diffusers_weights import save, to_diffusers
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome, Record, Study
@@ -70,7 +70,7 @@ def train(*overrides: str, lost: Mapping[str, str] | None = None) -> dict[Outcom
 
     The keys `lost` are recorded with a checkpoint that is not on this host.
     """
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
         trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
         ran = run_study(
@@ -104,8 +104,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         pixart = train(*PIXART)
         declared = train(*DECLARED)
         other = train(*TINY)
-        launched = transfer("lr-width", [*DIT, *TARGET], say=print, force=True).data
-        asked = request("lr-width", DIT)
+        launched = transfer("lr-width", [*DIT, *TARGET], print_line=print, force=True).data
+        asked = resolve("lr-width", DIT)
         with open_ledger(asked) as ledger:
             [target] = [record for record in ledger.records(asked.study) if record.kind == "target"]
         assert launched["run_id"] == target.run_id
@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_earlier_export(trained: 
     folder = tmp_path / "out"
     exported(trained.dit.key, folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    asked = request("lr-width", DIT)
+    asked = resolve("lr-width", DIT)
     with open_ledger(asked) as ledger:
         study, record = find(ledger, trained.dit.key, where="here")
     written = to_diffusers(model_of(study, record, asked.home), weights_of(record, asked.home))

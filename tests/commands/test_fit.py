@@ -19,7 +19,7 @@ from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.models.count import measure
 from muxfer.report.figures.laws import laws_figure
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.trial import Outcome, Record
 
@@ -172,7 +172,7 @@ SMALL = ("search.flops=[1e11,2e11,4e11]", "search.depth=[2,3,4,5]", "training.ba
 
 def recorded_study(*overrides):
     """A study whose losses lie on parabolas around 0.35 sqrt(C) parameters, in a ledger of its own."""
-    asked = request("isoflop", [*SMALL, *overrides])
+    asked = resolve("isoflop", [*SMALL, *overrides])
     trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
     with (
         open_ledger(asked) as ledger,

@@ -13,7 +13,7 @@ from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome
@@ -31,7 +31,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 def train(*overrides):
     """The record of the first trial, trained in this very process and kept in a real ledger."""
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
         [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
         [record] = run_study(

@@ -15,7 +15,7 @@ from muxfer.executors import ray_sessions
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import Request, request
+from muxfer.study.resolve import Request, resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials
 from tests.typed import start
@@ -53,13 +53,15 @@ def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """A study in the current folder, whose one trial has failed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    asked = request("lr-width", TINY)
+    asked = resolve("lr-width", TINY)
     drive(asked, InlineExecutor(worker="nowhere:Nobody"))
     return asked
 
 
 def test_a_retry_leaves_what_another_driver_settled_while_it_waited(failed: Request) -> None:
-    answer = retry("lr-width", TINY, say=lambda told: drive(failed, InlineExecutor()) if "once more" in told else None)
+    answer = retry(
+        "lr-width", TINY, print_line=lambda told: drive(failed, InlineExecutor()) if "once more" in told else None
+    )
     assert (answer.data["retried"], answer.data["trials"]) == (0, [])
     assert list(failed.home.glob("trials/*/attempt-*/step-*")), "the other's checkpoint"
     with open_ledger(failed) as ledger:
@@ -71,9 +73,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """A study in the current folder, all of it trained, and its page written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    asked = request("lr-width", TINY)
+    asked = resolve("lr-width", TINY)
     drive(asked, InlineExecutor())
-    sweep("lr-width", TINY, say=print)
+    sweep("lr-width", TINY, print_line=print)
     return asked
 
 
@@ -86,9 +88,9 @@ def test_a_page_goes_to_another_ledger_too_once_that_holds_the_study(
     before = pages()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     drive(trained, InlineExecutor())
-    sweep("lr-width", TINY, say=print)
+    sweep("lr-width", TINY, print_line=print)
     assert len(after := pages()) == len(before) + 1
-    sweep("lr-width", TINY, say=print)
+    sweep("lr-width", TINY, print_line=print)
     assert pages() == after, "there was nothing to do"
 
 
@@ -111,7 +113,7 @@ def test_a_folder_in_the_place_of_a_pages_stamp_is_refused(trained: Request) -> 
     stamp.unlink()
     stamp.mkdir()
     with pytest.raises(BadInput, match=r"report\.of can't be written .Is a directory."):
-        sweep("lr-width", TINY, say=print)
+        sweep("lr-width", TINY, print_line=print)
 
 
 def test_a_study_that_was_moved_and_linked_is_not_cleaned_and_the_line_says_where_it_is(
@@ -149,7 +151,7 @@ def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(tmp
     """The study's driver alone sweeps there; without the override that it was made with, another's is asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    recorded = request("lr-width", [*TINY, "optimizer.parametrization=standard"])
+    recorded = resolve("lr-width", [*TINY, "optimizer.parametrization=standard"])
     drive(recorded, InlineExecutor(worker="nowhere:Nobody"))
 
     class OnJoinedCluster(InlineExecutor):
@@ -160,7 +162,7 @@ def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(tmp
             ray_sessions.make_storage(folder)
 
     monkeypatch.setattr("muxfer.executors.ray_tune.RayExecutor", OnJoinedCluster)
-    answer = retry("lr-width", [*TINY, "compute.address=127.0.0.1:6379"], say=print)
+    answer = retry("lr-width", [*TINY, "compute.address=127.0.0.1:6379"], print_line=print)
     assert (answer.data["retried"], answer.data["failed"]) == (1, 0)
     assert len(list(recorded.home.glob(".ray-*"))) == 1
     assert list(recorded.folder.iterdir()) == [recorded.home]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.commands.answer import Answer
 from muxfer.commands.export import weights_of
+from muxfer.commands.result import CommandResult
 from muxfer.commands.transfer import transfer
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput, StudyBusy, TrialsFailed
@@ -17,7 +17,7 @@ from muxfer.executors.inline import InlineExecutor
 from muxfer.report.figures import replace_file
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.transfer.outputs import handed_out
@@ -40,7 +40,7 @@ TARGET = ["target.width=32", "target.steps=30", "evaluation.sampling_steps=2", "
 
 def drive(overrides: list[str], *, trials: int | None = None) -> None:
     """One driver's work on a study: its first trials, or all, that are not settled yet."""
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
         run_study(
             grid_trials(asked.config, fingerprint=asked.fingerprint)[:trials],
@@ -58,14 +58,14 @@ class Target:
     """A trained target that was handed out: its files, and the command once more."""
 
     def __init__(self) -> None:
-        self.asked = request("lr-width", STUDY)
+        self.asked = resolve("lr-width", STUDY)
         self.first = self.again()[0].data
         self.folder = Path(self.first["checkpoint"]).parent
         self.weights = (self.folder / "ema.safetensors").read_bytes()
 
-    def again(self) -> tuple[Answer, str]:
+    def again(self) -> tuple[CommandResult, str]:
         said: list[str] = []
-        answer = transfer("lr-width", [*STUDY, *TARGET], say=said.append, force=True)
+        answer = transfer("lr-width", [*STUDY, *TARGET], print_line=said.append, force=True)
         return answer, "\n".join(said)
 
     def record(self) -> Record:
@@ -207,9 +207,9 @@ def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(
     study = [*STUDY, "search.base_lr=[2**-6,2**-5]"]
     drive(study, trials=1)
     with pytest.raises(StudyBusy, match="changed while this command waited for it: run the same command again"):
-        transfer("lr-width", [*study, *TARGET], say=lambda told: drive(study), force=True)
+        transfer("lr-width", [*study, *TARGET], print_line=lambda told: drive(study), force=True)
     assert not list(alone.rglob("target-*")), "nothing was launched"
-    assert transfer("lr-width", [*study, *TARGET], say=print, force=True).data["metric"] is not None
+    assert transfer("lr-width", [*study, *TARGET], print_line=print, force=True).data["metric"] is not None
 
 
 def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(alone: Path) -> None:
@@ -217,12 +217,12 @@ def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(alone
     wrong = [*study, *TARGET, "target.steps=120", "target.base_lr=2**-2"]
     drive(study)
     with pytest.raises(TrialsFailed, match="was halted at step .*; its curve: "):
-        transfer("lr-width", wrong, say=print, force=True)
+        transfer("lr-width", wrong, print_line=print, force=True)
     [curve] = alone.rglob("target-band.png")
     curve.unlink()
     curve.mkdir()
     with pytest.raises(TrialsFailed, match=r"was halted at step .* with target\.guard=off$"):
-        transfer("lr-width", wrong, say=print, force=True)
+        transfer("lr-width", wrong, print_line=print, force=True)
 
 
 def test_a_file_takes_anothers_place_when_the_disk_has_it_and_not_before(

@@ -10,10 +10,10 @@ from muxfer.commands.plan import plan
 from muxfer.config.hydra_compose import compose, packaged
 from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting
-from muxfer.config.task import Planned
+from muxfer.config.task import DescribedData
 from muxfer.data.source import about, load
 from muxfer.errors import BadInput
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.trials import grid_trials
 
 STUDIES = sorted(file.stem for file in packaged("sweeps").glob("*.yaml"))
@@ -101,7 +101,7 @@ def test_mmdit_tunes_for_14_5_percent_of_one_pretraining_and_2_9_percent_of_the_
 @pytest.mark.parametrize("name", ["lr-width", "mmdit-random"])
 def test_planned_data_refuse_to_be_trained_on_in_one_line(name):
     with pytest.raises(BadInput, match=r"not on this machine.*data=image_folder") as refused:
-        request(name, ["scale=paper"])
+        resolve(name, ["scale=paper"])
     assert "\n" not in str(refused.value)
 
 
@@ -116,7 +116,7 @@ def test_the_scale_gives_way_to_the_command_line():
 
 
 def test_scales_left_the_studies_of_before_as_they_were():
-    asked = request("lr-width", [])
+    asked = resolve("lr-width", [])
     assert asked.study.label == "lr-width-6988d735"
     assert grid_trials(asked.config, fingerprint=asked.fingerprint)[0].key == "654a9d0fafae45a3"
 
@@ -130,7 +130,7 @@ def test_the_control_differs_from_lr_width_in_the_parametrization_alone():
 
 
 def test_planned_data_are_known_by_their_description():
-    data = Planned(name="planned", image_size=8, channels=4, num_samples=100, num_classes=3, text_tokens=5)
+    data = DescribedData(name="planned", image_size=8, channels=4, num_samples=100, num_classes=3, text_tokens=5)
     known = about(data)
     assert (known.num_classes, len(known.captions[0].split()) + 1) == (3, 5)
     assert about(dataclasses.replace(data)) == known

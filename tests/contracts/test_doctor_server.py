@@ -1,12 +1,12 @@
 """What the doctor says of a real MLflow server that asks nobody who they are."""
 
 from muxfer.commands import doctor
-from muxfer.study.resolve import looking
+from muxfer.study.resolve import resolve_without_data
 
 
 def test_a_server_tells_its_version_and_one_that_is_open_to_all_fails(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = looking("lr-width", [f"ledger.tracking_uri={server.uri}"])
+    asked = resolve_without_data("lr-width", [f"ledger.tracking_uri={server.uri}"])
     here = list(doctor.ledger(asked))
     assert [one.state for one in here] == ["ok", "ok"], "on this machine alone: nobody else reaches it"
     assert "server is MLflow 3." in here[1].told

@@ -14,7 +14,7 @@ from muxfer.errors import BadInput
 from muxfer.executors.base import Job
 from muxfer.executors.inline import InlineExecutor
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 
 
@@ -23,7 +23,7 @@ def earlier(request, tmp_path, monkeypatch):
     """(what the version said of its ledger, that ledger, the overrides that lead to it)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    said = restore(request.param, tmp_path)
+    said = restore(resolve.param, tmp_path)
     config = LedgerConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     return said, MlflowLedger(config, folder=tmp_path / "muxfer"), OVERRIDES
 
@@ -48,7 +48,7 @@ def test_every_record_and_curve_reads_as_it_was_written(earlier):
 
 def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
     said, _, overrides = earlier
-    answer = commands.sweep("lr-width", overrides, say=print)
+    answer = commands.sweep("lr-width", overrides, print_line=print)
     assert answer.exit_code == 0
     assert (answer.data["ran"], answer.data["skipped"]) == (0, len(said["sweep"]["trials"]))
     assert results(answer.data) == results(said["sweep"])
@@ -60,15 +60,15 @@ def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
 def test_a_study_of_earlier_numerics_is_judged_and_its_trials_are_not_gone_on_with(earlier, monkeypatch):
     said, _, overrides = earlier
     before = verdict.verdict("lr-width", overrides).data
-    (stood,) = status("lr-width", [], say=print).data["studies"]
+    (stood,) = status("lr-width", [], print_line=print).data["studies"]
     monkeypatch.setattr("muxfer.study.trials.NUMERICS_VERSION", 2)
     monkeypatch.setattr("muxfer.commands.retry.NUMERICS_VERSION", 2)
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     assert asked.study.key != said["sweep"]["study"]
     assert verdict.verdict("lr-width", overrides).data == before
-    assert status("lr-width", [], say=print).data["studies"] == [stood]
+    assert status("lr-width", [], print_line=print).data["studies"] == [stood]
     with pytest.raises(BadInput, match="trained with numerics 1, this version has 2"):
-        retry.retry("lr-width", overrides, say=print)
+        retry.retry("lr-width", overrides, print_line=print)
 
 
 @pytest.mark.parametrize("command", ["verdict", "report", "sweep"])
@@ -76,16 +76,16 @@ def test_what_a_newer_version_wrote_is_refused_and_left_alone(earlier, command, 
     _, _, overrides = earlier
     make_newer(tmp_path / "mlflow.db")
     before = content(tmp_path / "mlflow.db")
-    say = {"say": print} if command == "sweep" else {}
+    print_line = {"say": print} if command == "sweep" else {}
     with pytest.raises(BadInput, match="written by a newer muxfer .* upgrade muxfer"):
-        getattr(commands, command)("lr-width", overrides, **say)
+        getattr(commands, command)("lr-width", overrides, **print_line)
     assert content(tmp_path / "mlflow.db") == before
 
 
 @pytest.fixture(scope="module")
 def today(tmp_path_factory):
     """What the narrow trials of the recorded study end with today, by key."""
-    asked = request("lr-width", OVERRIDES)
+    asked = resolve("lr-width", OVERRIDES)
     trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
     narrow = [trial for trial in trials if trial.setting["width"] == 16]
     executor = InlineExecutor()
@@ -93,7 +93,7 @@ def today(tmp_path_factory):
     executor.submit([Job(trial=trial, folder=str(folder / trial.key), epoch=1) for trial in narrow])
     found = {}
     while len(found) < len(narrow):
-        for report in executor.reports(60):
+        for report in executor.updates(60):
             if report.record is not None:
                 found[report.key] = [str(report.record.outcome), report.record.metric, report.record.step]
     return found

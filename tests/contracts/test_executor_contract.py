@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from muxfer.config.study import Compute
-from muxfer.executors.base import Executor, Job, Report
+from muxfer.executors.base import Executor, Job, TrialUpdate
 from muxfer.executors.inline import InlineExecutor
 from muxfer.executors.ray_tune import RayExecutor
 from muxfer.trial import Outcome
@@ -33,15 +33,15 @@ def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     executor.close()
 
 
-def run(executor: Executor, jobs: list[Job], *, seconds: float = 60.0) -> list[Report]:
+def run(executor: Executor, jobs: list[Job], *, seconds: float = 60.0) -> list[TrialUpdate]:
     """Every report until each job has a record."""
     executor.submit(jobs)
-    came_in: list[Report] = []
+    came_in: list[TrialUpdate] = []
     open_keys = {job.trial.key for job in jobs}
     end = time.monotonic() + seconds
     while open_keys:
         assert time.monotonic() < end, f"no record for {open_keys}"
-        for report in executor.reports(0.1):
+        for report in executor.updates(0.1):
             came_in.append(report)
             if report.record is not None:
                 open_keys.remove(report.key)
@@ -56,7 +56,7 @@ def test_each_job_ends_in_one_record_that_survived_the_way(executor, tmp_path):
     assert (records["a"].metric, records["a"].replicate, records["a"].epoch) == (2.0**-7, 3, 7)
     assert records["a"].setting == job(tmp_path, "a", steps=3).trial.setting
     assert reports[0].points[0].step == 1
-    assert executor.reports(0.05) == []
+    assert executor.updates(0.05) == []
 
 
 def test_jobs_begin_in_the_order_submitted_on_the_executors_device(executor, tmp_path):
@@ -87,7 +87,7 @@ def test_a_bug_in_a_trial_fails_it_in_one_line_that_says_where(executor, tmp_pat
 def test_jobs_may_be_submitted_after_all_others_ended(executor, tmp_path):
     run(executor, [job(tmp_path, "round-1")])
     before = time.monotonic()
-    assert executor.reports(0.3) == []
+    assert executor.updates(0.3) == []
     assert time.monotonic() - before < 5
     reports = run(executor, [job(tmp_path, "round-2")])
     assert {report.key for report in reports} == {"round-2"}

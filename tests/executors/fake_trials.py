@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.trial import Outcome, Point, Record, Trial
 
 WORKER = "fake_trials:FakeRun"
@@ -34,7 +34,7 @@ class FakeRun:
         with self.attempts.open("a") as file:
             file.write(f"{os.getpid()} {job.device}\n")
 
-    def advance(self, seconds: float) -> Report:
+    def advance(self, seconds: float) -> TrialUpdate:
         time.sleep(float(self.setting["seconds"]))
         self.step += 1
         self.checkpoint.write_text(str(self.step))
@@ -44,7 +44,7 @@ class FakeRun:
             os.kill(os.getpid(), 9)
         points = tuple(Point(name=name, step=self.step, value=value) for name, value in self._values().items())
         record = self._record() if self.step >= int(self.setting["steps"]) else None
-        return Report(
+        return TrialUpdate(
             key=self.job.trial.key, step=self.step, points=points, train_seconds=0.5 * self.step, record=record
         )
 

@@ -17,7 +17,7 @@ import pytest
 from muxfer.config.study import Compute
 from muxfer.errors import BadInput, NoResources
 from muxfer.executors import ray_sessions
-from muxfer.executors.base import Job, Report
+from muxfer.executors.base import Job, TrialUpdate
 from muxfer.executors.ray_processes import Cluster
 from muxfer.executors.ray_tune import RayExecutor, resolve, stdout_aside
 from muxfer.trial import Outcome, Record
@@ -39,21 +39,21 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
     executor.close()
 
 
-def run(executor: RayExecutor, jobs: list[Job]) -> tuple[list[Report], dict[str, Record]]:
+def run(executor: RayExecutor, jobs: list[Job]) -> tuple[list[TrialUpdate], dict[str, Record]]:
     executor.submit(jobs)
-    reports: list[Report] = []
+    reports: list[TrialUpdate] = []
     records: dict[str, Record] = {}
     end = time.monotonic() + 60
     while len(records) < len(jobs):
         assert time.monotonic() < end, f"only {list(records)} ended"
-        for report in executor.reports(0.1):
+        for report in executor.updates(0.1):
             reports.append(report)
             if report.record is not None:
                 records[report.key] = report.record
     return reports, records
 
 
-def pids(reports: list[Report], key: str | None = None) -> list[int]:
+def pids(reports: list[TrialUpdate], key: str | None = None) -> list[int]:
     values = [p.value for r in reports if key in (None, r.key) for p in r.points if p.name == "pid"]
     return list(dict.fromkeys(int(value) for value in values))
 
@@ -73,12 +73,12 @@ def test_one_process_of_one_thread_takes_trial_after_trial(executor, tmp_path):
 
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(executor, tmp_path):
     executor.submit([job(tmp_path, "victim", steps=40, seconds=0.1), job(tmp_path, "next")])
-    reports: list[Report] = []
+    reports: list[TrialUpdate] = []
     killed = None
     end = time.monotonic() + 60
     while sum(report.record is not None for report in reports) < 2:
         assert time.monotonic() < end
-        reports += executor.reports(0.1)
+        reports += executor.updates(0.1)
         if killed is None and any(report.step >= 5 for report in reports):
             killed = pids(reports, "victim")[0]
             os.kill(killed, signal.SIGKILL)
@@ -139,7 +139,7 @@ steps = {"join": 2, "stopped": 40}.get(case, 10_000)
 executor.submit([job(folder, "long", steps=steps, seconds=0.1)])
 first = []
 while not first:
-    first = executor.reports(0.5)
+    first = executor.updates(0.5)
 tell(worker=int(first[0].points[0].value))
 print("the driver's own print")
 if case in ("driver", "stopped"):
@@ -149,12 +149,12 @@ if case in ("gcs_server", "raylet"):
     began = time.monotonic()
     try:
         while time.monotonic() - began < 30:
-            executor.reports(0.2)
+            executor.updates(0.2)
     except MuxferError as error:
         tell(error=str(error), exit_code=error.exit_code, noticed=time.monotonic() - began)
 if address:
     while first[-1].record is None:
-        first += executor.reports(0.5)
+        first += executor.updates(0.5)
     tell(outcome=str(first[-1].record.outcome), resumed_at=first[-1].record.resumed_at)
 began = time.monotonic()
 executor.close()
@@ -396,9 +396,9 @@ def test_stdout_is_given_back(capfd):
 def test_close_ends_all_of_it_with_a_trial_in_flight(executor, tmp_path):
     """Last in this file: it closes the session that the others share."""
     executor.submit([job(tmp_path, "long", steps=10_000, seconds=0.1)])
-    reports: list[Report] = []
+    reports: list[TrialUpdate] = []
     while not reports:
-        reports = executor.reports(0.5)
+        reports = executor.updates(0.5)
     cluster = executor._cluster
     began = time.monotonic()
     executor.close()

@@ -111,7 +111,7 @@ def test_other_data_than_the_studys_are_refused(job):
         TrialRun(changed)
     executor = InlineExecutor()
     executor.submit([changed])
-    (report,) = executor.reports(1.0)
+    (report,) = executor.updates(1.0)
     assert report.record.outcome is Outcome.FAILED
     assert "changed since the sweep began" in report.record.error
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
-from muxfer.ledger import base as ledger
 from muxfer.ledger import writer
 from muxfer.ledger.spool import Spool
 from muxfer.ledger.writer import Writer
@@ -214,7 +213,7 @@ class Laden:
     """
 
     def __init__(self, path, monkeypatch, *, num_operations, seconds):
-        monkeypatch.setattr(ledger, "time", self)
+        monkeypatch.setattr(writer, "time", self)
         self.now = 0.0
         self.chunks = []
         self.left = threading.Event()

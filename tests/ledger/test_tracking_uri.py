@@ -15,7 +15,7 @@ from muxfer.config.study import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger import mlflow_client
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from muxfer.ledger.tracking_uri import locked, masked, secrets, short_reason
+from muxfer.ledger.tracking_uri import locked, redact_uri, secrets, short_reason
 from muxfer.trial import Study
 
 STUDY = Study(name="lr-width", key="0123456789abcdef", identity={})
@@ -59,8 +59,8 @@ def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, t
     ],
 )
 def test_a_uri_is_shown_without_user_password_and_query(uri, shown):
-    assert masked(uri) == shown
-    assert masked(shown) == shown
+    assert redact_uri(uri) == shown
+    assert redact_uri(shown) == shown
 
 
 def test_a_raw_slash_in_a_password_is_told_without_it(tmp_path):

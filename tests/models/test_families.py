@@ -22,7 +22,7 @@ from muxfer.data.source import load
 from muxfer.errors import BadInput
 from muxfer.executors.base import Job
 from muxfer.executors.worker import TrialRun
-from muxfer.models.build import build_model, conditioning, mup_plan
+from muxfer.models.build import build_model, conditioning, scale_plan
 from muxfer.models.count import measure
 from muxfer.models.families import evaluate, family_of
 from muxfer.study.trials import make_trial
@@ -82,7 +82,7 @@ def predicted(task: Task, model: nn.Module, *, captions=(CAPTION,), labels=(0, 0
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_roles_and_laws_are_found_at_every_width(name, counts, width):
     task = with_setting(task_of(name), {"width": width})
-    plan = mup_plan(task)
+    plan = scale_plan(task)
     assert Counter(scale.role for scale in plan.scales.values()) == counts
     assert plan.scales[plan.readout].role == "readout"
     assert all(plan.base_laws.values()), "every law was recorded: nothing is measured, no base model is built"
@@ -92,7 +92,7 @@ def test_roles_and_laws_are_found_at_every_width(name, counts, width):
 @pytest.mark.parametrize("name", CLASSES)
 def test_depth_scaling_finds_branches_and_their_ends(name):
     task = task_of(name, base_depth=1)
-    folds = {name: scale.fold for name, scale in mup_plan(task).scales.items()}
+    folds = {name: scale.fold for name, scale in scale_plan(task).scales.items()}
     patterns = task.model.branch_ends
     ends = {name for name in folds if any(fnmatchcase(name, pattern) for pattern in patterns)}
     assert all(any(fnmatchcase(name, pattern) for name in folds) for pattern in patterns)
@@ -316,7 +316,7 @@ def test_the_condition_reaches_the_output(name):
 )
 def test_what_can_not_work_is_refused_in_one_line(name, changes, told):
     with pytest.raises(BadInput) as refused:
-        mup_plan(task_of(name, **changes))
+        scale_plan(task_of(name, **changes))
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
@@ -325,7 +325,7 @@ def test_what_can_not_work_is_refused_in_one_line(name, changes, told):
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="needs a package to be missing")
 def test_a_class_whose_packages_are_missing_says_which():
     with pytest.raises(BadInput, match=r"OnnxRuntimeModel' needs packages that are not all here: onnx$"):
-        mup_plan(task_of("dit", target="diffusers:OnnxRuntimeModel"))
+        scale_plan(task_of("dit", target="diffusers:OnnxRuntimeModel"))
 
 
 NAMES = {"width": 64, "head_dim": 16, "mlp_ratio": 2.5, "learn_sigma": True, "num_classes": None}

@@ -15,7 +15,7 @@ from muxfer.errors import BadInput
 from muxfer.executors.base import Job
 from muxfer.executors.inline import InlineExecutor
 from muxfer.models import plugins
-from muxfer.models.build import mup_plan
+from muxfer.models.build import scale_plan
 from muxfer.models.count import measure
 from muxfer.models.plugins import Plugins, allow, allowed
 from muxfer.study.trials import make_trial
@@ -91,7 +91,7 @@ def task(folder, make_config):
 def test_a_plugins_class_is_scaled_and_counted(task, folder):
     allow(["my_models"], folder=str(folder))
     assert allowed() == Plugins(names=("my_models",), folder=str(folder))
-    roles = {name: scale.role for name, scale in mup_plan(task).scales.items() if name.endswith("weight")}
+    roles = {name: scale.role for name, scale in scale_plan(task).scales.items() if name.endswith("weight")}
     assert roles == {
         "inward.weight": "input",
         "moment.weight": "input",
@@ -105,7 +105,7 @@ def test_a_plugins_class_is_scaled_and_counted(task, folder):
 def test_nothing_is_imported_that_the_command_line_did_not_name(task, folder):
     (folder / "my_models.py").write_text(f"open({str(folder / 'imported')!r}, 'w')\n")
     with pytest.raises(BadInput, match="'my_models:Mine' is of no registered module.*--plugin package.module"):
-        mup_plan(task)
+        scale_plan(task)
     assert not (folder / "imported").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_name_that_is_no_class_of_a_plugin_is_refused(task, folder, target, to
     allow(["my_models"], folder=str(folder))
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, target=target))
     with pytest.raises(BadInput) as refused:
-        mup_plan(task)
+        scale_plan(task)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -140,7 +140,7 @@ def test_a_forward_that_can_not_be_called_so_is_refused(task, folder, inputs, to
     allow(["my_models"], folder=str(folder))
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, inputs=inputs))
     with pytest.raises(BadInput, match=told):
-        mup_plan(task)
+        scale_plan(task)
 
 
 @pytest.mark.parametrize("signature", ["(self, **anything)", "(self, *, pixels, **anything)"])
@@ -149,7 +149,7 @@ def test_a_forward_that_takes_anything_is_asked_no_more(task, folder, signature)
     (folder / "my_models.py").write_text(MY_MODELS + lines)
     allow(["my_models"], folder=str(folder))
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, target="my_models:Open"))
-    assert mup_plan(task).scales["middle.weight"].role == "hidden"
+    assert scale_plan(task).scales["middle.weight"].role == "hidden"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_job_brings_its_plugins_to_a_process_that_has_none(task, folder, tmp_p
     for own in (Plugins(), Plugins(names=("my_models",), folder=str(folder))):
         executor = InlineExecutor()
         executor.submit([dataclasses.replace(job, plugins=own)])
-        while not (last := executor.reports(0.0)[-1]).record:
+        while not (last := executor.updates(0.0)[-1]).record:
             pass
         records.append(last.record)
     assert [record.outcome for record in records] == [Outcome.FAILED, Outcome.FINISHED]

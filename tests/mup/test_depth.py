@@ -22,9 +22,9 @@ from muxfer.config.models import Uvit
 from muxfer.config.parse import parse_task
 from muxfer.config.settings import with_setting
 from muxfer.errors import BadInput
-from muxfer.models.build import build_model, mup_plan
+from muxfer.models.build import build_model, scale_plan
 from muxfer.models.families import family_of
-from muxfer.mup import Plan, check_same_base, fold_factors, make_plan, param_groups, parametrize, scale_of
+from muxfer.mup import ScalePlan, fold_factors, make_plan, param_groups, parametrize, scale_of, validate_same_base
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.transfer.target import target_run
 from muxfer.trial import Outcome, Record
@@ -93,7 +93,9 @@ class Case:
     branch_ends: tuple[str, ...]
     gates: str
 
-    def plan(self, *, width: int = WIDTH, depth: int = DEPTH, parametrization: str = "completep", **kwargs) -> Plan:
+    def plan(
+        self, *, width: int = WIDTH, depth: int = DEPTH, parametrization: str = "completep", **kwargs
+    ) -> ScalePlan:
         return make_plan(
             lambda w: self.build(w, depth),
             width=width,
@@ -109,7 +111,7 @@ class Case:
 
 
 @cache
-def right_plan(case: str) -> Plan:
+def right_plan(case: str) -> ScalePlan:
     return CASES[case].plan()
 
 
@@ -190,7 +192,7 @@ def train(
     return losses, clipped
 
 
-def fresh(case: Case, plan: Plan) -> nn.Module:
+def fresh(case: Case, plan: ScalePlan) -> nn.Module:
     torch.manual_seed(0)
     model = case.build(WIDTH, DEPTH)
     parametrize(model, plan)
@@ -198,7 +200,7 @@ def fresh(case: Case, plan: Plan) -> nn.Module:
 
 
 def train_folded(
-    case: Case, plan: Plan, *, initial: Plan | None = None, steps: int = STEPS
+    case: Case, plan: ScalePlan, *, initial: ScalePlan | None = None, steps: int = STEPS
 ) -> tuple[list[float], list[bool]]:
     """By the plan's numbers, from weights scaled by the same plan or by another, `initial`."""
     model = fresh(case, initial or plan)
@@ -236,7 +238,7 @@ def train_unfolded(case_name: str) -> tuple[list[float], list[bool]]:
     return train(case, model, groups, dict.fromkeys(plan.scales, 1.0), steps=STEPS)
 
 
-def gap(case: str, plan: Plan, *, initial: Plan | None = None) -> float:
+def gap(case: str, plan: ScalePlan, *, initial: ScalePlan | None = None) -> float:
     """How far the losses part from the unfolded forward's."""
     losses, _ = train_folded(CASES[case], plan, initial=initial, steps=FEW)
     return max(abs(a - b) for a, b in zip(losses, train_unfolded(case)[0][:FEW], strict=True))
@@ -252,10 +254,10 @@ def test_losses_equal_those_of_the_unfolded_forward(case: str) -> None:
     assert losses == pytest.approx(theirs, rel=0, abs=1e-12)
 
 
-def rescaled(which: Callable[[str], bool], **factors: float) -> Callable[[Plan], Plan]:
+def rescaled(which: Callable[[str], bool], **factors: float) -> Callable[[ScalePlan], ScalePlan]:
     """Numbers of some parameters multiplied."""
 
-    def change(plan: Plan) -> Plan:
+    def change(plan: ScalePlan) -> ScalePlan:
         return replace(
             plan,
             scales={
@@ -546,18 +548,18 @@ def test_a_depth_that_scales_nothing_stands_in_no_plan() -> None:
 def test_a_plan_keeps_its_depths_and_hashes_them() -> None:
     plan = right_plan("residual")
     assert (plan.base_depth, plan.depth) == (BASE_DEPTH, DEPTH)
-    assert Plan.from_dict(plan.to_dict()) == plan
+    assert ScalePlan.from_dict(plan.to_dict()) == plan
     assert len({plan.hash, replace(plan, base_depth=1).hash, replace(plan, depth=5).hash}) == 3
 
 
 def test_a_target_of_another_base_depth_is_refused() -> None:
     proxy, target = CASES["residual"].plan(width=BASE, depth=2), CASES["residual"].plan()
-    check_same_base(proxy, target)
-    check_same_base(proxy.to_dict(), target)
+    validate_same_base(proxy, target)
+    validate_same_base(proxy.to_dict(), target)
     with pytest.raises(BadInput, match="target has base_depth 3, its source 2; .* use 2"):
-        check_same_base(proxy.to_dict(), CASES["residual"].plan(base_depth=3))
+        validate_same_base(proxy.to_dict(), CASES["residual"].plan(base_depth=3))
     with pytest.raises(BadInput, match="target has parametrization completep, its source mup"):
-        check_same_base(CASES["residual"].plan(base_depth=DEPTH, parametrization="mup"), target)
+        validate_same_base(CASES["residual"].plan(base_depth=DEPTH, parametrization="mup"), target)
 
 
 IN_DEPTH = ("optimizer.parametrization=completep", "++model.base_depth=2", "model.depth=4", "model.num_classes=10")
@@ -570,7 +572,7 @@ def test_a_task_in_depth_has_a_plan_and_a_model(make_config: Callable) -> None:
         f"blocks.{i}.{end}.{part}" for i in range(4) for end in ("attn.proj", "mlp.fc2") for part in ("weight", "bias")
     }
     assert len(model.blocks) == 4
-    plain = mup_plan(make_config("model.depth=4", "model.num_classes=10").task)
+    plain = scale_plan(make_config("model.depth=4", "model.num_classes=10").task)
     assert (plain.parametrization, plain.depth) == ("mup", 1)
 
 
@@ -599,6 +601,6 @@ def test_a_deeper_target_has_the_base_depth_of_its_proxies(make_config: Callable
         fingerprint="0",
         num_pictures=1493,
     )
-    plan = mup_plan(parse_task(target.trial.task))
+    plan = scale_plan(parse_task(target.trial.task))
     assert (plan.base_depth, plan.depth, plan.base_width) == (2, 6, config.model.base_width)
-    check_same_base(mup_plan(with_setting(config.task, target.winner.setting)), plan)
+    validate_same_base(scale_plan(with_setting(config.task, target.winner.setting)), plan)

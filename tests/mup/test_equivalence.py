@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from muxfer.mup import Plan, fold_factors, make_plan, param_groups, parametrize
+from muxfer.mup import ScalePlan, fold_factors, make_plan, param_groups, parametrize
 from proxy_models import FAMILIES
 
 BASE, WIDTH = 32, 128
@@ -71,7 +71,9 @@ def losses_of(
     return losses, clipped
 
 
-def train_ours(model: nn.Module, plan: Plan, *, eps_of_readout: float | None = None) -> tuple[list[float], list[bool]]:
+def train_ours(
+    model: nn.Module, plan: ScalePlan, *, eps_of_readout: float | None = None
+) -> tuple[list[float], list[bool]]:
     groups = param_groups(model, plan, base_lr=RATE, weight_decay=DECAY, eps=EPS, betas=BETAS)
     for group in groups:
         if eps_of_readout is not None and group["role"] == "readout":
@@ -109,7 +111,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def ours(alpha: float, *, random_readout: bool) -> tuple[nn.Module, Plan]:
+def ours(alpha: float, *, random_readout: bool) -> tuple[nn.Module, ScalePlan]:
     def build_here(width: int) -> nn.Module:
         return build(width, random_readout=random_readout)
 

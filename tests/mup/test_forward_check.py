@@ -13,7 +13,7 @@ from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse_part
 from muxfer.errors import BadInput
 from muxfer.models.build import conditioning
-from muxfer.models.count import check_forward
+from muxfer.models.count import validate_forward
 from muxfer.models.families import family_of
 from muxfer.mup.forward_check import refuse_changing_forward
 
@@ -94,8 +94,8 @@ def flux(**changes):
 
 
 def test_a_class_of_others_is_called_once_before_anything_starts():
-    check_forward(flux())
+    validate_forward(flux())
     with pytest.raises(BadInput, match=r"FluxTransformer2DModel: its forward failed at width 64 .*see model.inputs"):
-        check_forward(flux(head_dim=32))
+        validate_forward(flux(head_dim=32))
     with pytest.raises(BadInput, match=r"its forward returns .* expected \[1, 2, 8, 8\]"):
-        check_forward(dataclasses.replace(flux(), learn_sigma=True, sizes={**flux().sizes, "out_channels": 4}))
+        validate_forward(dataclasses.replace(flux(), learn_sigma=True, sizes={**flux().sizes, "out_channels": 4}))

@@ -10,13 +10,13 @@ from torch import nn
 
 from muxfer.errors import BadInput
 from muxfer.mup import (
-    Plan,
-    check_optimizer,
-    check_same_base,
+    ScalePlan,
     fold_factors,
     make_plan,
     param_groups,
     parametrize,
+    validate_optimizer,
+    validate_same_base,
 )
 from proxy_models import FAMILIES
 
@@ -33,7 +33,7 @@ def build(width: int) -> nn.Module:
     return model
 
 
-def plan_for(width: int, make: Callable[[int], nn.Module] = build, **kwargs) -> Plan:
+def plan_for(width: int, make: Callable[[int], nn.Module] = build, **kwargs) -> ScalePlan:
     return make_plan(make, width=width, base_width=64, **{"readout": READOUT if make is build else None, **kwargs})
 
 
@@ -239,8 +239,8 @@ def test_the_plan_survives_copies_state_dicts_and_wrappers() -> None:
 
 def test_a_plan_is_plain_data_and_its_hash_its_content() -> None:
     plan = plan_for(256)
-    assert Plan.from_dict(plan.to_dict()) == plan
-    assert Plan.from_dict(plan.to_dict()).hash == plan.hash == plan_for(256).hash
+    assert ScalePlan.from_dict(plan.to_dict()) == plan
+    assert ScalePlan.from_dict(plan.to_dict()).hash == plan.hash == plan_for(256).hash
     others = [plan_for(128), plan_for(256, output_multiplier=2.0), plan_for(256, parametrization="standard")]
     assert len({plan.hash, *(other.hash for other in others)}) == 4
 
@@ -260,27 +260,27 @@ def test_hashes_are_those_of_plans_made_before_there_was_depth(parametrization: 
 
     plan = plan_for(256, make, readout="2.weight", parametrization=parametrization, depth=4, base_depth=4)
     assert plan.hash == expected
-    assert Plan.from_dict(plan.to_dict()) == plan
+    assert ScalePlan.from_dict(plan.to_dict()) == plan
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam])
 def test_optimizers_outside_the_adam_family_are_refused(optimizer_class: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(BadInput, match=f"{optimizer_class.__name__} is not of the Adam family; use AdamW"):
-        check_optimizer(optimizer_class)
+        validate_optimizer(optimizer_class)
 
 
 def test_adam_is_refused_with_l2_decay_only() -> None:
-    check_optimizer(torch.optim.Adam)
-    check_optimizer(torch.optim.AdamW, weight_decay=0.1)
+    validate_optimizer(torch.optim.Adam)
+    validate_optimizer(torch.optim.AdamW, weight_decay=0.1)
     with pytest.raises(BadInput, match="use AdamW"):
-        check_optimizer(torch.optim.Adam, weight_decay=0.1)
+        validate_optimizer(torch.optim.Adam, weight_decay=0.1)
 
 
 def test_a_target_with_another_base_is_refused() -> None:
     source = plan_for(128)
-    check_same_base(source, plan_for(256))
-    check_same_base(source.to_dict(), plan_for(256))
+    validate_same_base(source, plan_for(256))
+    validate_same_base(source.to_dict(), plan_for(256))
     with pytest.raises(BadInput, match="base_width 128, its source 64"):
-        check_same_base(source, replace(plan_for(256), base_width=128))
+        validate_same_base(source, replace(plan_for(256), base_width=128))
     with pytest.raises(BadInput, match="parametrization standard"):
-        check_same_base(source, plan_for(256, parametrization="standard"))
+        validate_same_base(source, plan_for(256, parametrization="standard"))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from muxfer.errors import BadInput
-from muxfer.mup import Plan, make_plan
+from muxfer.mup import ScalePlan, make_plan
 from muxfer.mup.shapes import outline
 from proxy_models import FAMILIES
 
@@ -24,7 +24,7 @@ class Stack(nn.Module):
             setattr(self, name, part)
 
 
-def plan_of(build: Callable[[int], nn.Module], *, width: int = 256, base_width: int = 64, **kwargs) -> Plan:
+def plan_of(build: Callable[[int], nn.Module], *, width: int = 256, base_width: int = 64, **kwargs) -> ScalePlan:
     return make_plan(build, width=width, base_width=base_width, **{"readout": None, **kwargs})
 
 

@@ -16,7 +16,7 @@ from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 from muxfer.study.search import is_finalist
 from muxfer.study.session import driving, open_ledger
@@ -53,7 +53,7 @@ def drive(overrides, *, before_round_2=lambda: None, deadline=None):
     On one thread, as in a slot: another number of threads adds in another order, and the last digits differ.
     """
     torch.set_num_threads(1)
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
         propose = proposing(asked.config, fingerprint=asked.fingerprint)
 
@@ -109,7 +109,7 @@ def test_a_search_stopped_in_a_round_or_killed_between_two_ends_where_the_uninte
     ran, whole = drive(TINY)
     assert len(ran.records) == len(whole) == 7
     assert ran.unfinished == 0
-    search = request("lr-width", TINY).config.search
+    search = resolve("lr-width", TINY).config.search
     (last,) = [record for record in whole.values() if is_finalist(search, record)]
     assert last.step == 16
     searched = [record for record in whole.values() if record is not last]
@@ -136,7 +136,7 @@ def test_a_search_stopped_in_a_round_or_killed_between_two_ends_where_the_uninte
 def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(empty_folder):
     """The data of the workers are not the study's: each trial of the round fails, and no second round is asked for."""
     empty_folder("failed")
-    asked = request("lr-width", TINY)
+    asked = resolve("lr-width", TINY)
     propose = proposing(asked.config, fingerprint="another one")
     rounds = []
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
@@ -168,7 +168,7 @@ def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(empty_fo
 )
 def test_a_space_that_reaches_where_no_task_can_go_is_refused_before_anything_runs(empty_folder, overrides, told):
     empty_folder("refused")
-    asked = request("lr-width", [*TINY, *overrides])
+    asked = resolve("lr-width", [*TINY, *overrides])
     with pytest.raises(BadInput) as refused:
         proposing(asked.config, fingerprint=asked.fingerprint)
     assert told in str(refused.value)

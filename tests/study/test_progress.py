@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from muxfer.executors.base import Report
+from muxfer.executors.base import TrialUpdate
 from muxfer.report.format import show_seconds, show_setting
 from muxfer.study.progress import Progress
 from muxfer.trial import Outcome, Record, Trial
@@ -32,18 +32,18 @@ def ended(number, metric, *, step=50, resumed_at=0):
         key=str(number), setting=trial(number).setting, replicate=0, outcome=outcome, metric=metric, step=step,
         resumed_at=resumed_at, train_seconds=1.0,
     )  # fmt: skip
-    return Report(key=str(number), step=step, record=record)
+    return TrialUpdate(key=str(number), step=step, record=record)
 
 
 def failed(number, *, step):
     record = dataclasses.replace(ended(number, None, step=step).record, outcome=Outcome.FAILED, error="broken")
-    return Report(key=str(number), step=step, record=record)
+    return TrialUpdate(key=str(number), step=step, record=record)
 
 
 def drive(stream):
     progress = Progress(stream)
     progress.start([trial(number) for number in (1, 2, 3)], [ended(1, 0.9).record], slots=2)
-    progress.update(Report(key="2", step=10))
+    progress.update(TrialUpdate(key="2", step=10))
     progress.update(ended(2, 0.5))
     progress.update(ended(3, None))
     progress.stop()
@@ -83,8 +83,8 @@ def test_on_a_terminal_it_is_a_table_with_the_lowest_loss_so_far_and_the_time_le
 def test_a_step_is_named_of_a_trial_that_was_resumed_alone():
     progress = Progress(stream := io.StringIO())
     progress.start([trial(1), trial(2)], [], slots=2)
-    progress.update(Report(key="1", step=34))
-    progress.update(Report(key="2", step=74))
+    progress.update(TrialUpdate(key="1", step=34))
+    progress.update(TrialUpdate(key="2", step=74))
     progress.update(ended(1, 0.5))
     progress.update(ended(2, 0.4, step=100, resumed_at=70))
     _, fresh, resumed, fresh_ended, resumed_ended = stream.getvalue().splitlines()
@@ -103,10 +103,10 @@ def clock(monkeypatch):
 def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock):
     progress = Progress(io.StringIO())
     progress.start([trial(1)], [], slots=1)
-    progress.update(Report(key="1", step=90))
+    progress.update(TrialUpdate(key="1", step=90))
     assert progress._left() == "?", "nobody knows yet how fast it is"
     clock[0] = 8.0
-    progress.update(Report(key="1", step=94))
+    progress.update(TrialUpdate(key="1", step=94))
     assert progress._left() == "12s", "6 steps at 2 s each"
 
 
@@ -134,7 +134,7 @@ def test_nor_does_it_once_the_trial_is_over(clock, first, last, left):
     other = dataclasses.replace(trial(1), key="other")
     progress.start([trial(1), other], [], slots=1)
     for step in first:
-        progress.update(Report(key="1", step=step))
+        progress.update(TrialUpdate(key="1", step=step))
     clock[0] = 20.0
     progress.update(last)
     assert progress._left() == show_seconds(left)

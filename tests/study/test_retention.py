@@ -192,14 +192,16 @@ def test_links_and_files_in_the_place_of_trials_are_let_be(tmp_path):
 SMALL = ["search.width=[16,32]", "search.base_lr=[2**-8,2**-6]", "model.base_width=32", "model.depth=1"]
 
 
-def plan_of(make_config, folder, *overrides, checkpoints=None, say=None):
+def plan_of(make_config, folder, *overrides, checkpoints=None, print_line=None):
     """The plan of four trials, two at a time, with a budget of so many of their largest checkpoints."""
     config = make_config(*SMALL, "compute.slots=2", *overrides)
     config = dataclasses.replace(config, model=with_num_classes(config.model, 10))
     if checkpoints is not None:
         each = 16 * measure(with_setting(config.task, {"width": 32}).model).parameters
         config = dataclasses.replace(config, checkpoints=Checkpoints(budget_gb=checkpoints * each / 1e9))
-    return planned(config, grid_trials(config, fingerprint="0" * 16), folder=folder, say=say or pytest.fail)
+    return planned(
+        config, grid_trials(config, fingerprint="0" * 16), folder=folder, print_line=print_line or pytest.fail
+    )
 
 
 def test_a_budget_for_everything_is_silent_and_no_part_of_the_study(make_config, tmp_path):
@@ -213,7 +215,7 @@ def test_a_budget_for_everything_is_silent_and_no_part_of_the_study(make_config,
 
 def test_a_budget_for_a_few_is_said_before_anything_starts(make_config, tmp_path):
     said = []
-    plan_of(make_config, tmp_path, checkpoints=8.01, say=said.append)
+    plan_of(make_config, tmp_path, checkpoints=8.01, print_line=said.append)
     assert [line[: line.index(" is ")] for line in said] == [
         "of 4 trials the best 2 keep a checkpoint: checkpoints.budget_gb"
     ]
@@ -221,7 +223,7 @@ def test_a_budget_for_a_few_is_said_before_anything_starts(make_config, tmp_path
 
 
 def test_a_budget_that_cannot_hold_what_runs_is_refused(make_config, tmp_path):
-    plan_of(make_config, tmp_path, checkpoints=7.01, say=str)
+    plan_of(make_config, tmp_path, checkpoints=7.01, print_line=str)
     with pytest.raises(BadInput, match="MB at least, 2 trials at a time with 3 of .* checkpoints.budget_gb is .* free"):
         plan_of(make_config, tmp_path, checkpoints=6.99)
     with pytest.raises(BadInput, match="checkpoints.budget_gb -1.0: expected a number above 0"):

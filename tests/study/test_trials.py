@@ -4,7 +4,7 @@ import pytest
 
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
-from muxfer.study.trials import check_search, grid_trials, remaining, study_of
+from muxfer.study.trials import grid_trials, remaining, study_of, validate_search
 from muxfer.trial import Outcome, Record
 
 PRINT = "0" * 16
@@ -117,6 +117,6 @@ def test_another_sampler_makes_another_study_and_more_draws_or_wider_bounds_do_n
 
 def test_spaces_are_held_against_the_task_before_anything_is_drawn(make_config):
     drawn = ["search.sampler=random", "search.num_settings=4", "search.base_lr={uniform:[0.1,1]}"]
-    check_search(make_config(*drawn, "search.warmup_steps={integer:[0,180]}"))
+    validate_search(make_config(*drawn, "search.warmup_steps={integer:[0,180]}"))
     with pytest.raises(BadInput, match="training.warmup_steps 181: expected 0 to training.steps 180"):
-        check_search(make_config(*drawn, "search.warmup_steps={integer:[0,181]}"))
+        validate_search(make_config(*drawn, "search.warmup_steps={integer:[0,181]}"))

@@ -20,7 +20,7 @@ from muxfer.executors.worker import resume_step
 from muxfer.report.figures.band import band_figure
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.training.optim import rate_multiplier
@@ -57,7 +57,7 @@ def run(executor, trial, folder):
     executor.submit([Job(trial=trial, folder=str(folder), epoch=1)])
     losses = []
     while True:
-        for report in executor.reports(0.5):
+        for report in executor.updates(0.5):
             losses += [(point.step, point.value) for point in report.points if point.name == "train_loss"]
             if report.last:
                 return report, losses
@@ -100,8 +100,8 @@ class Recorder(InlineExecutor):
         super().__init__()
         self.points = []
 
-    def reports(self, timeout_seconds):
-        came_in = super().reports(timeout_seconds)
+    def updates(self, timeout_seconds):
+        came_in = super().updates(timeout_seconds)
         self.points += [point for report in came_in for point in report.points]
         return came_in
 
@@ -205,7 +205,7 @@ BRIEF = ["evaluation.sampling_steps=2", "evaluation.samples_per_class=1"]
 def test_transfer_halts_with_3_draws_the_band_and_goes_on_with_the_guard_off(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    asked = request("lr-width", SMALL)
+    asked = resolve("lr-width", SMALL)
     trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
     with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
         run_study(
@@ -230,7 +230,9 @@ def test_transfer_halts_with_3_draws_the_band_and_goes_on_with_the_guard_off(tmp
     (picture,) = asked.home.glob("target-*/target-band.png")
     assert str(picture) in last
     assert len(list(asked.home.glob("trials/*/attempt-*/step-*"))) > len(trials), "its checkpoint lies there"
-    answer = transfer("lr-width", [*SMALL, *WRONG, *BRIEF, "target.guard=off"], say=lambda line: None, force=True)
+    answer = transfer(
+        "lr-width", [*SMALL, *WRONG, *BRIEF, "target.guard=off"], print_line=lambda line: None, force=True
+    )
     assert answer.data["guard"]["watched"] is False
     assert answer.data["metric"] is not None
     with open_ledger(asked, existing=True) as ledger:

@@ -8,7 +8,7 @@ from muxfer.commands.sweep import proposing
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.models.count import measure
-from muxfer.study.resolve import request
+from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.transfer.sizing import sized_target
 from muxfer.trial import Outcome, Record
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        asked = request("isoflop", ISOFLOP)
+        asked = resolve("isoflop", ISOFLOP)
         with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
             for trial in proposing(asked.config, fingerprint=asked.fingerprint)([]):
                 flops = trial.setting["flops"]
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 def test_the_target_has_the_fits_size_and_the_steps_that_its_budget_pays_for(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    asked = request("lr-width", ["model.patch=4", "model.depth=1", "training.batch_size=16"])
+    asked = resolve("lr-width", ["model.patch=4", "model.depth=1", "training.batch_size=16"])
     law = " ".join(["isoflop", *ISOFLOP])
     flops = 3.2e12
     target, told = sized_target(asked, asked.config.task, flops, law)
@@ -77,7 +77,7 @@ def test_the_target_has_the_fits_size_and_the_steps_that_its_budget_pays_for(fol
     assert params / best_params(flops) == pytest.approx(1, abs=0.25), "widths are multiples of the head dim"
     assert target.steps == pytest.approx(flops / (6 * params * TOKENS), abs=1)
     assert f"width {target.width}, depth 1, {params:,} parameters, {target.steps} steps" in told
-    own, _ = sized_target(request("isoflop", ISOFLOP), asked.config.task, flops, None)
+    own, _ = sized_target(resolve("isoflop", ISOFLOP), asked.config.task, flops, None)
     assert (own.width, own.steps) == (target.width, target.steps)
 
 
@@ -92,6 +92,6 @@ def test_the_target_has_the_fits_size_and_the_steps_that_its_budget_pays_for(fol
 def test_what_cannot_be_sized_is_refused(tmp_path, monkeypatch, overrides, law, why):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    asked = request("lr-width", overrides)
+    asked = resolve("lr-width", overrides)
     with pytest.raises(BadInput, match=why):
         sized_target(asked, asked.config.task, 1e12, law)

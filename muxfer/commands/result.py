@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class CommandResult:
     """What a command has to say: `data` under --json, else `text`."""
 
     data: Mapping[str, Any]
