@@ -7,6 +7,7 @@ dataclasses, checked once, at the boundary; what a trial trains is `muxfer.task`
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 from muxfer.config.models import Model, positive
@@ -15,6 +16,17 @@ from muxfer.config.task import DDPM, Data, Evaluation, Optimizer, RectifiedFlow,
 from muxfer.errors import BadInput, nearest
 
 Grid = tuple[float, ...]
+
+
+class StudyKind(StrEnum):
+    """How a study chooses its settings; what runs, what is judged and what is drawn follow from it."""
+
+    GRID = "grid"
+    """Every combination of the grids."""
+    SCATTERED = "scattered"
+    """Points that a sampler draws from the spaces."""
+    ISOFLOP = "isoflop"
+    """Budgets of compute by sizes of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +68,16 @@ class Search:
     grids: Mapping[str, Grid] = field(default_factory=dict)
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> StudyKind:
+        return StudyKind(self.sampler) if self.sampler in ("grid", "isoflop") else StudyKind.SCATTERED
+
     def check(self) -> None:
         positive("search.seeds", self.seeds)
         positive("search.round_size", self.round_size)
         if self.axis not in AXES:
             raise BadInput(f"search.axis {self.axis!r}: {nearest(self.axis, AXES)}")
-        isoflop = self.sampler == "isoflop"
+        isoflop = self.kind is StudyKind.ISOFLOP
         hps = [name for name in SETTINGS if name not in AXES] if not isoflop else ["width", "depth"]
         if self.hp not in hps:
             raise BadInput(f"search.hp {self.hp!r}: {nearest(self.hp, hps)}")
@@ -75,7 +91,7 @@ class Search:
         self._check_sampler()
 
     def _check_sampler(self) -> None:
-        drawn = self.sampler not in ("grid", "isoflop")
+        drawn = self.kind is StudyKind.SCATTERED
         if self.spaces and not drawn:
             name = next(iter(self.spaces))
             raise BadInput(
@@ -105,7 +121,7 @@ class Search:
                 raise BadInput(
                     f"{why}, and sampler cmaes draws two or more numbers together: use search.sampler=tpe or gp"
                 )
-        if self.width_per_depth is not None and (self.sampler, self.hp) != ("isoflop", "depth"):
+        if self.width_per_depth is not None and (self.kind, self.hp) != (StudyKind.ISOFLOP, "depth"):
             raise BadInput("search.width_per_depth has no effect but for sampler isoflop over depths: leave it out")
 
 
