@@ -210,7 +210,7 @@ class MlflowLedger:
                 "name": hide(run_name(trial))[:RUN_NAME_CHARACTERS],
                 "start_ms": now_ms(),
                 "tags": {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial)),
-                "trial_params": redact_plain(trial_params(trial)),
+                "params": redact_plain(trial_params(trial)),
                 "task": redact_plain(trial.task),
             }
         )
@@ -262,7 +262,7 @@ class MlflowLedger:
 
     def _highest_epoch(self, study: Study) -> int:
         """That anything bears which this study has: its trials' runs, a spool yet to be replayed, an attempt."""
-        from muxfer.training.folders import highest_epoch
+        from muxfer.training.attempt_folders import highest_epoch
 
         home = self._folder / study.label
         runs = [run for same in self._trial_runs(study).values() for run in same]

@@ -1,4 +1,4 @@
-"""How studies, trials and records are written as MLflow tags and trial_params, and read back."""
+"""How studies, trials and records are written as MLflow tags and params, and read back."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def cut_text(text: str) -> str:
 
 def lineage_tags(trial: Trial) -> dict[str, str]:
     return {
-        f"muxfer.lineage_tags.{name}": value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        f"muxfer.lineage.{name}": value if isinstance(value, str) else json.dumps(value, allow_nan=False)
         for name, value in trial.lineage.items()
     }
 
