@@ -21,18 +21,8 @@ from typing import Any, TypeVar
 
 from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
 from muxfer.garbage import uncollected
-from muxfer.ledger.tracking_uri import (
-    LOCKED,
-    created_by_one,
-    file_name,
-    locked,
-    redact_uri,
-    secrets,
-    short_reason,
-    sqlite_path,
-    unreachable,
-    validate_port,
-)
+from muxfer.ledger.sqlite_database import LOCKED, created_by_one, file_name, locked
+from muxfer.ledger.tracking_uri import redact_uri, secrets, short_reason, sqlite_path, unreachable, validate_port
 
 T = TypeVar("T")
 

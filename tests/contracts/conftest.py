@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.bench import IDENTITY
-from benchmarks.faults.server import hold_port
+from benchmarks.faults.harness.server import hold_port
+from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.config.study import LedgerConfig
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Outcome, Point, Record, Study, Trial
@@ -83,7 +83,9 @@ CREATE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from muxfer.adapters.mlflow_ledger import LedgerConfig, MlflowLedger, Study
+from muxfer.config.study import LedgerConfig
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.trial import Study
 ledger = MlflowLedger(LedgerConfig(tracking_uri="sqlite:///mlflow.db", experiment="first"), folder=Path("."))
 lease = ledger.acquire(Study(name="s", key="k", identity={}))
 ledger.open(Study(name="s", key="k", identity={}), {}, lease)

@@ -4,14 +4,23 @@ import json
 
 import pytest
 
-from benchmarks.faults.bench import results
-from benchmarks.faults.versions import LEARNED, OVERRIDES, check_numerics, content, make_newer, names, restore, said_of
+from benchmarks.faults.harness.promise import results
+from benchmarks.faults.inputs.earlier_ledgers import (
+    LEARNED,
+    OVERRIDES,
+    check_numerics,
+    content,
+    make_newer,
+    names,
+    restore,
+    said_of,
+)
 from muxfer.commands import retry, verdict
 from muxfer.commands import sweep as commands
 from muxfer.commands.status import status
 from muxfer.config.study import LedgerConfig
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.study.resolve import resolve
@@ -90,7 +99,7 @@ def today(tmp_path_factory):
     narrow = [trial for trial in trials if trial.setting["width"] == 16]
     executor = InlineExecutor()
     folder = tmp_path_factory.mktemp("today")
-    executor.submit([Job(trial=trial, folder=str(folder / trial.key), epoch=1) for trial in narrow])
+    executor.submit([TrialJob(trial=trial, folder=str(folder / trial.key), epoch=1) for trial in narrow])
     found = {}
     while len(found) < len(narrow):
         for report in executor.updates(60):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.outages import LOST
-from benchmarks.faults.server import Proxy
+from benchmarks.faults.harness.proxy import Proxy
+from benchmarks.faults.runtime.outages import LOST
 from muxfer.config.study import LedgerConfig
 from muxfer.errors import LedgerUnreachable
 from muxfer.ledger.mlflow_ledger import MlflowLedger
