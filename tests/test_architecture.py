@@ -37,7 +37,7 @@ OWNERS = {
     "cleanfid": ["evaluation/fid.py"],
     "matplotlib": ["report/figures/*.py"],
     "jinja2": ["report/html.py"],
-    "rich": ["study/progress.py"],
+    "rich": ["report/terminal.py", "study/progress.py"],
     "sklearn": ["analysis/scattered.py", "data/digits.py"],
     "scipy": ["analysis/*.py"],
     "click": ["cli.py", "invoke.py"],

@@ -11,9 +11,9 @@ from muxfer.analysis.cells import ordered, shown
 from muxfer.files import content_of
 from muxfer.report import html
 from muxfer.report.figures import replace_file
-from muxfer.report.format import METRIC
+from muxfer.report.format import METRIC, show_time
 from muxfer.report.html import Section
-from muxfer.report.sections import Context, clock, drawing_of, drawn, logger
+from muxfer.report.sections import Context, drawing_of, drawn, logger
 from muxfer.trial import Record
 from muxfer.validate import expect
 
@@ -104,10 +104,10 @@ def cost(records: Sequence[Record], context: Context) -> Section:
     outcomes = Counter(str(record.outcome) for record in trials)
     facts: dict[str, Any] = {
         "trials": f"{len(trials)} ({', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())})",
-        "training": clock(sum(record.train_seconds for record in trials)),
+        "training": show_time(sum(record.train_seconds for record in trials)),
     }
     if "wall_seconds" in context:
-        facts["wall clock"] = clock(context["wall_seconds"])
+        facts["wall clock"] = show_time(context["wall_seconds"])
     plan = context.get("plan", {})
     for name, key in (("FLOPs of the proxies", "proxy_flops"), ("FLOPs of the target", "target_flops")):
         if plan.get(key) is not None:
@@ -117,7 +117,7 @@ def cost(records: Sequence[Record], context: Context) -> Section:
     if told:
         facts["share"] = ", ".join(told)
     if plan.get("hours") is not None:
-        facts["planned"] = clock(3600 * plan["hours"])
+        facts["planned"] = show_time(3600 * plan["hours"])
     sizes = sorted({record.num_parameters for record in trials if record.num_parameters})
     if sizes:
         facts["parameters"] = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from muxfer.analysis.cells import Cell, Table, all_cells, finite, ordered, percent, place_of_best, shown
+from muxfer.analysis.cells import Cell, Table, all_cells, best_value, finite, ordered, percent, shown
 from muxfer.trial import Optimum, Outcome, Record, Regret, Setting, Verdict
 
 METRIC = "validation loss"
@@ -19,9 +19,24 @@ def show_setting(setting: Setting) -> str:
 
 
 def show_seconds(seconds: float) -> str:
+    """A time for a terminal, in whole seconds: 2h03m, 3m05s, 12s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def show_hours(hours: float | None) -> str:
+    """A planned time for a terminal: 2h03m, from 100 hours on in hours alone, "-" where it is unknown."""
+    if hours is None:
+        return "-"
+    return show_seconds(3600 * hours) if hours < 100 else f"{hours:.3g} h"
+
+
+def show_time(seconds: float) -> str:
+    """A measured time for a page, in one unit and with one decimal: 61.0 s, 3.1 min, 2.1 h."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def brief_value(value: float | int | str) -> str:
@@ -48,7 +63,7 @@ def regret_text(regret: Regret | None) -> str:
 
 def edge_text(hp: str, optimum: Optimum) -> str:
     """How near the optimum is to the largest stable value; empty where nothing diverged above it."""
-    best = place_of_best(optimum)
+    best = best_value(optimum)
     if best is None or optimum.stable is None or optimum.diverges is None:
         return ""
     is_ratio = min(best, optimum.stable) > 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muxfer.report.format import show_seconds, show_setting
+from muxfer.report.format import show_hours, show_setting
 
 MANY = 8
 """Of more than twice as many sizes a table shows so many from either end."""
@@ -19,7 +19,13 @@ def plan_lines(data: Mapping[str, Any], why: str) -> list[str]:
     for size in shown:
         setting = show_setting(size["setting"]) or "as the task"
         rows.append(
-            [setting, _count(size["parameters"]), f"{size['flops']:.2e}", str(size["trials"]), _time(size["hours"])]
+            [
+                setting,
+                _count(size["parameters"]),
+                f"{size['flops']:.2e}",
+                str(size["trials"]),
+                show_hours(size["hours"]),
+            ]
         )
     shape = {"width": target["width"], "steps": target["steps"]}
     rows.append(
@@ -28,7 +34,7 @@ def plan_lines(data: Mapping[str, Any], why: str) -> list[str]:
             _count(target["parameters"]),
             f"{data['target_flops']:.2e}",
             "1",
-            _time(data["target_hours"]),
+            show_hours(data["target_hours"]),
         ]
     )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -44,7 +50,9 @@ def plan_lines(data: Mapping[str, Any], why: str) -> list[str]:
     if "experts_ratio" in data:
         lines.append(f"share of what tuning the target by hand took: {_percent(data['experts_ratio'])}")
     unknown = f" ({why})" if why else " for every size: nothing of a similar size is recorded"
-    told = f"{_time(data['hours'])} of training, summed over slots" if data["hours"] is not None else "not measured"
+    told = (
+        f"{show_hours(data['hours'])} of training, summed over slots" if data["hours"] is not None else "not measured"
+    )
     lines.append(f"hours: {told}{unknown if data['hours'] is None else ''}")
     return lines
 
@@ -79,9 +87,3 @@ def _count(parameters: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def _time(hours: float | None) -> str:
-    if hours is None:
-        return "-"
-    return show_seconds(3600 * hours) if hours < 100 else f"{hours:.3g} h"

@@ -16,12 +16,12 @@ from muxfer.analysis.cells import (
     finite,
     grid_optimum,
     hp_values,
-    mean_of,
     percent,
+    searched_settings,
+    seeds_text,
+    settings_at_largest,
     settled_table,
     shown,
-    tried,
-    varied,
 )
 from muxfer.analysis.proxy_size import ProxyFront
 from muxfer.analysis.scaling_law import IsoflopFit
@@ -108,7 +108,7 @@ def _losses(table: Table, verdict: Verdict) -> str:
                 near = " class='near'" if cell.mean <= best + 0.02 * abs(best) else ""
                 cells.append(f"<td{near}>{text}</td>")
         lines.append(f"<tr><th scope='row'>{escape(shown(hp))}</th>{''.join(cells)}</tr>")
-    told = html.note(f"{METRIC.capitalize()}{mean_of(table)}. ★ best of its column; shaded: within 2 % of it.")
+    told = html.note(f"{METRIC.capitalize()}{seeds_text(table)}. ★ best of its column; shaded: within 2 % of it.")
     return f"<div class='scroll'><table>{''.join(lines)}</table></div>{told}"
 
 
@@ -142,8 +142,8 @@ def optimum(folder: Path, records: Sequence[Record], verdict: Verdict) -> Sectio
 
 def search(folder: Path, records: Sequence[Record], verdict: Verdict, context: Context) -> Section | None:
     """Every setting of a search over several: one alone is told by its U-curves."""
-    found = tried(records, verdict.axis)
-    names = varied(found, verdict.axis)
+    found = settings_at_largest(records, verdict.axis)
+    names = searched_settings(found, verdict.axis)
     importances = context.get("importances") or {}
     if len(names) < 2 and not importances:
         return None
@@ -223,9 +223,3 @@ def environment(context: Context) -> Section | None:
     if not context.get("environment"):
         return None
     return Section(name="Environment", title="Environment", body=html.pairs(context["environment"]))
-
-
-def clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -4,13 +4,13 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 
-from muxfer.analysis.cells import finite, percent, settled_table, shown, tried
+from muxfer.analysis.cells import finite, percent, settings_at_largest, settled_table, shown
 from muxfer.analysis.scaling_law import IsoflopFit
 from muxfer.analysis.scattered import is_scattered
 from muxfer.analysis.transferability import best_setting
 from muxfer.report import html
-from muxfer.report.format import METRIC, brief_value, drift_unit, edge_text, num_decimals, regret_text
-from muxfer.report.sections import Context, clock
+from muxfer.report.format import METRIC, brief_value, drift_unit, edge_text, num_decimals, regret_text, show_time
+from muxfer.report.sections import Context
 from muxfer.trial import Record, Verdict
 
 
@@ -25,7 +25,7 @@ def answer(study_name: str, records: Sequence[Record], verdict: Verdict, context
         "drifts": f"The best {hp} drifts along {axis}.",
     }.get(verdict.verdict, f"Cannot tell whether the best {hp} transfers along {axis}.")
     if len(verdict.optimum) == 1 and is_scattered(records, axis, hp):
-        headline = f"The best of {len(tried(records, axis))} settings at {axis} {min(verdict.optimum):g}."
+        headline = f"The best of {len(settings_at_largest(records, axis))} settings at {axis} {min(verdict.optimum):g}."
     why = f"{verdict.why[:1].upper()}{verdict.why[1:]}."
     lead = {"transfers": "Next", "drifts": "Next, knowing that it drifts"}.get(
         verdict.verdict, "Next, once that is settled"
@@ -83,7 +83,7 @@ def _facts(records: Sequence[Record], verdict: Verdict, context: Context) -> lis
 
 def _cost(records: Sequence[Record], context: Context) -> tuple[str, str, str]:
     proxies = [record for record in records if record.kind == "proxy"]
-    spent = f"{clock(sum(record.train_seconds for record in proxies))} of training"
+    spent = f"{show_time(sum(record.train_seconds for record in proxies))} of training"
     if (ratio := context.get("plan", {}).get("tuning_ratio")) is not None:
         spent += f", {100 * ratio:.1f} % of the target"
     return "Cost", f"{len(proxies)} trials", spent

@@ -9,8 +9,8 @@ from muxfer.analysis.cells import best_losses, settled_table, shown
 from muxfer.files import content_of
 from muxfer.report import html
 from muxfer.report.figures import replace_file
-from muxfer.report.format import METRIC, num_decimals
-from muxfer.report.sections import clock, drawing_of
+from muxfer.report.format import METRIC, num_decimals, show_time
+from muxfer.report.sections import drawing_of
 from muxfer.trial import Record, Verdict
 
 
@@ -67,7 +67,7 @@ def target_section(
     rows.append([name, own_hp, str(target.step), reached, ""])
     header = ["", verdict.hp, "step", METRIC, "target against it"]
     size = f" {target.num_parameters:,} parameters." if target.num_parameters else ""
-    why = f"{clock(target.train_seconds)} of training, {target.step} steps.{size}"
+    why = f"{show_time(target.train_seconds)} of training, {target.step} steps.{size}"
     badge = str(target.outcome)
     parts = [html.headline(f"muxfer · target of {study_name}", headline, why, tone, badge)]
     if samples is not None and (content := content_of(samples, follow=False)) is not None:

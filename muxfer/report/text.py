@@ -7,17 +7,17 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from muxfer.analysis.cells import (
+    SettingResult,
     Table,
-    Tried,
     finite,
     grid_optimum,
-    held,
+    held_settings,
     hp_values,
-    mean_of,
     percent,
+    seeds_text,
+    settings_at_largest,
     settled_table,
     shown,
-    tried,
 )
 from muxfer.analysis.scattered import is_scattered
 from muxfer.report.format import (
@@ -40,8 +40,10 @@ BEST_SHOWN = 8
 def table_text(records: Sequence[Record], verdict: Verdict) -> str:
     """A study for the terminal: its losses as a table, or the best of them where they were drawn off any grid."""
     if is_scattered(records, verdict.axis, verdict.hp):
-        return "\n".join([*_search_lines(tried(records, verdict.axis), verdict.axis), *_verdict_lines(verdict)])
-    others = held(records, verdict.axis, verdict.hp)
+        return "\n".join(
+            [*_search_lines(settings_at_largest(records, verdict.axis), verdict.axis), *_verdict_lines(verdict)]
+        )
+    others = held_settings(records, verdict.axis, verdict.hp)
     where = "".join(f" at {name} {brief_value(value)}" for name, value in others.items())
     table = settled_table(records, verdict.axis, verdict.hp)
     return cells_text(table, verdict, where=where, seeds="seeds (search.seeds=2)")
@@ -62,7 +64,7 @@ def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: s
         if sum(widths) + 2 * (len(widths) - 1) <= TERMINAL:
             break
     columns = f", by {verdict.axis}" if short else ""
-    lines = [*textwrap.wrap(f"{metric}{where}{columns}{mean_of(table)}; * best of its column", TERMINAL), ""]
+    lines = [*textwrap.wrap(f"{metric}{where}{columns}{seeds_text(table)}; * best of its column", TERMINAL), ""]
     for row in (header, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
@@ -77,7 +79,7 @@ def _noise_lines(table: Table, verdict: Verdict, metric: str, seeds: str) -> lis
     """Without noise there is no interval: then what would tell it."""
     if finite(verdict.noise):
         told = f"one trial's {metric} varies by {percent(verdict.noise)} about the curves"
-    elif mean_of(table):
+    elif seeds_text(table):
         told = f"these points do not tell it, hence no intervals; add values of {verdict.hp}"
     else:
         told = f"one seed does not tell it, hence no intervals; add {seeds}"
@@ -92,7 +94,7 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, TERMINAL, subsequent_indent="  ")
 
 
-def _search_lines(found: Sequence[Tried], axis: str) -> list[str]:
+def _search_lines(found: Sequence[SettingResult], axis: str) -> list[str]:
     """The best of the settings that were drawn, a line each; those of a grid have a table."""
     finished = [one for one in found if one.metric is not None]
     where = f" at {axis} {found[0].setting[axis]}" if axis in found[0].setting else ""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muxfer.analysis.cells import tried
+from muxfer.analysis.cells import settings_at_largest
 from muxfer.analysis.transferability import judge
 from muxfer.errors import BadInput
 from muxfer.report.figures import INK, PAPER, SOFT, compare_figure, palette, twin, u_curves_figure
@@ -135,7 +135,9 @@ def test_finalists_are_not_compared_with_what_trained_shorter():
     long = Record(
         key="f", setting={**records[1].setting, "steps": 99}, replicate=0, outcome=Outcome.FINISHED, metric=0.1, step=99
     )
-    assert [one.metric for one in tried([*records, long], "width")] == [one.metric for one in tried(records, "width")]
+    assert [one.metric for one in settings_at_largest([*records, long], "width")] == [
+        one.metric for one in settings_at_largest(records, "width")
+    ]
 
 
 def test_a_table_of_many_columns_shortens_what_diverged():

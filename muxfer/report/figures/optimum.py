@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.cells import TOLERATED_REGRET, finite, place_of_best
+from muxfer.analysis.cells import TOLERATED_REGRET, best_value, finite
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, pretty, save
 from muxfer.report.format import rows_csv, whole_powers, with_interval
@@ -110,7 +110,7 @@ def _edges(verdict: Verdict) -> dict[float, float]:
 def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) -> None:
     """The drift and its interval as lines through the middle of the fitted optima."""
     drift = verdict.drift_per_doubling
-    bests = {axis: place_of_best(optimum) for axis, optimum in verdict.optimum.items() if axis > 0}
+    bests = {axis: best_value(optimum) for axis, optimum in verdict.optimum.items() if axis > 0}
     found = {axis: place(best) for axis, best in bests.items() if best is not None}
     slope, low, high = (drift.get(name) for name in ("value", "low", "high"))
     if slope is None or len(found) < 2:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.proxy_size import TOLERANCES, Candidate, ProxyFront, Sizes, described
+from muxfer.analysis.proxy_size import TOLERANCES, Candidate, ProxyFront, Sizes, describe_task
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, save
 from muxfer.report.format import rows_csv
@@ -56,7 +56,7 @@ def _proxies(front: ProxyFront) -> Any:
     heights = [0.09 * len(rows) if rows else 1e-3, 1]
     strip, axes = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     question = f"How small may the proxy be that tunes {brief(front.hp, 30)}?"
-    strip.set_title(f"{question}\nlargest task: {described(front.largest)}")
+    strip.set_title(f"{question}\nlargest task: {describe_task(front.largest)}")
     places = _places(front.candidates)
     _draw_strip(strip, unknown, rows, styles, places)
     axes.grid(axis="y")
@@ -196,7 +196,7 @@ def _legend(front: ProxyFront, styles: _Styles) -> list[Any]:
                 style["markerfacecolor"] = _mixed(INK, FACES[(len(values) - 1 - values.index(value)) % len(FACES)])
             if rank != 1:
                 style["marker"] = "o"
-            handles.append(Line2D([], [], label=described({axis: value}), **bare, **style))
+            handles.append(Line2D([], [], label=describe_task({axis: value}), **bare, **style))
     if front.front:
         handles.append(Line2D([], [], color=INK, linewidth=1.4, label="95 % interval"))
         handles.append(Line2D([], [], color=INK, linewidth=1.1, marker="_", markersize=8, mew=1.8, label="front"))

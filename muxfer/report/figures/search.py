@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.cells import Tried
+from muxfer.analysis.cells import SettingResult
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, LINE, PAPER, SOFT, brief, drawing, num_columns, palette, pretty, save
 from muxfer.report.format import METRIC, rows_csv, whole_powers
@@ -23,14 +23,14 @@ SPREAD = 8
 """A positive setting whose values span at least this factor is drawn over its log2."""
 
 
-def parallel_figure(found: Sequence[Tried], names: Sequence[str], path_stem: Path) -> list[Path]:
+def parallel_figure(found: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
     """A vertical axis for each name and one for the loss, a line for each setting; STEM.png, .svg and .csv."""
     with drawing():
         paths = save(_parallel(found, names), path_stem)
     return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(found).encode())]
 
 
-def slices_figure(found: Sequence[Tried], names: Sequence[str], path_stem: Path) -> list[Path]:
+def slices_figure(found: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
     """The loss over each setting alone, a small panel each; STEM.png, .svg and .csv."""
     with drawing():
         paths = save(_slices(found, names), path_stem)
@@ -45,7 +45,7 @@ def importances_figure(importances: Mapping[str, float], path_stem: Path) -> lis
     return [*paths, replace_file(Path(f"{path_stem}.csv"), text.encode())]
 
 
-def _csv(found: Sequence[Tried]) -> str:
+def _csv(found: Sequence[SettingResult]) -> str:
     names = sorted({name for one in found for name in one.setting})
     rows = [[*(one.setting.get(name, "") for name in names), one.metric] for one in found]
     return rows_csv([*names, "metric"], rows)
@@ -85,7 +85,7 @@ def _scale(values: Sequence[Any]) -> Scale:
     return Scale(place, low, high, {tick: f"{tick:g}" for tick in inside})
 
 
-def _losses(found: Sequence[Tried]) -> tuple[float, float]:
+def _losses(found: Sequence[SettingResult]) -> tuple[float, float]:
     """From the best to somewhat above the middle of all: the far end is cut, for the choice is made at the near one."""
     metrics = sorted(one.metric for one in found if one.metric is not None)
     if not metrics:
@@ -94,14 +94,14 @@ def _losses(found: Sequence[Tried]) -> tuple[float, float]:
     return metrics[0], cut if cut > metrics[0] else metrics[0] + (abs(metrics[0]) or 1.0)
 
 
-def _colors(found: Sequence[Tried]) -> list[str]:
+def _colors(found: Sequence[SettingResult]) -> list[str]:
     """By rank among the finished; grey for what has no loss."""
     num_finished = sum(one.metric is not None for one in found)
     ramp = [color for color, _ in palette(max(num_finished, 1))][::-1]
     return [*ramp[:num_finished], *[SOFT] * (len(found) - num_finished)]
 
 
-def _parallel(found: Sequence[Tried], names: Sequence[str]) -> Any:
+def _parallel(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(7.6, 1.9 * (len(names) + 1)), 4.2), layout="constrained")
@@ -132,7 +132,7 @@ def _parallel(found: Sequence[Tried], names: Sequence[str]) -> Any:
     return figure
 
 
-def _height(one: Tried, low: float, high: float) -> float:
+def _height(one: SettingResult, low: float, high: float) -> float:
     """The best at the top, so that the eye follows the lines upwards."""
     return -0.12 if one.metric is None else 1 - min((one.metric - low) / (high - low), 1.0)
 
@@ -154,7 +154,7 @@ def _smooth(heights: Sequence[float]) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def _slices(found: Sequence[Tried], names: Sequence[str]) -> Any:
+def _slices(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     columns = num_columns(len(names))

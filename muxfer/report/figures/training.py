@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.cells import at_best_others, grid_optimum
+from muxfer.analysis.cells import best_slice, grid_optimum
 from muxfer.analysis.scattered import is_scattered
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, brief, drawing, num_columns, palette, pretty, save
@@ -37,7 +37,7 @@ def _thinned(records: Sequence[Record], verdict: Verdict, points: Curves) -> tup
     """The records drawn, and the points of each that are: enough for the eye."""
     scattered = is_scattered(records, verdict.axis, verdict.hp)
     proxies = [record for record in records if record.kind == "proxy"]
-    kept = proxies if scattered else at_best_others(records, verdict.axis, verdict.hp)
+    kept = proxies if scattered else best_slice(records, verdict.axis, verdict.hp)
     first = min((record.replicate for record in kept), default=0)
     kept = [record for record in kept if record.replicate == first]
     curves = {r.key: [p for p in points.get(r.key, ()) if p.name == "train_loss"] for r in kept}

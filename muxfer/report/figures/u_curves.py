@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.cells import Cell, Table, all_cells, finite, hp_values, is_log2, mean_of, settled_table
+from muxfer.analysis.cells import Cell, Table, all_cells, finite, hp_values, is_log2, seeds_text, settled_table
 from muxfer.analysis.rows import Band
 from muxfer.analysis.transferability import bands
 from muxfer.files import replace_file
@@ -95,7 +95,7 @@ def _u_curves(panels: Sequence[Panel]) -> Any:
             axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.set_xlabel(f"{brief(verdict.hp)}{' (log scale)' if is_log2(table) else ''}")
         if column == 0:
-            seeds = {mean_of(table) for table in tables}
+            seeds = {seeds_text(table) for table in tables}
             axes.set_ylabel(METRIC + (seeds.pop() if len(seeds) == 1 else ""))
     figure.legend(
         handles=_legend(panels, tables, fitted, styles, limits),
