@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.commands import ROOT
-from muxfer.analysis.loss_band import Curve, LossBand, Smoother, first_breach, loss_band
+from muxfer.analysis.loss_band import LossBand, LossCurve, Smoother, first_breach, loss_band
 from muxfer.config.hydra_compose import compose
 from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse
 from muxfer.config.study import Config
-from muxfer.data.source import load
-from muxfer.executors.base import Job
+from muxfer.data.source import load_dataset
+from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.trials import make_trial
 from muxfer.training.optim import rate_multiplier
@@ -63,7 +63,7 @@ class Trained:
 
 def train(config: Config, *, width: int, times: float, base_lr: float) -> Trained:
     """A run of this width and rate, `times` as long as the proxies and its warm-up stretched alike."""
-    training, data = config.training, load(config.data)
+    training, data = config.training, load_dataset(config.data)
     steps = round(times * training.steps)
     task = dataclasses.replace(
         config.task,
@@ -75,7 +75,7 @@ def train(config: Config, *, width: int, times: float, base_lr: float) -> Traine
     executor = InlineExecutor()
     points: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        executor.submit([Job(trial=trial, folder=folder, epoch=1)])
+        executor.submit([TrialJob(trial=trial, folder=folder, epoch=1)])
         record = None
         while record is None:
             for report in executor.updates(1.0):
@@ -91,7 +91,7 @@ def study(name: str, seed: int) -> Iterator[dict[str, Any]]:
     found = {lr: train(config, width=PROXIES[-1], times=1, base_lr=lr) for lr in RATES}
     best = min(RATES, key=lambda lr: math.inf if found[lr].metric is None else found[lr].metric or 0.0)
     proxies = [train(config, width=width, times=1, base_lr=best) for width in PROXIES[:-1]] + [found[best]]
-    curves = [Curve(size=run.width, points=run.points, rates=run.rates) for run in proxies]
+    curves = [LossCurve(size=run.width, points=run.points, rates=run.rates) for run in proxies]
     wanted = [(1, width, times) for width, times in HEALTHY] + [(factor, *WRONG_SIZE) for factor in WRONG]
     for factor, width, times in wanted:
         run = train(config, width=width, times=times, base_lr=factor * best)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import ROOT
-from benchmarks.faults.server import serving
+from benchmarks.faults.harness.server import serving
 from benchmarks.reporter import points_of
 from benchmarks.timing import Row, spread
 from muxfer.config.study import LedgerConfig
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.writer import Writer
 from muxfer.study.loop import run_study
@@ -113,8 +113,8 @@ class Reporters:
         self.slots = num
         self.lag: list[float] = []
         self._job = {"reports": reports, "steps": STEPS_A_REPORT, "seconds": seconds}
-        self._jobs: list[Job] = []
-        self._underway: dict[str, tuple[Job, subprocess.Popen[str]]] = {}
+        self._jobs: list[TrialJob] = []
+        self._underway: dict[str, tuple[TrialJob, subprocess.Popen[str]]] = {}
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._processes = [
             subprocess.Popen(
@@ -129,7 +129,7 @@ class Reporters:
         for process in self._processes:
             threading.Thread(target=self._listen, args=(process,), daemon=True).start()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[TrialJob]) -> None:
         self._jobs.extend(jobs)
         for process in self._processes:
             self._give(process)

@@ -10,9 +10,9 @@ import torch
 from benchmarks.timing import Row, interleaved, ratios, spread
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.models.build import build_model
 from muxfer.models.count import measure
@@ -56,7 +56,7 @@ class Reference:
         kept = ("params", "lr", "initial_lr", "weight_decay", "eps", "betas")
         groups = [{name: group[name] for name in kept} for group in merged]
         self.optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
-        data, training = load(task.data), task.training
+        data, training = load_dataset(task.data), task.training
         self.stream = Stream(
             data.train,
             num_classes=data.num_classes,
@@ -92,7 +92,7 @@ def _at_width(width: int, *, quick: bool) -> list[Row]:
     num_steps, rounds = (2, 3) if quick else (5, 15)
     task, trial = proxy(width, *ENDLESS, CLIP)
     with tempfile.TemporaryDirectory() as folder:
-        ours = TrialRun(Job(trial=trial, folder=folder, epoch=1)).trainer
+        ours = TrialRun(TrialJob(trial=trial, folder=folder, epoch=1)).trainer
     theirs = Reference(task)
     losses: list[tuple[float, float]] = [(ours.advance(0.0)[0].value, theirs.run_step()) for _ in range(2)]  # warm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.steps import proxy
 from benchmarks.timing import Row, interleaved, ratios, spread
 from muxfer.config.study import LedgerConfig
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Point, Study, Trial
@@ -26,7 +26,7 @@ def resume(*, quick: bool) -> list[Row]:
 
         def start(where: Path) -> TrialRun:
             began = time.perf_counter()
-            run = TrialRun(Job(trial=trial, folder=str(where), epoch=1))
+            run = TrialRun(TrialJob(trial=trial, folder=str(where), epoch=1))
             if run.resumed_at == 0:
                 build_seconds.append(time.perf_counter() - began)
             run.advance(0.0)

@@ -77,7 +77,7 @@ def run_command(module: str, function: str, *given: Any, as_json: bool = False, 
             late = threading.Timer(STOP_SECONDS, _give_up, [told[0]])
             late.daemon = True
             late.start()
-            ray_sessions.end()
+            ray_sessions.end_own_session()
         if _is_importing(frame):
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
             return
@@ -110,7 +110,7 @@ def run_command(module: str, function: str, *given: Any, as_json: bool = False, 
         except (Exception, Interrupted) as error:
             code = explain(told[0] if told else error)  # what broke on the way out is of no interest
             if told:  # maybe before it came to what a killed driver left
-                ray_sessions.sweep()
+                ray_sessions.remove_abandoned()
     leave(code)
 
 
@@ -166,5 +166,5 @@ def leave(code: int) -> NoReturn:
     """End now: a thread of a library must not keep a finished command alive, nor change its exit code."""
     with contextlib.suppress(OSError):
         sys.stderr.flush()
-    ray_sessions.end()
+    ray_sessions.end_own_session()
     os._exit(code)

@@ -207,10 +207,10 @@ def _rows(lines: Sequence[Line]) -> list[tuple[str, str]]:
 
 def _task(config: Config) -> Task:
     """The checked task, tried at every size before anything runs."""
-    from muxfer.data.source import load
+    from muxfer.data.source import load_dataset
 
     task = config.task
-    task = dataclasses.replace(task, model=with_num_classes(task.model, load(task.data).num_classes))
+    task = dataclasses.replace(task, model=with_num_classes(task.model, load_dataset(task.data).num_classes))
     for size in config.check.sizes:
         try:
             with_setting(task, {config.check.axis: size})

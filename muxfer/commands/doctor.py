@@ -119,7 +119,7 @@ def machine(request: Request) -> Iterator[Finding]:
         told=f"{available:.1f} GB available for {slots} slots",
         mend="" if available >= need else f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}",
     )
-    for what, folder in (("output", request.folder), ("Ray's", ray_sessions.root())):
+    for what, folder in (("output", request.folder), ("Ray's", ray_sessions.parent_folder())):
         existing = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(existing).free / GB
         elsewhere = "output_dir=FOLDER" if what == "output" else "RAY_TMPDIR"

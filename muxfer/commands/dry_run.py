@@ -16,9 +16,9 @@ from muxfer.study.session import open_ledger
 
 def dry_run(name: str, overrides: Sequence[str]) -> CommandResult:
     """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
-    from muxfer.executors.worker import resume_step
     from muxfer.models.count import counter
     from muxfer.study.speeds import hours_at, speeds_of
+    from muxfer.training.checkpoint import resume_step
 
     request = resolve(name, overrides, planned=True)
     propose = proposing(request.config, fingerprint=request.fingerprint)

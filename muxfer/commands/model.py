@@ -41,18 +41,23 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
     validate_forward(task.model)
     cost = measure(task.model)
     rows = parameter_rows(plan)
-    about = {
+    describe_data = {
         "model": model_name(task.model),
         "parametrization": plan.parametrization,
         "base_width": plan.base_width,
         "width": plan.width,
     }
     if plan.parametrization == "completep":
-        about |= {"base_depth": plan.base_depth, "depth": plan.depth}
-    data = {**about, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
+        describe_data |= {"base_depth": plan.base_depth, "depth": plan.depth}
+    data = {**describe_data, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
     lines = [model_text(task.model, plan, cost, rows, columns=shutil.get_terminal_size().columns)]
     if scales is not None:
-        content = {**about, "output_multiplier": plan.output_multiplier, "readout": plan.readout, "hash": plan.hash}
+        content = {
+            **describe_data,
+            "output_multiplier": plan.output_multiplier,
+            "readout": plan.readout,
+            "hash": plan.hash,
+        }
         data["scales"] = str(_write(user_path(scales, "--scales"), {**content, "parameters": rows}))
         lines.append(f"\nscales: {data['scales']}")
     return CommandResult(data=data, text="\n".join(lines))
@@ -217,11 +222,11 @@ def _spread(left: str, right: str, total: int, columns: int) -> list[str]:
 def _task(plain: Mapping[str, Any]) -> Task:
     """The task with each part checked by itself; of what joins them only what concerns the model."""
     task = Task(**{part.name: parse_part(part.name, plain) for part in dataclasses.fields(Task)})
-    task.check_depth()
+    task.validate_depth()
     if getattr(task.model, "num_classes", 0) is None and getattr(task.model, "text_dim", None) is None:
-        from muxfer.data.source import about
+        from muxfer.data.source import describe_data
 
-        task = dataclasses.replace(task, model=with_num_classes(task.model, about(task.data).num_classes))
+        task = dataclasses.replace(task, model=with_num_classes(task.model, describe_data(task.data).num_classes))
     return task
 
 

@@ -222,7 +222,7 @@ def ray_ahead(request: Request, home: Path, *, likely: bool) -> Iterator[Callabl
     """
     from muxfer.executors import ray_sessions
 
-    ray_sessions.sweep()  # what a killed driver left must go even where nothing is left to run
+    ray_sessions.remove_abandoned()  # what a killed driver left must go even where nothing is left to run
 
     def start() -> Executor:
         from muxfer.executors.ray_tune import RayExecutor

@@ -23,7 +23,7 @@ from muxfer.files import validate_writable
 from muxfer.models.build import scale_plan
 from muxfer.models.count import measure
 from muxfer.mup import validate_same_base
-from muxfer.redaction import hidden
+from muxfer.redaction import with_variable_names
 from muxfer.report.figures import replace_file
 from muxfer.report.figures.band import band_figure
 from muxfer.report.format import show_setting
@@ -61,7 +61,7 @@ def transfer(
 
     `flops` sizes the target by the fit of the isoFLOP study `law`; None: of the study itself.
     """
-    from muxfer.data.source import load
+    from muxfer.data.source import load_dataset
 
     request = resolve(name, overrides)
     with open_ledger(request, existing=True) as ledger:
@@ -85,7 +85,7 @@ def transfer(
             inside=inside_grid(searched(config.search, proxies), axis=config.search.axis, hp=config.search.hp),
             unfinished=len(remaining(trials, proxies)),
             fingerprint=request.fingerprint,
-            num_pictures=len(load(request.config.data).train),
+            num_pictures=len(load_dataset(request.config.data).train),
             force=force,
         )
         task = target.task
@@ -169,7 +169,7 @@ def transfer(
             if record.metric is None:
                 draw_anyhow()
                 raise TrialsFailed(ended(record, target))
-            shown = replace(trial, task=hidden(trial.task, request.variables))
+            shown = replace(trial, task=with_variable_names(trial.task, request.variables))
             if ran.records or not is_whole:
                 trained = newest(record, checkpoints)
                 if trained.step != record.step:

@@ -15,7 +15,7 @@ _loaded: dict[Any, Dataset] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class DataDescription:
     """What a plan needs to know of data."""
 
     num_classes: int
@@ -24,17 +24,17 @@ class About:
     fingerprint: str
 
 
-def about(data: Data) -> About:
+def describe_data(data: Data) -> DataDescription:
     """The data as a plan sees them: read where they are here, taken at their word where they are only planned."""
     if isinstance(data, DescribedData):
         caption = " ".join(["word"] * ((data.text_tokens or 1) - 1))
         fingerprint = content_hash(["planned", dataclasses.asdict(data)])
-        return About(num_classes=data.num_classes, captions=(caption,), fingerprint=fingerprint)
-    loaded = load(data)
-    return About(num_classes=loaded.num_classes, captions=loaded.captions, fingerprint=loaded.fingerprint)
+        return DataDescription(num_classes=data.num_classes, captions=(caption,), fingerprint=fingerprint)
+    loaded = load_dataset(data)
+    return DataDescription(num_classes=loaded.num_classes, captions=loaded.captions, fingerprint=loaded.fingerprint)
 
 
-def load(data: Data) -> Dataset:
+def load_dataset(data: Data) -> Dataset:
     """The data in memory; a process keeps what it loaded last, for the next trial. Raises BadInput."""
     if isinstance(data, DescribedData):
         raise BadInput(

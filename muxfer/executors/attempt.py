@@ -4,14 +4,14 @@ import importlib
 from typing import Any
 
 from muxfer.errors import MuxferError
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.trial import Outcome, Record
 
 TRIAL_RUN = "muxfer.executors.worker:TrialRun"
 """The worker that trains: an importable `module:Class` made from a Job, advanced until a report carries a record."""
 
 
-def failed(job: Job, error: str, *, last: TrialUpdate | None = None) -> TrialUpdate:
+def failed_update(job: TrialJob, error: str, *, last: TrialUpdate | None = None) -> TrialUpdate:
     """The last report of a job that ended without a result; `last` is the newest one that came in before."""
     step, train_seconds = (last.step, last.train_seconds) if last else (0, 0.0)
     record = Record(
@@ -48,7 +48,7 @@ class Attempt:
     (half a CUDA context, a patched global) is anybody's guess.
     """
 
-    def __init__(self, job: Job, *, worker: str) -> None:
+    def __init__(self, job: TrialJob, *, worker: str) -> None:
         self.job = job
         self.sound = True
         self._worker = worker
@@ -63,5 +63,5 @@ class Attempt:
             self._last = self._run.advance(seconds)
         except Exception as error:
             self.sound = isinstance(error, MuxferError)
-            return failed(self.job, error_line(error), last=self._last)
+            return failed_update(self.job, error_line(error), last=self._last)
         return self._last

@@ -9,7 +9,7 @@ from muxfer.trial import Point, Record, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrialJob:
     """A trial to run, where: `folder` is the trial's own, each attempt makes one below it; `epoch` is the lease's.
 
     `band` is a LossBand as plain data: a trial whose loss leaves it is halted. None: nobody watches.
@@ -40,7 +40,7 @@ class TrialUpdate:
     halted: str | None = None
 
     @property
-    def last(self) -> bool:
+    def final(self) -> bool:
         """Whether this attempt has nothing more to say."""
         return self.record is not None or self.halted is not None
 
@@ -50,7 +50,7 @@ class Executor(Protocol):
 
     slots: int
 
-    def submit(self, jobs: Sequence[Job]) -> None: ...
+    def submit(self, jobs: Sequence[TrialJob]) -> None: ...
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
         """What came in; empty after the timeout. A trial that failed for good ends in a record with its error.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from muxfer.executors.attempt import TRIAL_RUN, Attempt
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 
 
 class InlineExecutor:
@@ -21,10 +21,10 @@ class InlineExecutor:
     def __init__(self, *, device: str = "cpu", worker: str = TRIAL_RUN) -> None:
         self.device = device
         self._worker = worker
-        self._queue: deque[Job] = deque()
+        self._queue: deque[TrialJob] = deque()
         self._attempt: Attempt | None = None
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[TrialJob]) -> None:
         self._queue.extend(replace(job, device=self.device) for job in jobs)
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
@@ -35,7 +35,7 @@ class InlineExecutor:
                 self._attempt = Attempt(self._queue.popleft(), worker=self._worker)
             report = self._attempt.advance(timeout_seconds)
             came_in.append(report)
-            if report.last:
+            if report.final:
                 self._attempt = None
             if time.monotonic() >= end:
                 break

@@ -18,7 +18,7 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from muxfer.executors.attempt import Attempt
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.models.plugins import Plugins
 from muxfer.trial import Trial
 
@@ -104,7 +104,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         data = config["job"]
-        job = Job(**{**data, "trial": Trial(**data["trial"]), "plugins": Plugins(**data["plugins"])})
+        job = TrialJob(**{**data, "trial": Trial(**data["trial"]), "plugins": Plugins(**data["plugins"])})
         if job.device == "cpu":  # two one-thread trials side by side beat one two-thread trial by 1.07 to 1.5x
             os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
             if "torch" in sys.modules:
@@ -126,9 +126,9 @@ class TrialActor(tune.Trainable):
         assert self._orphan is not None
         self._orphan.stop_waiting()
         report = self._attempt.advance(self._seconds)
-        if not report.last:
+        if not report.final:
             self._orphan.wait_for_driver(self._orphan_seconds)
-        return {"report": report, "done": report.last}
+        return {"report": report, "done": report.final}
 
 
 class JobQueue(Searcher):

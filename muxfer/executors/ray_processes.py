@@ -20,7 +20,7 @@ from typing import Any
 
 from muxfer.errors import BadInput, NoResources, TrialsFailed
 from muxfer.executors import ray_sessions
-from muxfer.garbage import uncollected
+from muxfer.garbage import collection_paused
 
 OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes; the default takes 30 % of the memory
 PROBE_SECONDS = 2.0
@@ -53,7 +53,7 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         self.address = address
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.folder = ray_sessions.make() if address is None else None
+        self.folder = ray_sessions.make_folder() if address is None else None
         self._joined = False
         self._probed = 0.0
         self._silent = 0
@@ -63,7 +63,7 @@ class Cluster:
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         if self.address is not None:
             _expect_answer(self.address)
-        ray_sessions.sweep()
+        ray_sessions.remove_abandoned()
         import ray
         from ray.job_config import JobConfig
 
@@ -80,7 +80,7 @@ class Cluster:
         except Exception as error:  # a node that is slow to start under load raises a bare one
             died = self.dead()
             if self.folder is not None:
-                ray_sessions.remove(self.folder)
+                ray_sessions.end_session(self.folder)
             if died is not None:
                 raise TrialsFailed(f"{died}; run the same command again") from error
             line = " ".join(str(error).split())[:300]
@@ -124,7 +124,7 @@ class Cluster:
         """
         import ray
 
-        with uncollected():
+        with collection_paused():
             gc.collect()
             ray.shutdown()
         self._sweep()
@@ -146,7 +146,7 @@ class Cluster:
     def _sweep(self) -> None:
         """Remove the cluster's folder (sockets, logs, Tune's state), and end what still works there."""
         if self.folder is not None:
-            ray_sessions.remove(self.folder)
+            ray_sessions.end_session(self.folder)
 
     @contextlib.contextmanager
     def _bearing(self) -> Iterator[None]:
@@ -162,7 +162,7 @@ class Cluster:
 
         class Process(plain):  # type: ignore[misc, valid-type]
             def __init__(self, command: Sequence[str], **options: Any) -> None:
-                if ray_sessions.over():
+                if ray_sessions.is_ending():
                     raise TrialsFailed("told to stop while Ray started")
                 environment = {**options.pop("env"), ray_sessions.MARK: str(cluster.folder)}
                 super().__init__(command, env=environment, process_group=0, **options)

@@ -30,16 +30,16 @@ ROUNDS, ROUND_SECONDS = 40, 0.03
 _over = False
 
 
-def root() -> Path:
+def parent_folder() -> Path:
     """Where the folders lie: RAY_TMPDIR or TMPDIR, but /tmp where a socket's path would be too long there."""
     request = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     socket_path = request / _name() / f"r/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     return request if len(os.fsencode(socket_path)) <= LONGEST_PATH else Path("/tmp")
 
 
-def make() -> Path:
+def make_folder() -> Path:
     """This process's folder, which only this user may enter."""
-    folder = root() / _name()
+    folder = parent_folder() / _name()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -51,11 +51,11 @@ def make() -> Path:
     return folder
 
 
-def sweep() -> None:
+def remove_abandoned() -> None:
     """Remove what was left by processes of this user, on this machine, that are gone."""
-    for folder in root().glob("muxfer-*"):
+    for folder in parent_folder().glob("muxfer-*"):
         if _lives(folder.name) is False:
-            remove(folder)
+            end_session(folder)
 
 
 def make_storage(home: Path) -> Path:
@@ -64,7 +64,7 @@ def make_storage(home: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".ray-{_name()}-", dir=home))
 
 
-def sweep_storage(home: Path) -> None:
+def remove_abandoned_storage(home: Path) -> None:
     """Remove all such folders but those of living processes here: one makes its own before it has the lease.
 
     For who holds the lease: a driver on another machine has ended, or is fenced.
@@ -74,21 +74,21 @@ def sweep_storage(home: Path) -> None:
             shutil.rmtree(storage, ignore_errors=True)
 
 
-def end() -> None:
+def end_own_session() -> None:
     """No process of Ray may be born any more, and those that were are ended: this process is about to leave."""
     global _over
     _over = True
-    folder = root() / _name()
+    folder = parent_folder() / _name()
     if _ours(folder):
-        remove(folder)
+        end_session(folder)
 
 
-def over() -> bool:
+def is_ending() -> bool:
     """Whether this process is about to leave."""
     return _over
 
 
-def remove(folder: Path) -> None:
+def end_session(folder: Path) -> None:
     """End the processes of Ray that were started for a folder of ours, and remove it; until there are none any more."""
     quiet = 0
     for _ in range(ROUNDS):  # one may have had a child since it was seen, or Tune's thread still write

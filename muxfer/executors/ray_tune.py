@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from muxfer.config.study import Compute
 from muxfer.errors import NoResources, TrialsFailed
 from muxfer.executors import ray_sessions
-from muxfer.executors.attempt import TRIAL_RUN, failed
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.attempt import TRIAL_RUN, failed_update
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.executors.ray_processes import Cluster
 
 if TYPE_CHECKING:
@@ -58,17 +58,17 @@ class RayExecutor:
     """
 
     def __init__(
-        self, compute: Compute, *, folder: Path, worker: str = TRIAL_RUN, report_every_seconds: float = 1.0
+        self, compute: Compute, *, folder: Path, worker: str = TRIAL_RUN, update_every_seconds: float = 1.0
     ) -> None:
         self.slots = 0
         self.device = "cpu"
         self._compute = compute
         self._worker = worker
-        self._report_every_seconds = report_every_seconds
+        self._update_every_seconds = update_every_seconds
         self._cluster = Cluster(compute.address)
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._unsettled: dict[str, Job] = {}
+        self._unsettled: dict[str, TrialJob] = {}
         self._last: dict[str, TrialUpdate] = {}
         self._dead: str | None = None
         self._ready: Future[None] = Future()
@@ -93,7 +93,7 @@ class RayExecutor:
         """Where others than this machine could reach the cluster."""
         return self._cluster.listening()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[TrialJob]) -> None:
         assert self._jobs is not None
         placed = [replace(job, device=self.device) for job in jobs]
         self._unsettled.update({job.trial.key: job for job in placed})
@@ -146,7 +146,7 @@ class RayExecutor:
             key, why = heard
             if key not in self._unsettled:
                 return []
-            report = failed(self._unsettled[key], why, last=self._last.get(key))
+            report = failed_update(self._unsettled[key], why, last=self._last.get(key))
         if report.key not in self._unsettled:
             return []
         self._last[report.key] = report
@@ -165,7 +165,7 @@ class RayExecutor:
             self.device, self.slots = resolve(self._compute, ray.cluster_resources())
             settings = {
                 "worker": self._worker,
-                "seconds": self._report_every_seconds,
+                "seconds": self._update_every_seconds,
                 "orphan_seconds": self._compute.orphan_seconds,
             }
             max_failures = self._compute.max_failures

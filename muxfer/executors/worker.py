@@ -3,7 +3,6 @@
 A worker knows neither Ray nor MLflow. Whoever executes it calls `advance` until a report carries a record.
 """
 
-import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 from muxfer.analysis.loss_band import Breach, LossBand, Watch
 from muxfer.config.parse import parse_task
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.models.build import build_model, conditioning, repa_features
 from muxfer.models.plugins import allow
-from muxfer.training.folders import attempts, numbers, refuse_links
+from muxfer.training.attempt_folders import new_attempt
+from muxfer.training.checkpoint import resume_step
 from muxfer.trial import Outcome, Point, Record
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class TrialRun:
     """One attempt at one trial, going on from the newest valid checkpoint under the job's folder."""
 
-    def __init__(self, job: Job) -> None:
-        from muxfer.data.source import load
+    def __init__(self, job: TrialJob) -> None:
+        from muxfer.data.source import load_dataset
         from muxfer.mup import fold_factors, param_groups
         from muxfer.training import checkpoint
         from muxfer.training.loop import Trainer
@@ -34,7 +34,7 @@ class TrialRun:
         self.job = job
         allow(job.plugins.names, folder=job.plugins.folder)
         task = parse_task(job.trial.task)
-        data = load(task.data)
+        data = load_dataset(task.data)
         if data.fingerprint != job.trial.fingerprint:
             raise BadInput(
                 f"the data read here have fingerprint {data.fingerprint}, the study's have {job.trial.fingerprint}:"
@@ -151,36 +151,3 @@ def _halted(breach: Breach, checkpoint: Path | None) -> str:
         f" step {breach.since}; lower the rate with target.base_lr=RATE, or go on from the checkpoint {checkpoint} with"
         " target.guard=off"
     )
-
-
-def new_attempt(folder: Path, *, epoch: int) -> Path:
-    """A folder of this attempt's own below the trial's, the last by number: two that run at once never share one.
-
-    BadInput where the disk refuses, or where the trial's folder, or the study's of all trials, is a link.
-    """
-    refuse_links(folder.parent, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = [numbers(attempt) for attempt in attempts(folder)]
-        last = max((number for its_epoch, number in found if its_epoch == epoch), default=-1)
-        for number in itertools.count(last + 1):
-            attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
-            try:
-                attempt.mkdir()
-            except FileExistsError:
-                continue
-            return attempt
-    except OSError as error:
-        raise BadInput(
-            f"trial folder {folder} can't be written ({error.strerror}): free some space or give another folder with"
-            " output_dir=FOLDER, then run the same command again"
-        ) from None
-    raise AssertionError
-
-
-def resume_step(folder: Path, *, key: str) -> int:
-    """The step from which a trial would go on, 0 without a usable checkpoint."""
-    from muxfer.training import checkpoint
-
-    found = checkpoint.load_newest(folder, key=key)
-    return 0 if found is None else found.snapshot.step

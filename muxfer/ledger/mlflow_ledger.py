@@ -28,30 +28,30 @@ from muxfer.ledger.folder_lock import hold_folder
 from muxfer.ledger.holder import Holder
 from muxfer.ledger.lease import HeldLease, acquire
 from muxfer.ledger.mlflow_client import Refused, TrackingStore
-from muxfer.ledger.mlflow_lease import LeaseRuns, claims_of, last_beat
-from muxfer.ledger.mlflow_operations import spooled
+from muxfer.ledger.mlflow_lease import LeaseRuns, last_beat, read_claims
+from muxfer.ledger.mlflow_operations import spooled_path
 from muxfer.ledger.mlflow_runs import StudyRuns
 from muxfer.ledger.mlflow_tags import (
     RUN_NAME_CHARACTERS,
-    as_ours,
-    chosen_of,
-    cut_text,
-    highest_claim,
-    json_of,
+    choose_run,
+    claimed_epoch,
+    cut_error,
     lineage_tags,
-    newest_record,
     now_ms,
-    pretty,
-    record_of,
+    parsing_tag,
+    pretty_json,
+    read_json,
+    read_record,
+    recorded_epoch,
     refuse_newer_schema,
     run_name,
-    safe_key,
     trial_params,
+    validate_key,
 )
 from muxfer.ledger.spool import Spool
 from muxfer.ledger.tracking_uri import default_tracking_uri, redact_uri
 from muxfer.ledger.writer import BACKOFF_SECONDS, Writer
-from muxfer.redaction import hidden, recordable, redact_plain, resolved
+from muxfer.redaction import recordable, redact_plain, with_values, with_variable_names
 from muxfer.redaction import redact as hide
 from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
 from muxfer.validate import expect
@@ -94,23 +94,23 @@ class MlflowLedger:
             if name in (None, sweep):
                 if (key := tags.get("muxfer.study")) is None:
                     raise BadInput(f"run {run.info.run_id} has no tag muxfer.study and is none of muxfer's: delete it")
-                with as_ours(run, "muxfer.study"):
-                    safe_key(key)
-                with as_ours(run, "muxfer.identity"):
-                    identity = resolved(json_of(tags, "muxfer.identity"), dict(self._variables), strict=False)
+                with parsing_tag(run, "muxfer.study"):
+                    validate_key(key)
+                with parsing_tag(run, "muxfer.identity"):
+                    identity = with_values(read_json(tags, "muxfer.identity"), dict(self._variables), strict=False)
                     expect(Identity, identity)
                 found[key] = Study(name=sweep, key=key, identity=identity)
         return list(found.values())
 
     def config(self, study: Study) -> Mapping[str, Any]:
-        for run in self._read({"muxfer.kind": "study", "muxfer.study": safe_key(study.key)}):
+        for run in self._read({"muxfer.kind": "study", "muxfer.study": validate_key(study.key)}):
             if "muxfer.config.parts" in run.data.tags:
-                with as_ours(run, "muxfer.config"):
-                    return dict(resolved(json_of(run.data.tags, "muxfer.config"), self._variables))
+                with parsing_tag(run, "muxfer.config"):
+                    return dict(with_values(read_json(run.data.tags, "muxfer.config"), self._variables))
         raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
 
     def acquire(self, study: Study) -> HeldLease:
-        safe_key(study.key)
+        validate_key(study.key)
         if Path(study.label).name != study.label or not study.label.isprintable() or len(study.label) > 200:
             raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
         experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
@@ -127,14 +127,14 @@ class MlflowLedger:
         return lease
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
-        config = None if config is None else _without_secrets(hidden(config, self._variables))
+        config = None if config is None else _without_secrets(with_variable_names(config, self._variables))
         experiment = self._store.experiment(self._config.experiment, create=True)
         assert experiment is not None
         self.close()
         self._epoch = lease.epoch
         self._held = lease.held
         self._open_trials.clear()
-        shown = replace(study, identity=hidden(study.identity, self._variables))
+        shown = replace(study, identity=with_variable_names(study.identity, self._variables))
         self._home = home = (self._folder / study.label).absolute()
         self._runs = StudyRuns(self._store, experiment[0], shown, home=home)
         is_new, self._written = self._runs.parent(config)
@@ -155,10 +155,10 @@ class MlflowLedger:
         if self._writer.pending_bytes:
             self._writer.flush(self._config.patience_seconds)
         if is_new:
-            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty(redact_plain(config))})
+            self._write({"op": "text", "key": None, "name": "config.json", "text": pretty_json(redact_plain(config))})
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
-        chosen = {key: chosen_of(same) for key, same in self._trial_runs(study).items()}
+        chosen = {key: choose_run(same) for key, same in self._trial_runs(study).items()}
         read = {key: partial(self._store.curve, run.info.run_id, name) for key, run in chosen.items()}
         return {
             key: [Point(name=name, step=step, value=value) for step, value in self._patiently(ask)]
@@ -170,7 +170,7 @@ class MlflowLedger:
             return list(self._unchanged[1])
         all_delivered = self._writer is not None and not self._writer.pending_bytes
         runs = self._trial_runs(study)
-        every = [record_of(chosen_of(same)) for same in runs.values()]
+        every = [read_record(choose_run(same)) for same in runs.values()]
         records = [record for record in every if record is not None]
         if all_delivered:
             self._unchanged = study.key, records
@@ -182,8 +182,8 @@ class MlflowLedger:
     def standings(self, study: Study) -> list[Standing]:
         found = []
         for key, same in self._trial_runs(study).items():
-            run = chosen_of(same)
-            standing = Standing(key=key, kind=run.data.tags.get("muxfer.kind", ""), record=record_of(run))
+            run = choose_run(same)
+            standing = Standing(key=key, kind=run.data.tags.get("muxfer.kind", ""), record=read_record(run))
             if standing.record is None and run.info.status == "RUNNING":
                 points = self._store.curve(run.info.run_id, "train_loss")
                 step, loss = points[-1] if points else (0, None)
@@ -197,16 +197,16 @@ class MlflowLedger:
         leases = self._store.experiment(f"{self._config.experiment}.leases", create=False)
         if leases is None:
             return None
-        claims = claims_of(self._store.search(leases[0], {"muxfer.study": safe_key(study.key)}, deleted=True))
+        claims = read_claims(self._store.search(leases[0], {"muxfer.study": validate_key(study.key)}, deleted=True))
         return replace(claims.holders[0], beat=last_beat(claims)) if claims.holders else None
 
     def begin(self, trial: Trial) -> None:
         self._open_trials.add(trial.key)
-        trial = replace(trial, task=hidden(trial.task, self._variables))
+        trial = replace(trial, task=with_variable_names(trial.task, self._variables))
         self._write(
             {
                 "op": "begin",
-                "key": safe_key(trial.key),
+                "key": validate_key(trial.key),
                 "name": hide(run_name(trial))[:RUN_NAME_CHARACTERS],
                 "start_ms": now_ms(),
                 "tags": {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial)),
@@ -225,12 +225,12 @@ class MlflowLedger:
         self.attach(artifacts, key=record.key)
         plain = record.to_dict() | {"run_id": None}
         if record.error is not None:
-            plain["error"] = cut_text(hide(record.error))
+            plain["error"] = cut_error(hide(record.error))
         self._write({"op": "settle", "key": record.key, "end_ms": now_ms(), "record": plain}, epoch=record.epoch)
 
     def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
         for path in artifacts:
-            self._write({"op": "file", "key": key, "path": spooled(path, self._home)})
+            self._write({"op": "file", "key": key, "path": spooled_path(path, self._home)})
 
     def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
         if self._writer is not None:
@@ -266,13 +266,13 @@ class MlflowLedger:
 
         home = self._folder / study.label
         runs = [run for same in self._trial_runs(study).values() for run in same]
-        found = [max(highest_claim(run), newest_record(run)) for run in runs]
+        found = [max(claimed_epoch(run), recorded_epoch(run)) for run in runs]
         found += [int(spool[1]) for path in home.glob("spool-*") if (spool := SPOOL.fullmatch(path.name))]
         return max([highest_epoch(home), *found])
 
     def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
         runs: dict[str, list[Any]] = {}
-        for run in self._read({"muxfer.study": safe_key(study.key)}):
+        for run in self._read({"muxfer.study": validate_key(study.key)}):
             if "muxfer.key" in run.data.tags:
                 runs.setdefault(run.data.tags["muxfer.key"], []).append(run)
         return runs

@@ -13,7 +13,7 @@ from torch import nn
 
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
 from muxfer.models.build import build_model, conditioning, repa_features, scale_plan
 from muxfer.models.families import family_of
@@ -61,7 +61,7 @@ def check_coordinates(
 
 def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
     """The task's model, scaled by this plan, with real batches of its data."""
-    data = load(task.data)
+    data = load_dataset(task.data)
     model, plan = build_model(task, replicate=replicate, plan=plan)
     _pair_finite(model, plan, task, replicate=replicate)
     optimizer, training = task.optimizer, task.training

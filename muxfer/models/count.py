@@ -27,9 +27,9 @@ _counted: dict[str, ModelCost] = {}
 
 def counter(config: Config) -> Measure:
     """`measure` for the data's captions; a process counts each model once."""
-    from muxfer.data.source import about
+    from muxfer.data.source import describe_data
 
-    captions = about(config.data).captions
+    captions = describe_data(config.data).captions
 
     def count(model: Model) -> ModelCost:
         key = content_hash([to_plain(model), captions])

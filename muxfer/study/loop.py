@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muxfer.errors import StudyBusy, TrialsFailed
-from muxfer.executors.base import Executor, Job, TrialUpdate
+from muxfer.executors.base import Executor, TrialJob, TrialUpdate
 from muxfer.ledger.base import Lease, Ledger
 from muxfer.models import plugins
 from muxfer.study.retention import Retention
@@ -84,7 +84,7 @@ def run_study(
     try:
         while todo:
             jobs = {
-                t.key: Job(
+                t.key: TrialJob(
                     trial=t, folder=str(trial_folder(folder, study, t)), epoch=lease.epoch, plugins=plugins.allowed()
                 )
                 for t in todo

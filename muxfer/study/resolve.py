@@ -14,7 +14,7 @@ from muxfer.config.task import ImageFolder
 from muxfer.errors import BadInput
 from muxfer.files import user_path
 from muxfer.ledger.tracking_uri import default_tracking_uri, sqlite_path
-from muxfer.redaction import hidden
+from muxfer.redaction import with_variable_names
 from muxfer.study.trials import study_of
 from muxfer.trial import Study
 
@@ -37,7 +37,7 @@ class Request:
     @property
     def description(self) -> str:
         """What the study says of itself, as it may be shown."""
-        return str(hidden({"description": self.config.description}, self.variables)["description"])
+        return str(with_variable_names({"description": self.config.description}, self.variables)["description"])
 
     @property
     def home(self) -> Path:
@@ -57,11 +57,11 @@ def resolve(name: str, overrides: Sequence[str], *, planned: bool = False) -> Re
     if isinstance(config.data, ImageFolder):  # workers have another current folder
         path = str(user_path(config.data.path, "data.path"))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-    from muxfer.data.source import about, load
+    from muxfer.data.source import describe_data, load_dataset
 
     if not planned:
-        load(config.data)
-    data = about(config.data)
+        load_dataset(config.data)
+    data = describe_data(config.data)
     config = dataclasses.replace(config, model=with_num_classes(config.model, data.num_classes))
     return Request(
         name=name,

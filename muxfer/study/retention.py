@@ -20,7 +20,7 @@ from muxfer.config.study import Config
 from muxfer.errors import BadInput
 from muxfer.study.cost import estimated_macs, most_parameters, parts
 from muxfer.study.search import grid, num_settings
-from muxfer.training.folders import folders, refuse_links
+from muxfer.training.attempt_folders import refuse_links, subfolders
 from muxfer.trial import Record, Trial, content_hash
 
 SPARE_BYTES = 10**9
@@ -78,7 +78,7 @@ class Retention:
         """
         self._epoch = epoch
         by_key = {record.key: record for record in records}
-        for path in folders(self._folder):
+        for path in subfolders(self._folder):
             if (record := by_key.get(path.name)) is not None and record.outcome.settled:
                 self._take(record)
             else:
@@ -95,9 +95,9 @@ class Retention:
 
         path = self._folder / record.key
         if not record.outcome.settled:  # it may be tried again, from the one before should its last be damaged
-            self._waiting[record.key] = checkpoint.held_bytes(path)
+            self._waiting[record.key] = checkpoint.stored_bytes(path)
             return
-        size = checkpoint.settle(path, epoch=self._epoch)
+        size = checkpoint.keep_newest(path, epoch=self._epoch)
         self._waiting.pop(record.key, None)
         if not size:
             return
@@ -115,7 +115,7 @@ class Retention:
 
         waiting = sum(size for key, size in self._waiting.items() if key not in running)
         for held in losers(self._over.values(), room=self._room - waiting):
-            left = checkpoint.discard(self._folder / held.key, epoch=self._epoch)
+            left = checkpoint.delete_all(self._folder / held.key, epoch=self._epoch)
             if left:  # a later driver's, or the disk refused
                 self._over[held.key] = replace(held, size=left)
             else:
@@ -195,7 +195,7 @@ def _budget(config: Config, folder: Path) -> tuple[int, str]:
 def _bytes_below(folder: Path) -> int:
     from muxfer.training import checkpoint
 
-    return checkpoint.held_bytes(folder)
+    return checkpoint.stored_bytes(folder)
 
 
 def _shown(size: float) -> str:

@@ -48,7 +48,7 @@ def _sweep_litter(home: Path) -> None:
         if writer is None or gone(int(writer[1])):  # `report` writes without a lease
             with contextlib.suppress(OSError):
                 left.unlink()
-    ray_sessions.sweep_storage(home)
+    ray_sessions.remove_abandoned_storage(home)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from muxfer.errors import BadInput
-from muxfer.training.folders import attempts, folders, numbers
+from muxfer.training.attempt_folders import attempts, numbers_in_name, subfolders
 
 KEEP = 2
 """Checkpoints kept of a running trial: should the last one turn out damaged, the one before is there."""
@@ -94,6 +94,12 @@ def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
     return None
 
 
+def resume_step(trial_folder: str | Path, *, key: str) -> int:
+    """The step from which a trial would go on, 0 without a usable checkpoint."""
+    found = load_newest(trial_folder, key=key)
+    return 0 if found is None else found.snapshot.step
+
+
 def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | None = None) -> None:
     """Delete all but the last `keep` whole checkpoints of a running trial, and what broken writes left behind.
 
@@ -103,34 +109,34 @@ def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | 
     """
     folder = Path(attempt_folder)
     kept = 0
-    for path in _newest_first(folders(folder, _STEP)):
+    for path in _newest_first(subfolders(folder, _STEP)):
         if kept < keep:
             kept += _has_all_files(path)
         else:
             _remove(path)
-    for path in folders(folder, _HALF_WRITTEN):
+    for path in subfolders(folder, _HALF_WRITTEN):
         shutil.rmtree(path, ignore_errors=True)
     if not kept:
         return
-    for attempt in (path for path in attempts(folder.parent) if numbers(path) < numbers(folder)):
+    for attempt in (path for path in attempts(folder.parent) if numbers_in_name(path) < numbers_in_name(folder)):
         _empty(attempt, but=resumed_from if kept < keep else None)
 
 
-def settle(trial_folder: str | Path, *, epoch: int) -> int:
+def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
     """Delete all but the newest whole checkpoint of a trial that is over; returns the bytes that are left.
 
     Where a driver of a higher epoch than ours has begun an attempt nothing is deleted: it has taken us over.
     """
     folder = Path(trial_folder)
     if _taken_over(folder, epoch):
-        return held_bytes(folder)
+        return stored_bytes(folder)
     newest = next((path for path in _newest_first(_steps(folder)) if _has_all_files(path)), None)
     for attempt in attempts(folder):
         _empty(attempt, but=newest)
-    return held_bytes(folder)
+    return stored_bytes(folder)
 
 
-def discard(trial_folder: str | Path, *, epoch: int) -> int:
+def delete_all(trial_folder: str | Path, *, epoch: int) -> int:
     """Delete every checkpoint of a trial; returns the bytes that are left all the same. `epoch`: see settle.
 
     Its folder stays, empty: a sign that there were some.
@@ -139,16 +145,16 @@ def discard(trial_folder: str | Path, *, epoch: int) -> int:
     if not _taken_over(folder, epoch):
         for attempt in attempts(folder):
             _empty(attempt, but=None)
-    return held_bytes(folder)
+    return stored_bytes(folder)
 
 
-def discarded(trial_folder: str | Path) -> bool:
+def is_deleted(trial_folder: str | Path) -> bool:
     """Whether `discard` was here."""
     folder = Path(trial_folder)
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def held_bytes(trial_folder: str | Path) -> int:
+def stored_bytes(trial_folder: str | Path) -> int:
     """What a trial's checkpoints take on the disk, unfinished ones too."""
     total = 0
     if os.path.islink(trial_folder):
@@ -161,15 +167,15 @@ def held_bytes(trial_folder: str | Path) -> int:
 
 
 def _newest_first(checkpoints: Iterable[Path]) -> list[Path]:
-    return sorted(checkpoints, key=lambda path: (numbers(path), numbers(path.parent)), reverse=True)
+    return sorted(checkpoints, key=lambda path: (numbers_in_name(path), numbers_in_name(path.parent)), reverse=True)
 
 
 def _steps(trial_folder: Path) -> list[Path]:
-    return [path for attempt in attempts(trial_folder) for path in folders(attempt, _STEP)]
+    return [path for attempt in attempts(trial_folder) for path in subfolders(attempt, _STEP)]
 
 
 def _taken_over(folder: Path, epoch: int) -> bool:
-    return any(numbers(path) >= (epoch + 1,) for path in attempts(folder))
+    return any(numbers_in_name(path) >= (epoch + 1,) for path in attempts(folder))
 
 
 def _remove(path: Path) -> None:
@@ -180,7 +186,7 @@ def _remove(path: Path) -> None:
 
 def _empty(attempt: Path, *, but: Path | None) -> None:
     """Delete an attempt's checkpoints and what it left half written; the attempt too when nothing stays."""
-    for path in (*folders(attempt, _STEP), *folders(attempt, _HALF_WRITTEN)):
+    for path in (*subfolders(attempt, _STEP), *subfolders(attempt, _HALF_WRITTEN)):
         if path != but:
             _remove(path)
     with contextlib.suppress(OSError):  # not empty

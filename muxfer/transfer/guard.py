@@ -7,10 +7,10 @@ may speak of this target, or why none may: then it is not watched, and that is s
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from muxfer.analysis.loss_band import MIN_REPORTS, Curve, LossBand, loss_band
+from muxfer.analysis.loss_band import MIN_REPORTS, LossBand, LossCurve, loss_band
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.executors.base import Executor, Job, TrialUpdate
+from muxfer.executors.base import Executor, TrialJob, TrialUpdate
 from muxfer.transfer.target import TargetRun
 from muxfer.trial import Point, Record
 
@@ -28,7 +28,7 @@ def target_band(
     `base` is the task that the study varies, `curves` are training losses by trial key. A text says why there is none.
     """
     chosen = {name: value for name, value in target.winner.setting.items() if name != axis}
-    found: list[Curve] = []
+    found: list[LossCurve] = []
     unlike = ""
     for record in records:
         if record.metric is None or {n: v for n, v in record.setting.items() if n != axis} != chosen:
@@ -40,7 +40,7 @@ def target_band(
         if unlike_now:
             continue
         points = [(point.step, point.value) for point in curves.get(record.key, ()) if point.name == "train_loss"]
-        found.append(Curve(size=float(record.setting[axis]), points=points, rates=_rates(proxy)))
+        found.append(LossCurve(size=float(record.setting[axis]), points=points, rates=_rates(proxy)))
     if not found:
         return unlike or "no proxy finished at the chosen setting"
     band = loss_band(
@@ -62,7 +62,7 @@ class Watched:
         self._executor = executor
         self._band = None if band is None else band.to_dict()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[TrialJob]) -> None:
         self._executor.submit([replace(job, band=self._band) for job in jobs])
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:

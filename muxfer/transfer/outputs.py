@@ -69,7 +69,7 @@ def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: 
     import torch
     from safetensors.torch import save
 
-    from muxfer.data.source import load
+    from muxfer.data.source import load_dataset
     from muxfer.evaluation.diffusers_sampling import sample, save_grid
     from muxfer.models.build import build_model, conditioning
 
@@ -83,7 +83,7 @@ def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: 
         "sha256": sums,
     }
     about = replace_file(folder / "target.json", json.dumps(origin, indent=2).encode())
-    data = load(task.data)
+    data = load_dataset(task.data)
     model, _ = build_model(task, replicate=0)
     model.load_state_dict(trained.tensors["ema"], strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"

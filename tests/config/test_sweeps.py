@@ -11,7 +11,7 @@ from muxfer.config.hydra_compose import compose, packaged
 from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting
 from muxfer.config.task import DescribedData
-from muxfer.data.source import about, load
+from muxfer.data.source import describe_data, load_dataset
 from muxfer.errors import BadInput
 from muxfer.study.resolve import resolve
 from muxfer.study.trials import grid_trials
@@ -131,9 +131,9 @@ def test_the_control_differs_from_lr_width_in_the_parametrization_alone():
 
 def test_planned_data_are_known_by_their_description():
     data = DescribedData(name="planned", image_size=8, channels=4, num_samples=100, num_classes=3, text_tokens=5)
-    known = about(data)
+    known = describe_data(data)
     assert (known.num_classes, len(known.captions[0].split()) + 1) == (3, 5)
-    assert about(dataclasses.replace(data)) == known
-    assert about(dataclasses.replace(data, num_samples=101)).fingerprint != known.fingerprint
+    assert describe_data(dataclasses.replace(data)) == known
+    assert describe_data(dataclasses.replace(data, num_samples=101)).fingerprint != known.fingerprint
     with pytest.raises(BadInput, match="100 pictures of 4x8x8"):
-        load(data)
+        load_dataset(data)

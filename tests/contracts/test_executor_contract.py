@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from muxfer.config.study import Compute
-from muxfer.executors.base import Executor, Job, TrialUpdate
+from muxfer.executors.base import Executor, TrialJob, TrialUpdate
 from muxfer.executors.inline import InlineExecutor
 from muxfer.executors.ray_tune import RayExecutor
 from muxfer.trial import Outcome
@@ -33,7 +33,7 @@ def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     executor.close()
 
 
-def run(executor: Executor, jobs: list[Job], *, seconds: float = 60.0) -> list[TrialUpdate]:
+def run(executor: Executor, jobs: list[TrialJob], *, seconds: float = 60.0) -> list[TrialUpdate]:
     """Every report until each job has a record."""
     executor.submit(jobs)
     came_in: list[TrialUpdate] = []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from muxfer.config.task import Digits, ImageFolder
 from muxfer.data import image_folder
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
 from muxfer.errors import BadInput
 
@@ -50,7 +50,7 @@ def test_the_digits_fingerprint_is_pinned(digits):
 
 
 def test_data_is_read_once_a_process(digits):
-    assert load(Digits(name="digits")) is load(Digits(name="digits"))
+    assert load_dataset(Digits(name="digits")) is load_dataset(Digits(name="digits"))
 
 
 def test_every_epoch_shows_every_picture_once(digits):
@@ -120,7 +120,7 @@ def config(path, **changes):
 
 
 def test_sub_folders_are_classes(folder):
-    loaded = load(config(folder))
+    loaded = load_dataset(config(folder))
     assert (len(loaded.train), len(loaded.validation)) == (16, 4)
     assert loaded.class_names == ("cats", "dogs")
     assert loaded.image_shape == (3, 8, 8)
@@ -128,26 +128,26 @@ def test_sub_folders_are_classes(folder):
 
 
 def test_a_flat_folder_is_one_class(folder):
-    loaded = load(config(folder / "cats", channels=1))
+    loaded = load_dataset(config(folder / "cats", channels=1))
     assert (loaded.num_classes, loaded.image_shape) == (1, (1, 8, 8))
 
 
 def test_names_path_and_time_do_not_matter_but_content_and_classes_do(folder, tmp_path):
-    before = load(config(folder))
+    before = load_dataset(config(folder))
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
     for i, file in enumerate(sorted((moved / "cats").iterdir())):
         file.rename(file.with_name(f"z{99 - i}{file.suffix}"))
         os.utime(moved / "cats" / f"z{99 - i}{file.suffix}", (0, 0))
-    after = load(config(moved))
+    after = load_dataset(config(moved))
     assert after.fingerprint == before.fingerprint
     assert torch.equal(after.train.pixels_NCHW, before.train.pixels_NCHW)
     assert torch.equal(after.validation.labels_N, before.validation.labels_N)
 
     picture(999).save(moved / "cats" / "z99.png")
-    changed = load(config(moved)).fingerprint
+    changed = load_dataset(config(moved)).fingerprint
     (moved / "cats").rename(moved / "lions")
-    assert len({before.fingerprint, changed, load(config(moved)).fingerprint}) == 3
+    assert len({before.fingerprint, changed, load_dataset(config(moved)).fingerprint}) == 3
 
 
 def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
@@ -185,7 +185,7 @@ def test_sixteen_bits_are_scaled_and_transparency_is_white(tmp_path):
 def test_copies_of_a_picture_stay_on_one_side(folder):
     for i in range(30):
         shutil.copy(folder / "cats" / "0.png", folder / "cats" / f"copy{i}.png")
-    loaded = load(config(folder, validation_fraction=0.5))
+    loaded = load_dataset(config(folder, validation_fraction=0.5))
     sides = [set(map(bytes, split.pixels_NCHW.flatten(1).numpy())) for split in (loaded.train, loaded.validation)]
     assert not sides[0] & sides[1]
 
@@ -198,7 +198,7 @@ def one_line(error) -> str:
 
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(BadInput) as error:
-        load(config(tmp_path / "none"))
+        load_dataset(config(tmp_path / "none"))
     assert "no such folder" in one_line(error)
 
 
@@ -206,12 +206,12 @@ def test_a_folder_without_or_with_too_few_pictures_is_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
     with pytest.raises(BadInput) as error:
-        load(config(tmp_path / "empty"))
+        load_dataset(config(tmp_path / "empty"))
     assert "0 pictures" in one_line(error)
     shutil.rmtree(folder / "dogs")
     (folder / "cats" / "0.png").unlink()
     with pytest.raises(BadInput) as error:
-        load(config(folder))
+        load_dataset(config(folder))
     assert "9 pictures: expected at least 10" in one_line(error)
 
 
@@ -220,24 +220,24 @@ def test_an_unreadable_picture_is_named(folder):
     for broken in (file.read_bytes()[:400], b"", b"not a picture"):
         file.write_bytes(broken)
         with pytest.raises(BadInput) as error:
-            load(config(folder))
+            load_dataset(config(folder))
         assert "dogs/1.jpg" in one_line(error)
 
 
 def test_an_empty_class_and_a_mixed_folder_are_refused(folder):
     (folder / "birds").mkdir()
     with pytest.raises(BadInput, match="birds"):
-        load(config(folder))
+        load_dataset(config(folder))
     (folder / "birds").rmdir()
     picture(5).save(folder / "stray.png")
     with pytest.raises(BadInput, match="sub-folders"):
-        load(config(folder))
+        load_dataset(config(folder))
 
 
 def test_hidden_files_are_no_pictures(folder):
-    before = load(config(folder)).fingerprint
+    before = load_dataset(config(folder)).fingerprint
     for hidden in (folder / ".thumbnails", folder / "cats" / ".thumbnails"):
         hidden.mkdir()
         picture(1).save(hidden / "a.png")
     (folder / "cats" / "._0.png").write_bytes(b"resource fork")
-    assert load(config(folder)).fingerprint == before
+    assert load_dataset(config(folder)).fingerprint == before

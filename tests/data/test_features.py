@@ -12,9 +12,9 @@ from muxfer.config.study import Config
 from muxfer.config.task import RectifiedFlow, Task
 from muxfer.data.dataset import Dataset
 from muxfer.data.features import BATCH, frozen_features
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.models.build import build_model, conditioning, repa_features
 from muxfer.mup import fold_factors, param_groups
@@ -207,10 +207,10 @@ def test_bfloat16_trains_like_float32(make_task: MakeTask, digits: Dataset) -> N
 
 def test_a_trial_resumes_bit_for_bit(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(*ALIGNED, "training.steps=8", "training.checkpoint_every=4", "training.report_every=4")
-    trial = make_trial(task, {}, replicate=0, fingerprint=load(task.data).fingerprint)
+    trial = make_trial(task, {}, replicate=0, fingerprint=load_dataset(task.data).fingerprint)
 
     def finish(folder: str, *, stop_at: int | None = None) -> tuple[float | None, int]:
-        run = TrialRun(Job(trial=trial, folder=str(tmp_path / folder), epoch=1))
+        run = TrialRun(TrialJob(trial=trial, folder=str(tmp_path / folder), epoch=1))
         while True:
             report = run.advance(0.0)
             if report.record is not None:

@@ -8,21 +8,23 @@ import time
 from pathlib import Path
 
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.trial import Outcome, Point, Record, Trial
 
 WORKER = "fake_trials:FakeRun"
 
 
-def job(folder: Path, key: str, *, does: str = "finish", steps: int = 2, seconds: float = 0.0, deaths: int = 0) -> Job:
+def job(
+    folder: Path, key: str, *, does: str = "finish", steps: int = 2, seconds: float = 0.0, deaths: int = 0
+) -> TrialJob:
     """One step of `seconds` a report. `does`: finish, refuse, break, or die (`deaths` attempts, in the first step)."""
     setting = {"does": does, "steps": steps, "seconds": seconds, "deaths": deaths}
     trial = Trial(key=key, setting=setting, replicate=3, task={"model": {"width": 64}, "lr": 2.0**-7})
-    return Job(trial=trial, folder=str(folder / key), epoch=7)
+    return TrialJob(trial=trial, folder=str(folder / key), epoch=7)
 
 
 class FakeRun:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrialJob) -> None:
         self.job = job
         self.setting = job.trial.setting
         if self.setting["does"] == "refuse":

@@ -17,7 +17,7 @@ import pytest
 from muxfer.config.study import Compute
 from muxfer.errors import BadInput, NoResources
 from muxfer.executors import ray_sessions
-from muxfer.executors.base import Job, TrialUpdate
+from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.executors.ray_processes import Cluster
 from muxfer.executors.ray_tune import RayExecutor, resolve, stdout_aside
 from muxfer.trial import Outcome, Record
@@ -39,7 +39,7 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
     executor.close()
 
 
-def run(executor: RayExecutor, jobs: list[Job]) -> tuple[list[TrialUpdate], dict[str, Record]]:
+def run(executor: RayExecutor, jobs: list[TrialJob]) -> tuple[list[TrialUpdate], dict[str, Record]]:
     executor.submit(jobs)
     reports: list[TrialUpdate] = []
     records: dict[str, Record] = {}
@@ -294,7 +294,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no_other(short):
-    mine = ray_sessions.make()
+    mine = ray_sessions.make_folder()
     _, pid, started, machine = mine.name.split("-")
     dead = short / f"muxfer-{pid}-1-{machine}"
     others = [f"muxfer-{pid}-1-ffffff", "muxfer-notes", "ray", f"muxfer-{pid}-{started}-{machine}"]
@@ -309,7 +309,7 @@ def test_the_folder_of_a_process_that_is_gone_is_swept_with_its_processes_and_no
     with (dead / "log").open() as log:
         started_for.append(subprocess.Popen(sleep, stdin=log))
     try:
-        ray_sessions.sweep()
+        ray_sessions.remove_abandoned()
         marked, logging, *bystanders = started_for
         assert (marked.wait(10), logging.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
         assert [bystander.poll() for bystander in bystanders] == [None, None]
@@ -329,13 +329,13 @@ def test_tunes_storage_stays_while_its_process_lives_and_goes_with_it(tmp_path):
     living = f".ray-muxfer-{pid:x}-{started:x}-{machine}-abc"
     for other in (f"{dead}-abc", f"{name[:-6]}ffffff-abc", ".ray-abc", living):
         (mine.parent / other / "trials").mkdir(parents=True)
-    ray_sessions.sweep_storage(mine.parent)
+    ray_sessions.remove_abandoned_storage(mine.parent)
     assert sorted(mine.parent.iterdir()) == sorted([mine, mine.parent / living])
 
 
 def test_a_folder_whose_sockets_would_have_too_long_a_path_is_not_taken(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/" + 60 * "long")
-    assert ray_sessions.root() == Path("/tmp")
+    assert ray_sessions.parent_folder() == Path("/tmp")
 
 
 def test_what_a_driver_leaves_that_is_killed_while_ray_starts_is_swept(short, tmp_path):
@@ -351,7 +351,7 @@ def test_what_a_driver_leaves_that_is_killed_while_ray_starts_is_swept(short, tm
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    ray_sessions.sweep()
+    ray_sessions.remove_abandoned()
     assert list(short.iterdir()) == []
 
 

@@ -9,14 +9,16 @@ import pytest
 
 from muxfer.config.models import with_num_classes
 from muxfer.config.settings import with_setting
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
-from muxfer.executors.worker import TrialRun, new_attempt, resume_step
+from muxfer.executors.worker import TrialRun
 from muxfer.models.count import measure
 from muxfer.study.cost import estimated_macs, training_flops, tuning_ratio
 from muxfer.study.trials import grid_trials, make_trial
+from muxfer.training.attempt_folders import new_attempt
+from muxfer.training.checkpoint import resume_step
 from muxfer.trial import Outcome
 
 TINY = ["search.width=[16]", "search.base_lr=[2**-6]", "model.base_width=16", "model.depth=1", "model.patch=4"]
@@ -26,10 +28,10 @@ TINY += ["training.steps=20", "training.warmup_steps=2", "training.checkpoint_ev
 @pytest.fixture
 def job(make_config, tmp_path):
     config = make_config(*TINY)
-    data = load(config.data)
+    data = load_dataset(config.data)
     model = with_num_classes(config.model, data.num_classes)
     (trial,) = grid_trials(dataclasses.replace(config, model=model), fingerprint=data.fingerprint)
-    return Job(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
+    return TrialJob(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
 
 
 def run(job):
@@ -64,10 +66,10 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_on_real_images_and_resumes_bit_for_bit(make_config, tmp_path, name):
     config = make_config(*TINY, f"model={name.split()[0]}", *FAMILIES[name])
-    data = load(config.data)
+    data = load_dataset(config.data)
     model = with_num_classes(config.model, data.num_classes)
     (trial,) = grid_trials(dataclasses.replace(config, model=model), fingerprint=data.fingerprint)
-    job = Job(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
+    job = TrialJob(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
     first = TrialRun(job)
     while first.trainer.step < 12:
         first.advance(0.0)
@@ -93,7 +95,7 @@ def test_what_a_trial_took_is_free_once_it_is_dropped(job):
     gc.disable()
     try:
         trial_run = TrialRun(job)
-        while not trial_run.advance(0.0).last:
+        while not trial_run.advance(0.0).final:
             pass
         tensors = trial_run.trainer.state().tensors
         held = [trial_run.trainer, *trial_run.trainer.model.parameters()]

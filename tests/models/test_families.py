@@ -18,9 +18,9 @@ from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.models.build import build_model, conditioning, scale_plan
 from muxfer.models.count import measure
@@ -182,9 +182,9 @@ def test_learned_variance_doubles_the_output_channels(name):
         assert predicted(task, randomized(task)).shape == (2, channels, 8, 8)
 
 
-def job_of(task: Task, folder) -> Job:
-    data = load(task.data)
-    return Job(trial=make_trial(task, {}, replicate=0, fingerprint=data.fingerprint), folder=str(folder), epoch=1)
+def job_of(task: Task, folder) -> TrialJob:
+    data = load_dataset(task.data)
+    return TrialJob(trial=make_trial(task, {}, replicate=0, fingerprint=data.fingerprint), folder=str(folder), epoch=1)
 
 
 def run(job, *, stop_at=None):

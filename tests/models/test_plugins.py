@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from muxfer.config.models import with_num_classes
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
 from muxfer.models import plugins
 from muxfer.models.build import scale_plan
@@ -179,9 +179,9 @@ def test_a_plugin_that_can_not_be_imported_is_refused_in_one_line(folder, name, 
 
 
 def test_a_job_brings_its_plugins_to_a_process_that_has_none(task, folder, tmp_path):
-    data = load(task.data)
+    data = load_dataset(task.data)
     trial = make_trial(task, {}, replicate=0, fingerprint=data.fingerprint)
-    job = Job(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
+    job = TrialJob(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
     records = []
     for own in (Plugins(), Plugins(names=("my_models",), folder=str(folder))):
         executor = InlineExecutor()

@@ -18,8 +18,8 @@ from muxfer.study.cost import most_parameters
 from muxfer.study.retention import Held, Retention, losers, planned
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.training import checkpoint
+from muxfer.training.attempt_folders import highest_epoch
 from muxfer.training.checkpoint import Snapshot
-from muxfer.training.folders import highest_epoch
 from muxfer.trial import Outcome, Record
 
 
@@ -100,7 +100,7 @@ def test_a_trial_that_is_over_keeps_its_newest_and_a_running_one_both(tmp_path):
 
 def test_over_the_budget_the_best_finished_ones_stay_and_no_half_done_trial_loses_anything(tmp_path):
     save(tmp_path, "half", 10, 20)
-    keeper = Retention(tmp_path, budget_bytes=checkpoint.held_bytes(tmp_path / "half") * 2, running_bytes=0)
+    keeper = Retention(tmp_path, budget_bytes=checkpoint.stored_bytes(tmp_path / "half") * 2, running_bytes=0)
     keeper.begin([], epoch=1)
     for key, metric in (("a", 0.3), ("b", 0.1), ("c", 0.2), ("d", 0.4)):
         save(tmp_path, key, 10, 20)
@@ -108,8 +108,8 @@ def test_over_the_budget_the_best_finished_ones_stay_and_no_half_done_trial_lose
     save(tmp_path, "failed", 10)
     keeper.settle(record("failed", outcome=Outcome.FAILED), running=[])
     assert steps_of(tmp_path) == {"a": [], "b": ["20"], "c": [], "d": [], "failed": ["10"], "half": ["10", "20"]}
-    assert checkpoint.discarded(tmp_path / "a")
-    assert not checkpoint.discarded(tmp_path / "b")
+    assert checkpoint.is_deleted(tmp_path / "a")
+    assert not checkpoint.is_deleted(tmp_path / "b")
 
 
 def test_what_a_killed_driver_did_not_tidy_the_next_one_does(tmp_path):
@@ -132,7 +132,7 @@ def test_the_newest_is_the_newest_whole_one(tmp_path):
 def test_an_export_of_weights_that_went_says_so(tmp_path):
     save(tmp_path / "trials", "a", 20)
     assert weights_of(record("a", 0.5), tmp_path).keys() == {"w"}
-    checkpoint.discard(tmp_path / "trials" / "a", epoch=1)
+    checkpoint.delete_all(tmp_path / "trials" / "a", epoch=1)
     with pytest.raises(BadInput, match="run went so that those of better trials fit"):
         weights_of(record("a", 0.5), tmp_path)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from muxfer.config.task import Digits, Evaluation, RectifiedFlow, Training
 from muxfer.data.dataset import Dataset
-from muxfer.data.source import load
+from muxfer.data.source import load_dataset
 from muxfer.training.loop import Trainer
 
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ class TinyModel(nn.Module):
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    return load(Digits(name="digits"))
+    return load_dataset(Digits(name="digits"))
 
 
 @pytest.fixture

@@ -141,14 +141,14 @@ def test_attempts_are_ordered_by_their_numbers_however_many_digits_these_have(tm
     prune(tmp_path / new, keep=1)
     assert not (tmp_path / old).exists()
     save(tmp_path / old, snapshot(10), key="k")
-    checkpoint.settle(tmp_path, epoch=10_000)
+    checkpoint.keep_newest(tmp_path, epoch=10_000)
     assert [path.name for path in tmp_path.iterdir()] == [new]
 
 
 def tidy(trial):
     prune(trial / "attempt-0002-00", keep=1)
-    checkpoint.settle(trial, epoch=2)
-    return checkpoint.discard(trial, epoch=2)
+    checkpoint.keep_newest(trial, epoch=2)
+    return checkpoint.delete_all(trial, epoch=2)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_trial_that_is_a_link_keeps_all_and_takes_nothing(trial, tmp_path_fact
     link = tmp_path_factory.mktemp("study") / "k"
     link.symlink_to(trial)
     prune(link / "attempt-0002-00")
-    assert checkpoint.settle(link, epoch=2) == checkpoint.discard(link, epoch=2) == 0
+    assert checkpoint.keep_newest(link, epoch=2) == checkpoint.delete_all(link, epoch=2) == 0
     assert len(list(trial.glob("attempt-*/step-*"))) == 4
 
 

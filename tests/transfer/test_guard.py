@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from muxfer.analysis.loss_band import Curve, LossBand, loss_band
+from muxfer.analysis.loss_band import LossBand, LossCurve, loss_band
 from muxfer.analysis.transferability import best_setting
 from muxfer.commands.transfer import transfer
 from muxfer.config.models import with_num_classes
 from muxfer.config.task import to_plain
-from muxfer.data.source import load
-from muxfer.executors.base import Job
+from muxfer.data.source import load_dataset
+from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
-from muxfer.executors.worker import resume_step
 from muxfer.report.figures.band import band_figure
 from muxfer.study.loop import run_study
 from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
 from muxfer.study.session import driving, open_ledger
 from muxfer.study.trials import grid_trials, study_of
+from muxfer.training.checkpoint import resume_step
 from muxfer.training.optim import rate_multiplier
 from muxfer.transfer.guard import Watched, target_band
 from muxfer.transfer.target import target_run
@@ -54,12 +54,12 @@ TARGETS = [(32, 40), (64, 40), (48, 80), (64, 200), (32, 200)]
 
 def run(executor, trial, folder):
     """The last report of a trial, and its training losses."""
-    executor.submit([Job(trial=trial, folder=str(folder), epoch=1)])
+    executor.submit([TrialJob(trial=trial, folder=str(folder), epoch=1)])
     losses = []
     while True:
         for report in executor.updates(0.5):
             losses += [(point.step, point.value) for point in report.points if point.name == "train_loss"]
-            if report.last:
+            if report.final:
                 return report, losses
 
 
@@ -67,7 +67,7 @@ class Trained:
     """A study whose proxies were trained, and the targets that can be made of it."""
 
     def __init__(self, config, folder):
-        data = load(config.data)
+        data = load_dataset(config.data)
         self.config = dataclasses.replace(config, model=with_num_classes(config.model, data.num_classes))
         self.folder, self.fingerprint, self.num_pictures = folder, data.fingerprint, len(data.train)
         self.records, self.curves = [], {}
@@ -176,7 +176,7 @@ def test_the_smallest_proxys_width_is_predicted_by_that_proxy_alone(studies):
     rates = [rate_multiplier(target.task.training, step) for step in range(40)]
     (record,) = [record for record in study.records if record.setting["width"] == 16]
     points = [(p.step, p.value) for p in study.curves[record.key] if p.name == "train_loss"]
-    alone = loss_band([Curve(size=16, points=points, rates=rates)], size=16, rates=rates)
+    alone = loss_band([LossCurve(size=16, points=points, rates=rates)], size=16, rates=rates)
     assert study.band(target) == alone
 
 

@@ -4,6 +4,7 @@ A study's folder may come from others. A link may lead anywhere, so nothing is d
 """
 
 import contextlib
+import itertools
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ MAX_EPOCH = 10**9
 
 
 def refuse_links(*paths: Path) -> None:
-    """Raise BadInput where one of the folders that we are about to work in is a link."""
+    """Raise BadInput where one of the subfolders that we are about to work in is a link."""
     for path in paths:
         if path.is_symlink():
             raise BadInput(
@@ -27,10 +28,10 @@ def refuse_links(*paths: Path) -> None:
 
 
 def attempts(trial_folder: Path) -> list[Path]:
-    return folders(trial_folder, _ATTEMPT)
+    return subfolders(trial_folder, _ATTEMPT)
 
 
-def folders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
+def subfolders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
     """The folders, so named, below `parent`, which may be missing. Links are none, nor is anything behind one."""
     if parent.is_symlink():
         return []
@@ -40,7 +41,7 @@ def folders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
     return []
 
 
-def numbers(folder: Path) -> tuple[int, ...]:
+def numbers_in_name(folder: Path) -> tuple[int, ...]:
     """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
     return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
 
@@ -51,5 +52,30 @@ def highest_epoch(home: Path) -> int:
     By the names of folders alone, and behind no link. A lease that claims no higher one, from a ledger that began anew
     or came out of a backup, would be taken for one that was taken over.
     """
-    epochs = (numbers(attempt)[0] for trial in folders(home / "trials") for attempt in attempts(trial))
+    epochs = (numbers_in_name(attempt)[0] for trial in subfolders(home / "trials") for attempt in attempts(trial))
     return max((epoch for epoch in epochs if epoch < MAX_EPOCH), default=0)
+
+
+def new_attempt(folder: Path, *, epoch: int) -> Path:
+    """A folder of this attempt's own below the trial's, the last by number: two that run at once never share one.
+
+    BadInput where the disk refuses, or where the trial's folder, or the study's of all trials, is a link.
+    """
+    refuse_links(folder.parent, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [numbers_in_name(attempt) for attempt in attempts(folder)]
+        last = max((number for its_epoch, number in found if its_epoch == epoch), default=-1)
+        for number in itertools.count(last + 1):
+            attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
+            try:
+                attempt.mkdir()
+            except FileExistsError:
+                continue
+            return attempt
+    except OSError as error:
+        raise BadInput(
+            f"trial folder {folder} can't be written ({error.strerror}): free some space or give another folder with"
+            " output_dir=FOLDER, then run the same command again"
+        ) from None
+    raise AssertionError
