@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import recorded
 from benchmarks.evidence import written
 from muxfer.analysis.cells import percent, shown
-from muxfer.analysis.proxy_size import Candidate, ProxyFront, described, parameters_times_samples, proxy_front
+from muxfer.analysis.proxy_size import Candidate, ProxyFront, describe_task, parameters_times_samples, proxy_front
 from muxfer.report.figures import replace_file
 from muxfer.report.figures.proxies import proxies_figure
 
@@ -36,7 +36,7 @@ def table() -> str:
     per_task = found.candidates[0].num_trials
     names = [name.replace("_", " ") for name in found.axes]
     lines = [
-        f"{num_trials + per_task} trials, {per_task} a task; the largest task is {described(found.largest)}. A regret"
+        f"{num_trials + per_task} trials, {per_task} a task; the largest task is {describe_task(found.largest)}. A regret"
         " is what that task loses, relatively, by the choice; a cost of 1 is one run of it, by parameters x samples.",
         "",
         f"| {' | '.join(names)} | cost of the sweep | choice | made again by other seeds | regret, measured |"

@@ -44,15 +44,15 @@ Table = Mapping[float, Mapping[float, Cell]]
 def settled_table(records: Sequence[Record], axis: str, hp: str) -> Table:
     """The study as a table: a cell for each axis value and each value of the setting, averaged over replicates."""
     groups: dict[tuple[float, float], list[Record]] = {}
-    for record in at_best_others(records, axis, hp):
-        groups.setdefault((number(record, axis), number(record, hp)), []).append(record)
+    for record in best_slice(records, axis, hp):
+        groups.setdefault((setting_number(record, axis), setting_number(record, hp)), []).append(record)
     table: dict[float, dict[float, Cell]] = {}
     for (axis_value, hp_value), group in sorted(groups.items()):
         table.setdefault(axis_value, {})[hp_value] = cell_of(axis_value, hp_value, group)
     return table
 
 
-def at_best_others(records: Sequence[Record], axis: str, hp: str) -> list[Record]:
+def best_slice(records: Sequence[Record], axis: str, hp: str) -> list[Record]:
     """The proxies among the records, with every third setting held where it is best at the largest axis value.
 
     A study that varies one setting along one axis comes back whole. One that varies more is cut to the slice through
@@ -65,22 +65,24 @@ def at_best_others(records: Sequence[Record], axis: str, hp: str) -> list[Record
         others.setdefault(rest, []).append(record)
     if len(others) < 2:
         return proxies
-    largest = max(number(record, axis) for record in proxies)
+    largest = max(setting_number(record, axis) for record in proxies)
 
     def lowest(slice_: list[Record]) -> float:
-        at_largest = [record for record in slice_ if number(record, axis) == largest]
+        at_largest = [record for record in slice_ if setting_number(record, axis) == largest]
         means = [cell.mean for row in settled_table(at_largest, axis, hp).values() for cell in row.values()]
         return min((mean for mean in means if mean is not None), default=math.inf)
 
     return min(others.values(), key=lowest)
 
 
-def held(records: Sequence[Record], axis: str, hp: str) -> Setting:
+def held_settings(records: Sequence[Record], axis: str, hp: str) -> Setting:
     """Where `at_best_others` holds what else the study varies; empty where it varies nothing else."""
-    kept = at_best_others(records, axis, hp)
+    kept = best_slice(records, axis, hp)
     names = {name for record in records if record.kind == "proxy" for name in record.setting} - {axis, hp}
-    varied = sorted(name for name in names if len({repr(record.setting.get(name)) for record in records}) > 1)
-    return {name: kept[0].setting[name] for name in varied if kept and name in kept[0].setting}
+    searched_settings = sorted(
+        name for name in names if len({repr(record.setting.get(name)) for record in records}) > 1
+    )
+    return {name: kept[0].setting[name] for name in searched_settings if kept and name in kept[0].setting}
 
 
 def shown(value: float) -> str:
@@ -94,7 +96,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def number(record: Record, name: str) -> float:
+def setting_number(record: Record, name: str) -> float:
     value = record.setting.get(name)
     if isinstance(value, str) or value is None:
         known = ", ".join(sorted(record.setting)) or "no setting"
@@ -127,14 +129,14 @@ def bracket(row: Mapping[float, Cell], best: Cell) -> tuple[Cell | None, Cell | 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class SettingResult:
     """One setting at the largest axis value: its mean metric, None if any of its replicates has none."""
 
     setting: Setting
     metric: float | None
 
 
-def tried(records: Sequence[Record], axis: str) -> list[Tried]:
+def settings_at_largest(records: Sequence[Record], axis: str) -> list[SettingResult]:
     """Every settled setting at the largest axis value, the best first, what diverged last.
 
     Finalists have one setting more than the others, the steps they were trained on for: they cannot be compared.
@@ -151,17 +153,17 @@ def tried(records: Sequence[Record], axis: str) -> list[Tried]:
     for setting, group in groups.items():
         metrics = [record.metric for record in group if record.metric is not None]
         mean = math.fsum(metrics) / len(metrics) if len(metrics) == len(group) else None
-        found.append(Tried(setting=dict(setting), metric=mean))
+        found.append(SettingResult(setting=dict(setting), metric=mean))
     return sorted(found, key=lambda one: (one.metric is None, one.metric or 0.0))
 
 
-def varied(found: Sequence[Tried], axis: str) -> list[str]:
+def searched_settings(found: Sequence[SettingResult], axis: str) -> list[str]:
     """What was searched over: settings with more than one value, but for those that make another task."""
     names = sorted({name for one in found for name in one.setting} - {axis, *AXES})
     return [name for name in names if len({one.setting.get(name) for one in found}) > 1]
 
 
-def place_of_best(optimum: Optimum) -> float | None:
+def best_value(optimum: Optimum) -> float | None:
     """The vertex where there is one, else what muxfer takes."""
     return next((x for x in (optimum.fitted, optimum.choice, optimum.grid) if x is not None), None)
 
@@ -180,7 +182,7 @@ def finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def mean_of(table: Table) -> str:
+def seeds_text(table: Table) -> str:
     num_seeds = max((len(cell.metrics) for cell in all_cells(table)), default=1)
     return f", mean of {num_seeds} seeds" if num_seeds > 1 else ""
 
@@ -209,3 +211,12 @@ def hp_values(table: Table) -> list[float]:
 
 def all_cells(table: Table) -> list[Cell]:
     return [cell for row in table.values() for cell in row.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best setting at the largest axis value: its mean metric, and its records, the best replicate first."""
+
+    setting: Setting
+    metric: float
+    records: tuple[Record, ...]

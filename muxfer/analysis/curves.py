@@ -28,7 +28,7 @@ MISFIT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
+class RowPoints:
     """The settled cells of one axis value, ascending: positions [n], metrics [n, S], NaN where a replicate has none.
 
     Cells that diverged have no metrics: their positions are `diverged`. `level` is the reference of relative numbers.
@@ -69,7 +69,7 @@ def _t_quantile(df: int) -> float:
 class Curve:
     """y = mean + slope (x - centre) + curvature (x - centre)² - its own mean, through the points `used` (indices)."""
 
-    points: Points
+    points: RowPoints
     used: np.ndarray
     centre: float
     mean: float
@@ -127,15 +127,15 @@ class Curve:
         return np.stack([d, d * d], axis=1) - self.basis_mean
 
 
-def fit_curves(rows: Mapping[float, Points], *, paired: bool = True) -> tuple[dict[float, Curve], Noise | None]:
+def fit_curves(rows: Mapping[float, RowPoints], *, paired: bool = True) -> tuple[dict[float, Curve], Noise | None]:
     """A curve for each row that has three points to fit, and the noise about all of them.
 
     None: no degree of freedom is left to tell noise from shape. `paired`: columns of the metrics are replicates whose
     randomness is shared; else they are in no order.
     """
-    curves = {axis: curve for axis, points in rows.items() if (curve := fit(points, REACH, paired=paired))}
+    curves = {axis: curve for axis, points in rows.items() if (curve := fit_curve(points, REACH, paired=paired))}
     if _do_not_fit(list(curves.values())):
-        curves = {axis: curve for axis, points in rows.items() if (curve := fit(points, 1, paired=paired))}
+        curves = {axis: curve for axis, points in rows.items() if (curve := fit_curve(points, 1, paired=paired))}
     return curves, pooled_noise(list(curves.values()))
 
 
@@ -191,7 +191,7 @@ def _do_not_fit(curves: Sequence[Curve]) -> bool:
     return bool(fdtrc(misfit_df, pure_df, misfit / pure) < MISFIT)
 
 
-def fit(points: Points, reach: int, *, paired: bool = True) -> Curve | None:
+def fit_curve(points: RowPoints, reach: int, *, paired: bool = True) -> Curve | None:
     """Least squares with one offset a replicate; None with fewer than three cells."""
     used = _near_minimum(points, reach)
     if len(used) < 3:
@@ -243,7 +243,7 @@ def _demeaned(values: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.n
     return np.where(known, values - values.sum(axis=0) / counts, 0.0)
 
 
-def _near_minimum(points: Points, reach: int) -> np.ndarray:
+def _near_minimum(points: RowPoints, reach: int) -> np.ndarray:
     """Indices of the lowest cell and of its neighbours that shape the parabola; what diverged ends a side."""
     means = points.means
     best = int(np.argmin(means))

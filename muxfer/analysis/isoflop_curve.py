@@ -22,7 +22,7 @@ MIN_DF = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class Polynomial:
     """A polynomial in x: coefficients [K], lowest power first, fitted to logs of sizes [P] and relative residuals [P].
 
     `gram_inverse` [K, K] times the noise's variance is the coefficients' covariance.
@@ -75,12 +75,12 @@ def powers(x: Array | float, num: int, derivative: int = 0) -> Array:
     return out
 
 
-def curve(params: Array, values: Array, *, degree: int, center: float) -> Curve:
+def fit_polynomial(params: Array, values: Array, *, degree: int, center: float) -> Polynomial:
     """Through values [P] above 0 at these sizes; of a lower degree where there are no more sizes than that."""
     num = min(degree, len(np.unique(params)) - 1) + 1
     design = powers(np.log(params) - center, num) / values[:, None]
     inverse = np.linalg.pinv(design)
-    return Curve(
+    return Polynomial(
         center=center,
         coefficients=inverse.sum(axis=1),
         gram_inverse=inverse @ inverse.T,
@@ -89,12 +89,12 @@ def curve(params: Array, values: Array, *, degree: int, center: float) -> Curve:
     )
 
 
-def curves(columns: Sequence[tuple[Array, Array, float]], *, highest: int = 4) -> tuple[list[Curve], int]:
+def fit_polynomials(columns: Sequence[tuple[Array, Array, float]], *, highest: int = 4) -> tuple[list[Polynomial], int]:
     """One curve for each (sizes, values, center), and their degree: 2, or what the pooled residuals ask for."""
     from scipy.special import fdtrc
 
-    def fitted(degree: int) -> list[Curve]:
-        return [curve(params, values, degree=degree, center=center) for params, values, center in columns]
+    def fitted(degree: int) -> list[Polynomial]:
+        return [fit_polynomial(params, values, degree=degree, center=center) for params, values, center in columns]
 
     chosen, best = 2, fitted(2)
     for degree in range(3, highest + 1):
@@ -109,13 +109,13 @@ def curves(columns: Sequence[tuple[Array, Array, float]], *, highest: int = 4) -
     return best, chosen
 
 
-def variance(fitted: Sequence[Curve]) -> float | None:
+def pooled_variance(fitted: Sequence[Polynomial]) -> float | None:
     """Of one relative value about its curve, pooled; None where too few points tell it."""
     df = sum(c.df for c in fitted)
     return sum(c.sum_squares for c in fitted) / df if df >= MIN_DF else None
 
 
-def redrawn(fitted: Sequence[Curve], *, seed: int) -> tuple[list[Array], Array]:
+def bootstrap_coefficients(fitted: Sequence[Polynomial], *, seed: int) -> tuple[list[Array], Array]:
     """Coefficients [R, K] of NUM_DRAWS copies of each curve, and the variance that each set of copies shows [R]."""
     rng = np.random.default_rng(seed)
     pool = []
@@ -125,7 +125,7 @@ def redrawn(fitted: Sequence[Curve], *, seed: int) -> tuple[list[Array], Array]:
         pool.append(c.residuals[free] / np.sqrt(left[free]))
     errors = np.concatenate(pool)
     errors = errors - errors.mean()
-    told = variance(fitted)
+    told = pooled_variance(fitted)
     assert told is not None
     if errors.any():
         errors = errors * np.sqrt(told / np.mean(errors**2))

@@ -40,7 +40,7 @@ MAX_POSITIONS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class LossCurve:
     """The training loss of one proxy.
 
     `size` is its value of the axis, `points` are (steps done, mean loss since the point before), `rates` the
@@ -142,7 +142,7 @@ def smoothed(points: Sequence[tuple[int, float]], time_constant_steps: float) ->
 
 
 def loss_band(
-    curves: Sequence[Curve], *, size: float, rates: Sequence[float], speed: float = 1.0, trend: bool = True
+    curves: Sequence[LossCurve], *, size: float, rates: Sequence[float], speed: float = 1.0, trend: bool = True
 ) -> LossBand | None:
     """The band of a target of this size whose schedule has these rates; None where the curves are too few to tell.
 
@@ -194,7 +194,7 @@ def compared_steps(steps: np.ndarray, rates: Sequence[float], proxy_rates: Seque
 
 
 def _log_loss_at(
-    curve: Curve, steps: np.ndarray, rates: Sequence[float], speed: float, smoothing_steps: float
+    curve: LossCurve, steps: np.ndarray, rates: Sequence[float], speed: float, smoothing_steps: float
 ) -> np.ndarray:
     at, losses = zip(*smoothed(curve.points, smoothing_steps), strict=True)
     return np.interp(compared_steps(steps, rates, curve.rates, speed), at, np.log(losses))
@@ -214,7 +214,7 @@ def _extrapolate(means: np.ndarray, sizes: np.ndarray, size: float) -> tuple[np.
     return means.mean(axis=0) + slope * at, 1 / len(sizes) + at**2 / float(x @ x)
 
 
-def _common(curves: Sequence[Curve], logs: np.ndarray, sizes: np.ndarray, smoothing_steps: float) -> float:
+def _common(curves: Sequence[LossCurve], logs: np.ndarray, sizes: np.ndarray, smoothing_steps: float) -> float:
     """Standard deviation of one smoothed curve, by its scatter or by the seeds of one size, whichever is larger."""
     scatter = [_scatter(curve.points, smoothing_steps) for curve in curves]
     spreads = [logs[sizes == size].var(axis=0, ddof=1) for size in set(sizes.tolist()) if (sizes == size).sum() > 1]
@@ -222,7 +222,7 @@ def _common(curves: Sequence[Curve], logs: np.ndarray, sizes: np.ndarray, smooth
     return math.sqrt(max(SEEDS_OVER_SCATTER**2 * float(np.mean(scatter)), seeds))
 
 
-def _own(curves: Sequence[Curve], smoothing_steps: float, common: float) -> float:
+def _own(curves: Sequence[LossCurve], smoothing_steps: float, common: float) -> float:
     """The part of it that sizes do not share: they see the same batches and noise, so most cancels between them."""
     scatter = []
     for small, large in itertools.pairwise(sorted(curves, key=lambda curve: curve.size)):

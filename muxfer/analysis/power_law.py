@@ -18,7 +18,7 @@ EXCESS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class LogNoise:
     """What is known of the errors of the logs: their variances [n] by `df` degrees of freedom, and bootstrap draws
     of the logs [R, n] with the variances that each draw would have claimed [R, n]."""
 
@@ -46,7 +46,7 @@ class PowerLaw:
 
     log_flops: Array
     log_values: Array
-    noise: Noise | None
+    noise: LogNoise | None
 
     @property
     def exponent(self) -> Interval:

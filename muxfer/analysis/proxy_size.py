@@ -158,7 +158,7 @@ def proxy_front(
     return replace(front, why=_recommendation(front))
 
 
-def described(task: Mapping[str, float]) -> str:
+def describe_task(task: Mapping[str, float]) -> str:
     """width 64, batch size 16, 180 steps."""
     words = {"batch_size": "batch size {:g}", "steps": "{:g} steps"}
     return ", ".join(words.get(name, name + " {:g}").format(value) for name, value in task.items())
@@ -256,7 +256,7 @@ def _marked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 def _recommendation(front: ProxyFront) -> str:
     if not front.front:
-        return f"no proxy's regret is known at {described(front.largest)}: {front.candidates[-1].why}"
+        return f"no proxy's regret is known at {describe_task(front.largest)}: {front.candidates[-1].why}"
     parts: list[str] = []
     last: Candidate | None = None
     for tolerance in TOLERANCES:
@@ -268,8 +268,8 @@ def _recommendation(front: ProxyFront) -> str:
         assert found.choice is not None
         assert found.regret.high is not None
         parts.append(
-            f"the cheapest proxy that surely loses at most {100 * tolerance:g} % is {described(found.task)}: its"
-            f" {found.num_trials} trials cost {found.share:.3g} runs of {described(front.largest)}, which loses at most"
+            f"the cheapest proxy that surely loses at most {100 * tolerance:g} % is {describe_task(found.task)}: its"
+            f" {found.num_trials} trials cost {found.share:.3g} runs of {describe_task(front.largest)}, which loses at most"
             f" {percent(found.regret.high)} by its choice, {front.hp} {shown(found.choice)}"
         )
     if parts:
@@ -277,8 +277,10 @@ def _recommendation(front: ProxyFront) -> str:
     nearest = front.front[-1]
     assert nearest.upper is not None
     if nearest.upper <= max(TOLERANCES):
-        return f"no proxy is recommended: {described(nearest.task)} made a choice that other seeds may not make again"
+        return (
+            f"no proxy is recommended: {describe_task(nearest.task)} made a choice that other seeds may not make again"
+        )
     return (
-        f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: the nearest, {described(nearest.task)}, may lose"
-        f" {percent(nearest.upper)} at {described(front.largest)}"
+        f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: the nearest, {describe_task(nearest.task)}, may lose"
+        f" {percent(nearest.upper)} at {describe_task(front.largest)}"
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from muxfer.analysis.cells import Cell, Table, best_cell, bracket
-from muxfer.analysis.curves import Curve, Noise, Points, drift_interval, fit_curves
+from muxfer.analysis.curves import Curve, Noise, RowPoints, drift_interval, fit_curves
 from muxfer.trial import Optimum, Outcome, Regret
 
 NEAR = 0.03
@@ -28,7 +28,7 @@ class Band:
     high: tuple[float, ...]
 
 
-class _Row:
+class FittedRow:
     """One axis value: its cells, the curve through them if there is one, and the choice that follows.
 
     Curve and noise are set by the study, before anything is read.
@@ -126,11 +126,11 @@ class _Row:
         return {"stable": max(stable, default=None), "diverges": diverges}
 
 
-class Study:
+class FittedTable:
     """All rows, their pooled noise, and what they say of each other."""
 
     def __init__(self, table: Table, *, log2_hp: bool, paired: bool) -> None:
-        self.rows = {axis: _Row(cells, log2_hp=log2_hp) for axis, cells in table.items()}
+        self.rows = {axis: FittedRow(cells, log2_hp=log2_hp) for axis, cells in table.items()}
         self.log2_hp = log2_hp
         fitted = {axis: row.points for axis, row in self.rows.items() if len(row.points.positions)}
         curves, self.noise = fit_curves(fitted, paired=paired)
@@ -138,7 +138,7 @@ class Study:
             row.curve, row.noise = curves.get(axis), self.noise
 
     @property
-    def largest(self) -> _Row:
+    def largest(self) -> FittedRow:
         return self.rows[max(self.rows)]
 
     def regrets(self) -> tuple[Regret, ...]:
@@ -222,7 +222,7 @@ def _slope_weights(values: Mapping[float, object]) -> np.ndarray:
     return np.asarray(x / (x @ x))
 
 
-def _points(row: _Row) -> Points:
+def _points(row: FittedRow) -> RowPoints:
     finished = [cell for cell in row.finished if math.isfinite(row.position(cell))]
     replicates = sorted({replicate for cell in finished for replicate in cell.metrics})
     column = {replicate: i for i, replicate in enumerate(replicates)}
@@ -232,4 +232,4 @@ def _points(row: _Row) -> Points:
     diverged = tuple(row.position(cell) for cell in row.cells.values() if cell.outcome is Outcome.DIVERGED)
     positions = np.array([row.position(cell) for cell in finished])
     level = abs(row.grid.mean) if row.grid is not None and row.grid.mean else 1.0
-    return Points(positions=positions, metrics=metrics, diverged=diverged, level=level)
+    return RowPoints(positions=positions, metrics=metrics, diverged=diverged, level=level)

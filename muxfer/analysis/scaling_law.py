@@ -16,56 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_curve import Curve, curves, minimum, powers, redrawn, variance
-from muxfer.analysis.power_law import Array, Interval, Noise, PowerLaw
+from muxfer.analysis.isoflop_curve import (
+    Polynomial,
+    bootstrap_coefficients,
+    fit_polynomials,
+    minimum,
+    pooled_variance,
+    powers,
+)
+from muxfer.analysis.isoflop_points import Budget, Points, basin, grouped, lowest_losses, usable
+from muxfer.analysis.power_law import Array, Interval, LogNoise, PowerLaw
 from muxfer.errors import BadInput
 
 MIN_BUDGETS = 3
-MAX_POINTS = 10_000
-SAME_BUDGET = 0.05
-"""Rows whose FLOPs are at most this share apart belong to one budget: steps are whole numbers."""
-BASIN = 0.25
-"""Sizes shape the curve while their loss is at most this share above the budget's lowest, or are the nearest five."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Points:
-    """One trained model a row: FLOPs, parameters, tokens (or samples), loss, and FID where there is one. [n] each.
-
-    A loss that is NaN diverged.
-    """
-
-    flops: Array
-    params: Array
-    tokens: Array
-    loss: Array
-    fid: Array | None = None
-
-    def __getitem__(self, rows: Any) -> "Points":
-        fid = None if self.fid is None else self.fid[rows]
-        return Points(
-            flops=self.flops[rows], params=self.params[rows], tokens=self.tokens[rows], loss=self.loss[rows], fid=fid
-        )
-
-    def __len__(self) -> int:
-        return len(self.flops)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """One budget's points and, where they tell it, its optimum. `why` says why it is left out; empty: it is not."""
-
-    flops: float
-    points: Points
-    used: Array
-    """[P], which of them shape the curve."""
-    params: Interval | None = None
-    tokens: float | None = None
-    loss: float | None = None
-    fid: float | None = None
-    curve: Curve | None = None
-    """Of the loss."""
-    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +73,11 @@ class IsoflopFit:
 
 def fit_isoflop(points: Points) -> IsoflopFit:
     """Optima and laws of these points. BadInput where a number is none that a trained model can have."""
-    rows, notes = _usable(points)
-    groups = _grouped(rows)
+    rows, notes = usable(points)
+    groups = grouped(rows)
     if len(groups) >= MIN_BUDGETS and all(len(group) == 1 for group in groups):
         return _of_optima(groups, notes)
-    fit = _of_curves([_basin(group) for group in groups], notes)
+    fit = _of_curves([basin(group) for group in groups], notes)
     if not groups:
         return replace(fit, why=f"none of the {len(points)} runs has a finite loss")
     if len(groups) < MIN_BUDGETS:
@@ -131,57 +94,6 @@ def predict(fit: IsoflopFit, flops: float) -> Prediction:
     if not (math.isfinite(flops) and flops > 0):
         raise BadInput(f"a budget of {flops:g} FLOPs: expected a number above 0")
     return Prediction(flops=flops, **{name: law.at(flops) for name, law in fit.laws.items()})
-
-
-def _usable(points: Points) -> tuple[Points, list[str]]:
-    """Rows with a finite loss, each once, and what was left out."""
-    notes = []
-    if len(points) > MAX_POINTS:
-        raise BadInput(
-            f"the table has {len(points):,} rows: expected one row a trained model, {MAX_POINTS:,} at most; give the"
-            " final losses only"
-        )
-    for name in ("flops", "params", "tokens"):
-        column = getattr(points, name)
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if len(bad):
-            raise BadInput(f"column {name}, row {bad[0] + 1} holds {column[bad[0]]:g}: expected numbers above 0")
-    if len(bad := np.flatnonzero(points.loss <= 0)):
-        raise BadInput(f"column loss, row {bad[0] + 1} holds {points.loss[bad[0]]:g}: a power law needs losses above 0")
-    finite = np.isfinite(points.loss)
-    if not finite.all():
-        notes.append(f"{np.sum(~finite)} of {len(points)} rows have no finite loss and shape nothing")
-    points = points[finite]
-    table = np.stack([points.flops, points.params, points.tokens, points.loss])
-    first = np.unique(table, axis=1, return_index=True)[1]
-    if len(first) < len(points):
-        notes.append(f"{len(points) - len(first)} rows stand twice and count once")
-    return points[np.sort(first)], notes
-
-
-def _grouped(points: Points) -> list[Points]:
-    """By budget, ascending, the sizes ascending within."""
-    if not len(points):
-        return []
-    order = np.lexsort((points.params, points.flops))
-    cuts = np.flatnonzero(np.diff(np.log(points.flops[order])) > SAME_BUDGET) + 1
-    return [points[rows[np.argsort(points.params[rows], kind="stable")]] for rows in np.split(order, cuts)]
-
-
-def _basin(points: Points) -> Budget:
-    best, sizes, lows = _lows(points)
-    start = min(max(best - 2, 0), max(len(sizes) - 5, 0))
-    near = sizes[start : start + 5]
-    used = (points.loss <= (1 + BASIN) * lows[best]) | np.isin(points.params, near)
-    return Budget(flops=float(np.median(points.flops)), points=points, used=used)
-
-
-def _lows(points: Points) -> tuple[int, Array, Array]:
-    """The place of the best size, the sizes, ascending, and the lowest loss of each."""
-    sizes, place = np.unique(points.params, return_inverse=True)
-    lows = np.full(len(sizes), np.inf)
-    np.minimum.at(lows, place, points.loss)
-    return int(np.argmin(lows)), sizes, lows
 
 
 def _of_optima(groups: Sequence[Points], notes: Sequence[str]) -> IsoflopFit:
@@ -216,8 +128,8 @@ def _of_optima(groups: Sequence[Points], notes: Sequence[str]) -> IsoflopFit:
 def _of_curves(budgets: Sequence[Budget], notes: Sequence[str]) -> IsoflopFit:
     judged = [_with_enough_sizes(budget) for budget in budgets]
     able = [budget for budget in judged if not budget.why]
-    fitted, degree = curves([_column(budget, "loss") for budget in able])
-    noise = variance(fitted)
+    fitted, degree = fit_polynomials([_column(budget, "loss") for budget in able])
+    noise = pooled_variance(fitted)
     df = sum(c.df for c in fitted)
     found = iter(_with_optimum(budget, c, noise, df) for budget, c in zip(able, fitted, strict=True))
     judged = [budget if budget.why else next(found) for budget in judged]
@@ -256,12 +168,12 @@ def _column(budget: Budget, name: str) -> tuple[Array, Array, float]:
     return params[there], values[there], float(np.log(params).mean())
 
 
-def _with_optimum(budget: Budget, loss: Curve, noise: float | None, df: int) -> Budget:
+def _with_optimum(budget: Budget, loss: Polynomial, noise: float | None, df: int) -> Budget:
     """The curve's minimum between sizes that measured more on both sides, or why there is none."""
     from scipy.special import stdtrit
 
     budget = replace(budget, curve=loss)
-    measured, sizes, _ = _lows(budget.points)
+    measured, sizes, _ = lowest_losses(budget.points)
     x = np.log(budget.points.params[budget.used]) - loss.center
     grid = np.linspace(x[0], x[-1], 801)
     lowest = int(np.argmin(loss.value(grid)))
@@ -291,9 +203,9 @@ def _log_tokens(budget: Budget, x: Array) -> tuple[Array, Array]:
     return powers(x, num) @ coefficients, powers(x, num, 1) @ coefficients
 
 
-def _laws(kept: Sequence[Budget], fitted: Sequence[Curve]) -> dict[str, PowerLaw]:
-    noise = variance(fitted)
-    copies, noises = (None, None) if noise is None else redrawn(fitted, seed=0)
+def _laws(kept: Sequence[Budget], fitted: Sequence[Polynomial]) -> dict[str, PowerLaw]:
+    noise = pooled_variance(fitted)
+    copies, noises = (None, None) if noise is None else bootstrap_coefficients(fitted, seed=0)
     own, drawn = [], []
     for budget in kept:
         place = next(i for i, c in enumerate(fitted) if c is budget.curve)
@@ -316,7 +228,7 @@ def _law(log_flops: Array, own: Sequence[Array], drawn: Sequence[Array], df: int
     noise = None
     if drawn:
         draws, draw_variances = np.stack(drawn).transpose(1, 2, 0)
-        noise = Noise(variances=variances, df=df, draws=draws, draw_variances=draw_variances)
+        noise = LogNoise(variances=variances, df=df, draws=draws, draw_variances=draw_variances)
     return PowerLaw(log_flops=log_flops, log_values=logs, noise=noise)
 
 
@@ -343,9 +255,9 @@ def _fids(kept: Sequence[Budget], sizes: PowerLaw) -> PowerLaw | None:
     columns = [_column(budget, "fid") for budget in kept]
     if any(len(np.unique(params)) < 3 for params, _, _ in columns):
         return None
-    fitted, _ = curves(columns, highest=2)
-    noise = variance(fitted)
-    copies, noises = (None, None) if noise is None else redrawn(fitted, seed=1)
+    fitted, _ = fit_polynomials(columns, highest=2)
+    noise = pooled_variance(fitted)
+    copies, noises = (None, None) if noise is None else bootstrap_coefficients(fitted, seed=1)
     own, drawn = [], []
     for i, c in enumerate(fitted):
         x, spread = sizes.log_values[i : i + 1] - c.center, np.zeros(1)
@@ -358,7 +270,7 @@ def _fids(kept: Sequence[Budget], sizes: PowerLaw) -> PowerLaw | None:
     return _law(sizes.log_flops, own, drawn, sum(c.df for c in fitted))
 
 
-def _log_of(c: Curve, coefficients: Array, x: Array, noise: Array, spread: Array) -> Array:
+def _log_of(c: Polynomial, coefficients: Array, x: Array, noise: Array, spread: Array) -> Array:
     """Log of the value at x [M], itself uncertain by `spread` [M], above its variance: [2, M]."""
     value, slope = (np.sum(coefficients * powers(x, c.num, order), axis=1) for order in (0, 1))
     with np.errstate(invalid="ignore"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muxfer.analysis.cells import TOLERATED_REGRET, Cell, cell_of, number, percent, shown
+from muxfer.analysis.cells import TOLERATED_REGRET, Cell, cell_of, percent, setting_number, shown
 from muxfer.trial import Optimum, Outcome, Record, Regret, Setting, Verdict
 
 MIN_SETTINGS = 6
@@ -54,8 +54,8 @@ def is_scattered(records: Sequence[Record], axis: str, hp: str) -> bool:
 
 
 def judge_scattered(records: Sequence[Record], *, axis: str, hp: str) -> Verdict:
-    rows = rows_of(records, axis)
-    surfaces = {value: surface for value, row in rows.items() if (surface := surface_of(row)) is not None}
+    rows = rows_by_axis(records, axis)
+    surfaces = {value: surface for value, row in rows.items() if (surface := fit_surface(row)) is not None}
     optimum = {value: _optimum(row, surfaces.get(value), hp) for value, row in rows.items()}
     regret = _regrets(rows, surfaces, hp)
     reading, why = _read(rows, surfaces, regret, axis)
@@ -75,11 +75,11 @@ def judge_scattered(records: Sequence[Record], *, axis: str, hp: str) -> Verdict
 
 def best_scattered(records: Sequence[Record], *, axis: str) -> tuple[Setting, float, tuple[Record, ...]] | None:
     """The setting that is lowest at the largest axis value once smoothed: its mean metric and its records."""
-    rows = rows_of(records, axis)
+    rows = rows_by_axis(records, axis)
     if not rows:
         return None
     row = rows[max(rows)]
-    surface = surface_of(row)
+    surface = fit_surface(row)
     finished = {place: cell for place, cell in row.items() if cell.mean is not None}
     if not finished:
         return None
@@ -92,19 +92,19 @@ def best_scattered(records: Sequence[Record], *, axis: str) -> tuple[Setting, fl
     return dict(same[0].setting), mean, tuple(same)
 
 
-def rows_of(records: Sequence[Record], axis: str) -> dict[float, dict[Place, Cell]]:
+def rows_by_axis(records: Sequence[Record], axis: str) -> dict[float, dict[Place, Cell]]:
     """Cells by axis value, then by the rest of the setting, both in order."""
     groups: dict[tuple[float, Place], list[Record]] = {}
     for record in records:
         if record.kind == "proxy":
-            groups.setdefault((number(record, axis), place_in(record.setting, axis)), []).append(record)
+            groups.setdefault((setting_number(record, axis), place_in(record.setting, axis)), []).append(record)
     rows: dict[float, dict[Place, Cell]] = {}
     for (value, place), group in sorted(groups.items(), key=lambda item: repr(item[0])):
         rows.setdefault(value, {})[place] = cell_of(value, math.nan, group)
     return dict(sorted(rows.items()))
 
 
-def surface_of(row: Mapping[Place, Cell]) -> Surface | None:
+def fit_surface(row: Mapping[Place, Cell]) -> Surface | None:
     """None with fewer than MIN_SETTINGS finished settings."""
     finished = {place: cell for place, cell in row.items() if cell.mean is not None}
     if len(finished) < MIN_SETTINGS:

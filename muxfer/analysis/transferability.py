@@ -16,36 +16,27 @@ the optimum lies to its side: it closes a bracket, it is not dropped.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from muxfer.analysis.cells import (
     CLOSES,
     TOLERATED_REGRET,
+    Best,
     Table,
-    at_best_others,
+    best_slice,
     bracket,
-    number,
     percent,
+    setting_number,
     settled_table,
     shown,
 )
-from muxfer.analysis.rows import Band, Study
+from muxfer.analysis.rows import Band, FittedTable
 from muxfer.analysis.scattered import best_scattered, is_scattered, judge_scattered
-from muxfer.trial import Record, Regret, Setting, Verdict
+from muxfer.trial import Record, Regret, Verdict
 
 NOTABLE_REGRET = 0.005
 """An optimum that drifts is worth a word once the largest task surely loses more than this share."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """The best setting at the largest axis value: its mean metric, and its records, the best replicate first."""
-
-    setting: Setting
-    metric: float
-    records: tuple[Record, ...]
 
 
 def judge(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True) -> Verdict:
@@ -62,7 +53,7 @@ def judge(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True
 
 def judge_table(table: Table, *, axis: str, hp: str, log2_hp: bool = True, paired: bool = True) -> Verdict:
     """As `judge`, from cells. `paired` False: replicates of different cells share nothing."""
-    study = Study(table, log2_hp=log2_hp, paired=paired)
+    study = FittedTable(table, log2_hp=log2_hp, paired=paired)
     rows = study.rows
     optimum = {value: row.optimum() for value, row in rows.items()}
     regret = study.regrets()
@@ -86,7 +77,7 @@ def bands(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True
     """The fitted curve of each axis value that has one, between the outermost points that shape it."""
     if is_scattered(records, axis, hp):
         return {}
-    study = Study(settled_table(records, axis, hp), log2_hp=log2_hp, paired=True)
+    study = FittedTable(settled_table(records, axis, hp), log2_hp=log2_hp, paired=True)
     found = {}
     for value, row in study.rows.items():
         if (curve := row.curve) is None:
@@ -111,15 +102,15 @@ def best_setting(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool
     if is_scattered(records, axis, hp):
         found = best_scattered(records, axis=axis)
         return None if found is None else Best(setting=found[0], metric=found[1], records=found[2])
-    records = at_best_others(records, axis, hp)
+    records = best_slice(records, axis, hp)
     table = settled_table(records, axis, hp)
     if not table:
         return None
-    row = Study(table, log2_hp=log2_hp, paired=True).rows[max(table)]
+    row = FittedTable(table, log2_hp=log2_hp, paired=True).rows[max(table)]
     if row.choice is None or row.choice.mean is None:
         return None
     place = (row.choice.axis, row.choice.hp)
-    same = [r for r in records if (number(r, axis), number(r, hp)) == place and r.metric is not None]
+    same = [r for r in records if (setting_number(r, axis), setting_number(r, hp)) == place and r.metric is not None]
     same.sort(key=lambda record: (record.metric, record.replicate))
     return Best(setting=dict(same[0].setting), metric=row.choice.mean, records=tuple(same))
 
@@ -131,11 +122,11 @@ def inside_grid(records: Sequence[Record], *, axis: str, hp: str) -> bool:
     table = settled_table(records, axis, hp)
     if not table:
         return False
-    row = Study(table, log2_hp=True, paired=True).rows[max(table)]
+    row = FittedTable(table, log2_hp=True, paired=True).rows[max(table)]
     return row.choice is not None and None not in bracket(row.cells, row.choice)
 
 
-def _transfers_from(study: Study, regret: Sequence[Regret], first: float) -> bool:
+def _transfers_from(study: FittedTable, regret: Sequence[Regret], first: float) -> bool:
     """Whether the axis values from `first` on transfer to the largest."""
     rows = {axis: row for axis, row in study.rows.items() if axis >= first}
     if len(rows) < 2 or any(row.choice is None or not row.closed(row.choice) for row in rows.values()):
@@ -152,7 +143,7 @@ def _transfers_from(study: Study, regret: Sequence[Regret], first: float) -> boo
 
 
 def _read(
-    study: Study, regret: Sequence[Regret], drift: Mapping[str, float | None], axis: str, hp: str
+    study: FittedTable, regret: Sequence[Regret], drift: Mapping[str, float | None], axis: str, hp: str
 ) -> tuple[str, str, float | None]:
     rows = study.rows
     if len(rows) < 2:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muxfer.analysis.isoflop_points import Points
 from muxfer.analysis.law_comparison import Comparison, Differ, compare
 from muxfer.analysis.parametric_law import ParametricLaw, fit_parametric
 from muxfer.analysis.power_law import Interval
-from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Points, Prediction, fit_isoflop, predict
+from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Prediction, fit_isoflop, predict
 from muxfer.commands.csv_columns import read_columns
 from muxfer.commands.result import CommandResult
 from muxfer.errors import BadInput, NotAYes

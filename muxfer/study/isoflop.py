@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from muxfer.analysis.scaling_law import IsoflopFit, Points, predict
+from muxfer.analysis.isoflop_points import Points
+from muxfer.analysis.scaling_law import IsoflopFit, predict
 from muxfer.config.models import Model
 from muxfer.config.study import Search
 from muxfer.config.task import Task
@@ -132,7 +133,7 @@ def _sized(model: Model, hp: str, size: int, width_per_depth: int | None) -> Mod
     changes = {hp: size} if width_per_depth is None else {"depth": size, "width": width_per_depth * size}
     anything: Any = model  # a union's replace takes no keywords that all its members have
     changed: Model = dataclasses.replace(anything, **changes)
-    changed.check()
+    changed.validate()
     return changed
 
 

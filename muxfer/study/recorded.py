@@ -15,7 +15,7 @@ from muxfer.study.search import is_finalist, searched
 from muxfer.trial import Record, Study, Trial, Verdict
 
 if TYPE_CHECKING:
-    from muxfer.analysis.transferability import Best
+    from muxfer.analysis.cells import Best
 
 
 def recorded(request: Request, ledger: Ledger) -> tuple[Study, Config, list[Trial]]:

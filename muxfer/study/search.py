@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from muxfer.analysis.scattered import place_in, rows_of, surface_of
+from muxfer.analysis.scattered import fit_surface, place_in, rows_by_axis
 from muxfer.config.parse import setting_value
 from muxfer.config.settings import SETTINGS
 from muxfer.config.study import Search, Space
@@ -86,8 +86,8 @@ def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Rec
         return []
     largest = max(search.grids[search.axis])
     finite = [s for s in settings if s[search.axis] == largest and math.isfinite(values[key_of(s)])]
-    row = rows_of(searched(search, records), search.axis).get(largest, {})
-    if surface := surface_of(row):  # smoothed: the luckiest runs do not decide
+    row = rows_by_axis(searched(search, records), search.axis).get(largest, {})
+    if surface := fit_surface(row):  # smoothed: the luckiest runs do not decide
         smoothed = dict(zip(surface.places, surface.mean.tolist(), strict=True))
         values |= {key_of(s): smoothed[place_in(s, search.axis)] for s in finite}
     ranked = sorted(finite, key=lambda s: values[key_of(s)])

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from muxfer.analysis.cells import shown
-from muxfer.analysis.transferability import Best
+from muxfer.analysis.cells import Best, shown
 from muxfer.config.parse import parse_task
 from muxfer.config.settings import AXES, SETTINGS, TRANSFER, place_of, with_setting
 from muxfer.config.study import Config, Target

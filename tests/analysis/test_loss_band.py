@@ -8,8 +8,8 @@ import pytest
 
 from muxfer.analysis.loss_band import (
     MIN_REPORTS,
-    Curve,
     LossBand,
+    LossCurve,
     Smoother,
     Watch,
     compared_steps,
@@ -37,7 +37,7 @@ def curve(width, *, steps=100, every=5, noise=0.0, seed=0, scale=1.0, **schedule
         (step, scale * law(step, width) * math.exp(noise * draw.standard_normal()))
         for step in range(every, steps + 1, every)
     ]
-    return Curve(size=width, points=points, rates=rates(steps, **schedule))
+    return LossCurve(size=width, points=points, rates=rates(steps, **schedule))
 
 
 def target_points(width, *, steps, **more):

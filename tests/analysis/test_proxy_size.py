@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from muxfer.analysis.proxy_size import described, parameters_times_samples, proxy_front
+from muxfer.analysis.proxy_size import describe_task, parameters_times_samples, proxy_front
 from muxfer.errors import BadInput
 from muxfer.report.figures.proxies import proxies_figure
 from muxfer.trial import Outcome, Record
@@ -209,7 +209,7 @@ def test_the_picture_marks_the_recommended_proxy_and_the_csv_has_every_candidate
     front = front_of(study(moves=lambda width, steps: 2.0 if steps == 50 else 0.0, diverges_at=2**-4))
     png, svg, table = proxies_figure(front, tmp_path / "proxies")
     assert png.stat().st_size > 10_000
-    for text in ("cheapest within 1 %", described(front.largest), "95 % interval", "width 32"):
+    for text in ("cheapest within 1 %", describe_task(front.largest), "95 % interval", "width 32"):
         assert text in svg.read_text()
     lines = table.read_text().splitlines()
     assert lines[0] == "width,steps,num_trials,cost,share,choice,sureness,relative,estimate,low,high,front,why"

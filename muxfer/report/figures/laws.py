@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from muxfer.analysis.isoflop_points import Budget
 from muxfer.analysis.parametric_law import ParametricLaw
-from muxfer.analysis.scaling_law import Budget, IsoflopFit, Prediction
+from muxfer.analysis.scaling_law import IsoflopFit, Prediction
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, MARKERS, PAPER, SOFT, brief, drawing, palette, save
 from muxfer.report.format import rows_csv
