@@ -4,20 +4,14 @@
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import commands
+from benchmarks.page import busy_cores, machine, table, told
 from benchmarks.timing import Row
 
 DOCS = commands.ROOT / "docs"
@@ -43,28 +37,6 @@ BENCHMARKS: Mapping[str, Callable[..., list[Row]]] = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """What a reader needs to judge the figures; no path and no host name."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    versions = {name: version(name) for name in ("torch", "ray", "mlflow")}
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cores": os.cpu_count(),
-        "cpu": model,
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def busy_cores() -> float:
-    """How many cores other processes keep busy while we wait for two seconds: the figures are good only near 0."""
-    return round(psutil.cpu_percent(interval=2.0) / 100 * (os.cpu_count() or 1), 2)
-
-
 def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
     lines = [
         "# Benchmarks",
@@ -77,27 +49,6 @@ def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         table(rows),
     ]
     return "\n".join(lines) + "\n"
-
-
-def told(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + "."
-
-
-def table(rows: Sequence[Row]) -> str:
-    lines = ["| what | measured | goal | met | beside it | note |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        value = "not measured" if row.value is None else f"{row.value}{row.unit}"
-        met = {True: "yes", False: "**no**", None: ""}[row.met]
-        beside = "<br>".join(f"{name.replace('_', ' ')}: {each}" for name, each in row.contestants.items())
-        lines.append(f"| {row.name} | {value} | {row.goal} | {met} | {beside} | {row.note} |")
-    return "\n".join(lines)
-
-
-def between(page: str, name: str, body: str) -> str:
-    """The page with `body` between its comments `NAME: begin` and `NAME: end`."""
-    start, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
-    before, _, rest = page.partition(start)
-    return f"{before}{start}\n{body}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> int:

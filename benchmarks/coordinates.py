@@ -92,10 +92,10 @@ def task_of(overrides: tuple[str, ...]) -> Task:
     from muxfer.config.hydra_compose import compose
     from muxfer.config.models import with_num_classes
     from muxfer.config.parse import parse
-    from muxfer.data.source import load
+    from muxfer.data.source import load_dataset
 
     task = parse(compose("lr-width", overrides)).task
-    return replace(task, model=with_num_classes(task.model, load(task.data).num_classes))
+    return replace(task, model=with_num_classes(task.model, load_dataset(task.data).num_classes))
 
 
 def run(job: Job) -> Result:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.__main__ import between, busy_cores, machine, table, told
 from benchmarks.commands import ROOT
+from benchmarks.page import between, busy_cores, machine, table, told
 from benchmarks.reporter import CURVES
 from benchmarks.reporters import finished, writing
 from benchmarks.timing import Row, spread

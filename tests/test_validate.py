@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import pytest
 
-from benchmarks.faults.bench import IDENTITY
+from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.files import content_of
 from muxfer.trial import Identity, Outcome, Record
 from muxfer.validate import expect

@@ -1,7 +1,12 @@
 """The table: each row's fault, what is right, and how often. The order is that of docs/reliability.md."""
 
-from benchmarks.faults import configs, disks, hostile, hostile_files, killed, losses, outages, planted, races, versions
-from benchmarks.faults.bench import Row
+from benchmarks.faults.harness.row import Row
+from benchmarks.faults.inputs import configs
+from benchmarks.faults.inputs.earlier_ledgers import earlier_ledgers
+from benchmarks.faults.inputs.files import files
+from benchmarks.faults.inputs.names import names
+from benchmarks.faults.inputs.secrets import told_nowhere
+from benchmarks.faults.runtime import checkpoints, disks, killed, losses, outages, races
 
 ROWS = (
     Row(
@@ -139,7 +144,7 @@ ROWS = (
         full=253,
         batch=253,
         test=30,
-        case=disks.checkpoint_damaged,
+        case=checkpoints.checkpoint_damaged,
     ),
     Row(
         name="drivers-at-once",
@@ -193,7 +198,7 @@ ROWS = (
         gate=3,
         full=3,
         batch=3,
-        case=versions.earlier_ledgers,
+        case=earlier_ledgers,
     ),
     Row(
         name="bad-configs",
@@ -223,7 +228,7 @@ ROWS = (
         full=100,
         batch=50,
         test=16,
-        case=hostile.names,
+        case=names,
     ),
     Row(
         name="hostile-files",
@@ -233,7 +238,7 @@ ROWS = (
         full=60,
         batch=20,
         test=10,
-        case=hostile_files.files,
+        case=files,
     ),
     Row(
         name="secrets",
@@ -243,6 +248,6 @@ ROWS = (
         full=20,
         batch=17,
         test=8,
-        case=planted.told_nowhere,
+        case=told_nowhere,
     ),
 )

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.__main__ import between
 from benchmarks.faults import __main__ as bench
-from benchmarks.faults.bench import BRIEF
+from benchmarks.faults import gate
+from benchmarks.faults.harness.settings import BRIEF
 from benchmarks.faults.rows import ROWS
+from benchmarks.page import between
 
 SEED = 0
 LONGEST = (
@@ -32,12 +33,12 @@ def told(request, tmp_path_factory):
     assert set(LONGEST) <= {row.name for row in ROWS}
     rank = {name: number for number, name in enumerate(LONGEST)}
     longest_first = sorted((row for row in ROWS if row in asked), key=lambda row: rank.get(row.name, len(rank)))
-    with ThreadPoolExecutor(bench.LANES + 1) as lanes:
+    with ThreadPoolExecutor(gate.LANES + 1) as lanes:
         begun = {}
         for row in longest_first:
             case = row.brief or row.case
             if case not in begun:
-                begun[case] = lanes.submit(bench.run_case, row, SEED, row.test, cache=cache, brief=True)
+                begun[case] = lanes.submit(gate.run_case, row, SEED, row.test, cache=cache, brief=True)
         yield begun
 
 
@@ -50,9 +51,9 @@ def test_the_promise_holds_after(row, told):
 
 
 def test_the_page_shows_what_the_gate_printed():
-    tallies = {name: bench.Tally(**tally) for name, tally in json.loads(bench.DATA.read_text())["rows"].items()}
-    assert between(bench.PAGE.read_text(), "faults", bench.table(ROWS, tallies, full=False)) == bench.PAGE.read_text()
-    assert all(bench.passed(row, tallies[row.name], full=False) for row in ROWS)
+    tallies = {name: gate.Tally(**tally) for name, tally in json.loads(bench.DATA.read_text())["rows"].items()}
+    assert between(bench.PAGE.read_text(), "faults", gate.table(ROWS, tallies, full=False)) == bench.PAGE.read_text()
+    assert all(gate.passed(row, tallies[row.name], full=False) for row in ROWS)
 
 
 def test_the_table_says_what_is_still_to_be_caused():
@@ -65,12 +66,12 @@ def check_table(*, full):
     asked = row.full if full else row.gate
 
     def told(**tally):
-        return bench.table([row], {row.name: bench.Tally(**tally)}, full=full).splitlines()[-1]
+        return gate.table([row], {row.name: gate.Tally(**tally)}, full=full).splitlines()[-1]
 
     assert f"| none ({asked:,} still to be caused) |" in told()
     assert "| none (1 still to be caused) |" in told(caused=asked - 1)
     failure = {"seed": 3, "faults": 1, "told": ""}
     assert "| seed 3 (1 still to be caused) |" in told(caused=asked - 1, failures=[failure])
     assert "| none |" in told(caused=asked)
-    assert bench.passed(row, bench.Tally(caused=asked - 1), full=full) is full, "the full bench goes on next time"
-    assert not bench.passed(row, bench.Tally(caused=asked, failures=[failure]), full=full)
+    assert gate.passed(row, gate.Tally(caused=asked - 1), full=full) is full, "the full bench goes on next time"
+    assert not gate.passed(row, gate.Tally(caused=asked, failures=[failure]), full=full)

@@ -1,6 +1,5 @@
 """Two drivers and more on one sweep: started at once, one of them stopped and woken again, each with its own clock."""
 
-import json
 import os
 import random
 import signal
@@ -12,22 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.bench import (
-    BRIEF,
-    Case,
-    Sweep,
-    new_folder,
-    random_moment,
-    reference,
-    results,
-    stop_between_writes,
-    wait_for,
-)
-from benchmarks.faults.server import serving
-from benchmarks.faults.wrapped import STEPS_SECONDS
+from benchmarks.faults.harness.database import holders_of
+from benchmarks.faults.harness.moments import random_moment, stop_between_writes, wait_for
+from benchmarks.faults.harness.promise import assert_promise, reference, results
+from benchmarks.faults.harness.row import Case
+from benchmarks.faults.harness.server import serving
+from benchmarks.faults.harness.settings import BRIEF
+from benchmarks.faults.harness.sweep import Sweep, new_folder
+from benchmarks.faults.harness.wrapped import STEPS_SECONDS
 
 BRIEF_LEASE = "ledger.lease_seconds=2"
-WRAPPED = "benchmarks.faults.wrapped"
+WRAPPED = "benchmarks.faults.harness.wrapped"
 LATE = ("beat", "claim", "points", "record")
 """What a driver may be about to write when it stops: each kind in turn."""
 
@@ -67,7 +61,7 @@ def _race(sweep: Sweep, count: int) -> None:
     attempts = sorted(str(path.relative_to(sweep.folder)) for path in sweep.folder.glob("muxfer/*/trials/*/*"))
     assert len(attempts) == answer["ran"], f"a trial was run twice: {attempts}"
     assert holders_of(sweep.database) == [worked[0]], "the lease had other holders than the one that worked"
-    sweep.promise(answer)
+    assert_promise(sweep, answer)
 
 
 def holder_stopped(seed: int, folder: Path, faults: int) -> int:
@@ -110,7 +104,7 @@ def holder_stopped(seed: int, folder: Path, faults: int) -> int:
         records, points = _read(other)
         assert records == results(answer), f"after a late write ({write}) the readers see other records"
         assert points == reference(other.name, other.overrides)["points"], f"({write}): the readers see other points"
-        other.promise(answer)
+        assert_promise(other, answer)
         stopped.nothing_left()
     return faults
 
@@ -149,7 +143,7 @@ def clock_steps(seed: int, folder: Path, faults: int) -> int:
             sweep.end(process).expect(75, 0)
         stopped = []
         _in_order(sweep)
-        sweep.promise(answer)
+        assert_promise(sweep, answer)
         sweep = Sweep(new_folder(folder, number))
     return faults
 
@@ -180,24 +174,6 @@ def _read(sweep: Sweep) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]
         for key, curve in ledger.curves(study, name).items():
             points[key] += [[name, point.step, point.value] for point in curve]
     return records, points
-
-
-def holders_of(database: Path) -> list[int]:
-    """The pids of all who ever held a lease in this database, by epoch, without those who lost the race for one."""
-    if not database.exists():
-        return []
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
-        try:
-            rows = connection.execute("select key, value from params where key like 'lease.e%'").fetchall()
-            lost = {row[0] for row in connection.execute("select key from tags where value = 'lost the race'")}
-        except sqlite3.OperationalError:  # not made yet
-            return []
-    found = {}
-    for key, value in rows:
-        holder, epoch = json.loads(value), key.removeprefix("lease.")
-        if f"lease.released.{epoch}.{holder['token']}" not in lost:
-            found[int(epoch[1:])] = int(holder["pid"])
-    return [found[epoch] for epoch in sorted(found)]
 
 
 def _has_holders(database: Path, count: int) -> bool:

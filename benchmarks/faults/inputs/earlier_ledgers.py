@@ -1,7 +1,8 @@
 """Ledgers written by every earlier version of ours: today's commands read them, and refuse one of a newer version.
 
 `tests/fixtures/ledgers/COMMIT.sql.gz` is the dump of a database that our code of that commit filled, with @FOLDER@
-where its folder stood; COMMIT.json is what it said of it. `python -m benchmarks.faults.versions COMMIT` makes both.
+where its folder stood; COMMIT.json is what it said of it.
+`python -m benchmarks.faults.inputs.earlier_ledgers COMMIT` makes both.
 """
 
 import gzip
@@ -19,7 +20,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.bench import ROOT, Sweep, new_folder, results
+from benchmarks.faults.harness.promise import results
+from benchmarks.faults.harness.settings import ROOT
+from benchmarks.faults.harness.sweep import Sweep, new_folder
 
 LEDGERS = ROOT / "tests" / "fixtures" / "ledgers"
 FOLDER = "@FOLDER@"

@@ -1,6 +1,7 @@
 """The real command in a process that is hurt from within: its wall clock steps, or it stops itself before a write.
 
-`python -m benchmarks.faults.wrapped clock SEED sweep NAME ...` and `... wrapped stop KIND:NUMBER sweep NAME ...`.
+python -m benchmarks.faults.harness.wrapped clock SEED sweep NAME ...
+python -m benchmarks.faults.harness.wrapped stop KIND:NUMBER sweep NAME ...
 """
 
 import os

@@ -22,8 +22,10 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from benchmarks.faults.bench import BRIEF, ROOT, Sweep, new_folder
-from benchmarks.faults.server import serving
+from benchmarks.faults.harness.promise import assert_promise
+from benchmarks.faults.harness.server import serving
+from benchmarks.faults.harness.settings import BRIEF, ROOT
+from benchmarks.faults.harness.sweep import Sweep, new_folder
 from muxfer.executors import ray_sessions
 
 NAMES = (
@@ -118,7 +120,7 @@ def _words(home: Path) -> None:
     """With WORDS for secrets a sweep goes as ever: they can't be kept from records, and must not spoil them."""
     home.mkdir()
     sweep = Sweep(home, environment=WORDS)
-    sweep.promise(sweep.finish())
+    assert_promise(sweep, sweep.finish())
 
 
 def _value(rng: random.Random) -> str:
@@ -235,7 +237,7 @@ def _watched(looked_for: Mapping[str, str]) -> Iterator[list[str]]:
         while not over.wait(0.2):
             files = [*Path("/proc").glob("[0-9]*/cmdline")]
             with suppress(OSError):
-                for session in ray_sessions.root().glob("muxfer-*/r/session_2*"):
+                for session in ray_sessions.parent_folder().glob("muxfer-*/r/session_2*"):
                     if session.stat().st_mtime >= began - 5:
                         if session.parents[1].stat().st_mode & 0o077:
                             seen.append(f"others may enter {session.parents[1]}")

@@ -11,18 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.faults.bench import (
-    ADAPTIVE,
-    GRID,
-    Case,
-    Ended,
-    Sweep,
-    listed,
-    new_folder,
-    random_moment,
-    reference,
-    wait_for,
-)
+from benchmarks.faults.harness.moments import random_moment, wait_for
+from benchmarks.faults.harness.promise import assert_promise, reference
+from benchmarks.faults.harness.row import Case
+from benchmarks.faults.harness.settings import ADAPTIVE, GRID
+from benchmarks.faults.harness.sweep import Ended, Sweep, listed, new_folder
 from muxfer.processes import start_time
 
 STOP_SECONDS = 30.0
@@ -50,7 +43,7 @@ def hurting(*hurts: Hurt, overrides: Callable[[int], Sequence[str]] = lambda see
             while caused < faults and ended is None:
                 ended = hurts[(seed + caused) % len(hurts)](sweep, rng)
                 caused += ended is None
-            sweep.promise(sweep.finish() if ended is None else ended.answer)
+            assert_promise(sweep, sweep.finish() if ended is None else ended.answer)
             if caused == faults:
                 return caused
         raise AssertionError
@@ -130,7 +123,7 @@ def trial_killed(seed: int, folder: Path, faults: int) -> int:
         sweep = Sweep(new_folder(folder, number))
         count, halves, ended = _kill_trials(sweep, rng, most=faults - killed)
         killed, cut = killed + count, cut + halves
-        sweep.promise(ended.answer)
+        assert_promise(sweep, ended.answer)
         if killed == faults:
             assert cut or faults < SOME_CUT, f"none of {killed} kills fell into the write of a checkpoint"
             return killed

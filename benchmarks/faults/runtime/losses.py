@@ -6,15 +6,16 @@ verdict, its page, its transfer. One study diverges by its learning rates alone,
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.bench import Sweep, new_folder, runs_of
-from muxfer.errors import BadInput
-from muxfer.executors.base import Job
+from benchmarks.faults.harness.database import runs_of
+from benchmarks.faults.harness.refusals import refusal
+from benchmarks.faults.harness.sweep import Sweep, new_folder
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.trial import Outcome, Record
 
@@ -52,7 +53,7 @@ _injected: dict[str, Value] = {}
 class Injected(TrialRun):
     """The worker that trains, with a value put into its losses."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrialJob) -> None:
         super().__init__(job)
         if (value := _injected.get(job.trial.key)) is None:
             return
@@ -106,15 +107,6 @@ def losses(seed: int, folder: Path, faults: int) -> int:
             with chdir(folder):
                 _study((*STUDY, f"training.seed={number}"), kind, random.Random(f"{seed} {number}"), name)
     return faults
-
-
-def refusal(act: Callable[[], object]) -> str:
-    """The line with which it is refused; empty if it is not."""
-    try:
-        act()
-    except BadInput as error:
-        return str(error)
-    return ""
 
 
 def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str) -> None:

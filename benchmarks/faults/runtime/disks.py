@@ -8,34 +8,21 @@ test suite's single fault is a limit on the size of files.
 import ctypes
 import hashlib
 import json
-import logging
 import os
 import random
 import resource
-import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.faults.bench import (
-    CHECKPOINT_EVERY,
-    GRID,
-    SETTLE_SECONDS,
-    STEPS,
-    Sweep,
-    listed,
-    new_folder,
-    reference,
-    wait_for,
-)
-from benchmarks.faults.losses import refusal
-from muxfer.executors.base import Job
+from benchmarks.faults.harness.moments import wait_for
+from benchmarks.faults.harness.one_trial import finish_trial, make_job, make_request, weights_digest
+from benchmarks.faults.harness.promise import assert_promise, reference
+from benchmarks.faults.harness.refusals import refusal
+from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID
+from benchmarks.faults.harness.sweep import Sweep, listed, new_folder
 from muxfer.executors.worker import TrialRun
-from muxfer.study.resolve import Request, resolve
-from muxfer.trial import Record
 
 MEGABYTES = 4
 DATABASE_MEGABYTES = 16
@@ -108,7 +95,7 @@ def _own_mounts() -> bool:
 
 def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int:
     sweep = Sweep(folder, GRID)
-    trials = _asked(folder).home / "trials"
+    trials = make_request(folder).home / "trials"
     with _disk(folder / "muxfer") as home, _disk(trials) as checkpoints:
         refused = sweep.run().expect(2)
         assert "is left alone" in refused.last_line, refused.last_line
@@ -133,7 +120,7 @@ def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int
             home.free()
         answer = sweep.run(BUDGET).expect(0).answer
         assert faults == 1 or answer["ran"] == 0
-        sweep.promise(answer)
+        assert_promise(sweep, answer)
     return faults
 
 
@@ -142,7 +129,7 @@ def _database_then_report(folder: Path, rng: random.Random, faults: int) -> int:
     uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
     sweep = Sweep(folder, GRID, environment=uri, database=database)
     arguments = (BUDGET, IMPATIENT, f"output_dir={folder / 'muxfer'}")
-    trials = _asked(folder).home / "trials"
+    trials = make_request(folder).home / "trials"
     with _disk(folder / "muxfer") as home, _disk(trials), _disk(database.parent, DATABASE_MEGABYTES) as disk:
         if rng.random() < 0.5:
             disk.fill(leave=rng.randrange(600_000))
@@ -160,7 +147,7 @@ def _database_then_report(folder: Path, rng: random.Random, faults: int) -> int:
             assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
             _recorded(sweep)
             home.free()
-        sweep.promise(sweep.run(*arguments).expect(0).answer)
+        assert_promise(sweep, sweep.run(*arguments).expect(0).answer)
     return faults
 
 
@@ -187,7 +174,7 @@ def _recorded(sweep: Sweep) -> None:
 
 def _file_too_large(folder: Path, rng: random.Random) -> int:
     """A refusal by the kernel in the middle of a file, for lack of a disk to fill: the trial goes on from before it."""
-    job = _job(folder)
+    job = make_job(folder)
     run = TrialRun(job)
     while run.trainer.step < 3 * CHECKPOINT_EVERY:
         run.advance(0.0)
@@ -196,164 +183,13 @@ def _file_too_large(folder: Path, rng: random.Random) -> int:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1000, largest), before[1]))
     try:
-        told = refusal(lambda: _finish(run))
+        told = refusal(lambda: finish_trial(run))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "can't be written" in told, told or "the checkpoint was written although the kernel refused"
     _whole(Path(job.folder).parent)
     again = TrialRun(job)
     assert again.resumed_at == 3 * CHECKPOINT_EVERY
-    _finish(again)
-    assert _weights(job) == reference("lr-width", GRID)["weights"][job.trial.key]
+    finish_trial(again)
+    assert weights_digest(job) == reference("lr-width", GRID)["weights"][job.trial.key]
     return 1
-
-
-def _asked(folder: Path) -> Request:
-    with chdir(folder):
-        return resolve("lr-width", GRID)
-
-
-def _job(folder: Path) -> Job:
-    """The first trial of the bench's grid, of width 16, in this process."""
-    import torch
-
-    from muxfer.study.trials import grid_trials
-
-    torch.set_num_threads(1)
-    request = _asked(folder)
-    trial = grid_trials(request.config, fingerprint=request.fingerprint)[0]
-    return Job(trial=trial, folder=str(folder / "trials" / trial.key), epoch=1)
-
-
-def _finish(run: TrialRun) -> Record:
-    while True:
-        if (record := run.advance(1.0).record) is not None:
-            return record
-
-
-def _weights(job: Job) -> str:
-    (file,) = Path(job.folder).glob(f"attempt-*/step-{STEPS:08d}/ema.safetensors")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-CUTS, FLIPS = 50, 200
-RESUMED = 4
-"""So many of the damaged trials are trained to the end: 0.5 s each."""
-
-
-def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
-    """A trial's newest checkpoint cut, flipped, empty, missing, another trial's: the one before is used, bit for bit.
-
-    All kinds are 253 faults; fewer are drawn from them. With all of them the first is caused below a killed sweep.
-    """
-    from muxfer.training import checkpoint
-
-    rng = random.Random(seed)
-    logging.getLogger("muxfer.training.checkpoint").setLevel(logging.ERROR)
-    job = _job(folder)
-    run = TrialRun(job)
-    while run.trainer.step < 3 * CHECKPOINT_EVERY:
-        run.advance(0.0)
-    expected = reference("lr-width", GRID)["weights"][job.trial.key]
-    pristine = folder / "pristine"
-    shutil.copytree(job.folder, pristine)
-    (newest,) = pristine.glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
-    damages = _damages(newest, rng)
-    assert len(damages) == CUTS + FLIPS + 3
-    rng.shuffle(damages)
-    before = checkpoint.load_newest(job.folder, key=job.trial.key)
-    assert before is not None
-    assert before.snapshot.step == 3 * CHECKPOINT_EVERY
-    for number, (name, damage) in enumerate(damages[:faults]):
-        shutil.rmtree(job.folder)
-        shutil.copytree(pristine, job.folder)
-        (target,) = Path(job.folder).glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
-        damage(target)
-        found = checkpoint.load_newest(job.folder, key=job.trial.key)
-        assert found is not None, f"{name}: nothing was found"
-        assert found.snapshot.step == 2 * CHECKPOINT_EVERY, f"{name}: step {found.snapshot.step} was taken"
-        if number < RESUMED:
-            again = TrialRun(job)
-            record = _finish(again)
-            assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: went on at {record.resumed_at}"
-            assert _weights(job) == expected, f"{name}: other weights than the uninterrupted trial's"
-    if faults == len(damages):
-        _below_a_sweep(new_folder(folder, 0), rng)
-    return faults
-
-
-Damage = Callable[[Path], None]
-
-
-def _damages(checkpoint: Path, rng: random.Random) -> list[tuple[str, Damage]]:
-    """Each kind with its name: cuts at places evenly spread over all bytes of all files, bits anywhere."""
-    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir())}
-    total = sum(sizes.values())
-    cuts = [_place(sizes, (number * total + rng.randrange(total)) // CUTS) for number in range(CUTS)]
-    flips = rng.sample(range(8 * total), FLIPS)
-    found: list[tuple[str, Damage]] = [(f"{name} cut at {place}", _cut(name, place)) for name, place in cuts]
-    for bit in flips:
-        name, place = _place(sizes, bit // 8)
-        found.append((f"bit {bit % 8} of byte {place} of {name} flipped", _flip(name, place, bit % 8)))
-    return [*found, ("empty", _emptied), ("missing", _removed), ("another trial's", _renamed)]
-
-
-def _place(sizes: Mapping[str, int], byte: int) -> tuple[str, int]:
-    for name, size in sizes.items():
-        if byte < size:
-            return name, byte
-        byte -= size
-    raise AssertionError
-
-
-def _cut(name: str, place: int) -> Damage:
-    return lambda checkpoint: os.truncate(checkpoint / name, place)
-
-
-def _flip(name: str, place: int, bit: int) -> Damage:
-    def flip(checkpoint: Path) -> None:
-        with (checkpoint / name).open("r+b") as file:
-            file.seek(place)
-            (byte,) = file.read(1)
-            file.seek(place)
-            file.write(bytes([byte ^ 1 << bit]))
-
-    return flip
-
-
-def _emptied(checkpoint: Path) -> None:
-    for path in checkpoint.iterdir():
-        path.unlink()
-
-
-def _removed(checkpoint: Path) -> None:
-    shutil.rmtree(checkpoint)
-
-
-def _renamed(checkpoint: Path) -> None:
-    """As another trial would have left it: whole, with a manifest that fits, of another key."""
-    state = checkpoint / "state.json"
-    content = json.dumps({**json.loads(state.read_text()), "key": "0" * 16}).encode()
-    state.write_bytes(content)
-    manifest = checkpoint / "manifest.json"
-    files = json.loads(manifest.read_text())["files"]
-    files["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    manifest.write_text(json.dumps({"files": files}))
-
-
-def _below_a_sweep(folder: Path, rng: random.Random) -> None:
-    """The same through the command: a driver dies, the newest checkpoints are damaged, the next command converges."""
-    killed = Sweep(folder)
-    process = killed.start()
-    assert wait_for(lambda: any(step >= 2 * CHECKPOINT_EVERY for step in killed.checkpoints().values()), process)
-    process.kill()
-    killed.end(process).expect(-signal.SIGKILL)
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while killed.processes() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    damaged: Sequence[tuple[str, int]] = [place for place, step in killed.checkpoints().items() if step < STEPS]
-    for key, epoch in damaged:
-        newest = max(folder.glob(f"muxfer/*/trials/{key}/attempt-{epoch:04d}-*/step-*"), key=lambda path: path.name)
-        rng.choice(_damages(newest, rng))[1](newest)
-    again = Sweep(folder)
-    again.promise(again.finish())

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.bench import IDENTITY
-from benchmarks.faults.configs import _typed
+from benchmarks.faults.harness.limits import run_command
+from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.errors import BadInput
 
 LETTERS = "ab01-_./\\'\"`$;&|<>*?~%{}[]()=,:# \t\n\r\0\x1b\u202e\u200b\u00e9\u0430\uff0f\u2215\u2024\U0001f4a3\ud800"
@@ -207,14 +207,14 @@ def _output_dir(name: str) -> None:
 def _data_path(name: str) -> None:
     from muxfer.config.parse import parse
     from muxfer.config.task import ImageFolder
-    from muxfer.data.source import load
+    from muxfer.data.source import load_dataset
     from muxfer.files import user_path
 
     config = parse({**_plain(), "data": {"name": "image_folder", "path": name, "image_size": 8, "channels": 1}})
     assert isinstance(config.data, ImageFolder)
     if Path.cwd() not in user_path(name, "data.path").resolve().parents:
         return  # a folder of this machine, which may be large: it is only read
-    load(config.data)
+    load_dataset(config.data)
     raise AssertionError("pictures were found")
 
 
@@ -230,7 +230,7 @@ def _by_command(name: str) -> None:
         ["export", "--", name or "x"],
         ["fit", "--against", f"lr-width {name}", "isoflop"],
     ][number]
-    code, out, err, _ = _typed(
+    code, out, err, _ = run_command(
         Path.cwd(), [word.encode(errors="surrogatepass").decode(errors="replace") for word in words]
     )
     assert code == 2, f"{words}: exit {code}: {err[-500:]}"
@@ -277,7 +277,7 @@ class _Experiments:
 
         self._number += 1
         config = LedgerConfig(tracking_uri=f"sqlite:///{self._home}/mlflow.db", experiment=experiment)
-        config.check()
+        config.validate()
         identity = {**IDENTITY, "text": text.encode(errors="replace").decode()}
         which = Study(name=study, key=f"{self._number:016x}", identity=identity)
         ledger = MlflowLedger(config, folder=self._home / "muxfer")

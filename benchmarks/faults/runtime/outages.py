@@ -15,8 +15,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults.bench import BRIEF, Case, Sweep, new_folder, reference, wait_for
-from benchmarks.faults.server import Lost, Proxy, serving
+from benchmarks.faults.harness.moments import wait_for
+from benchmarks.faults.harness.promise import assert_promise, reference
+from benchmarks.faults.harness.proxy import Lost, Proxy
+from benchmarks.faults.harness.row import Case
+from benchmarks.faults.harness.server import serving
+from benchmarks.faults.harness.settings import BRIEF
+from benchmarks.faults.harness.sweep import Sweep, new_folder
 
 LONG_SECONDS = 60.0
 """From here on everything must have been trained when the server comes back."""
@@ -62,7 +67,7 @@ def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
                 answer = sweep.end(process).expect(0).answer
                 if _waits(sweep):  # the last outage fell into its very last words
                     answer = sweep.finish()
-                sweep.promise(answer)
+                assert_promise(sweep, answer)
             if caused >= faults:
                 return caused
         raise AssertionError
@@ -90,7 +95,7 @@ def answer_dropped(seed: int, folder: Path, faults: int) -> int:
             proxy.lose(*lost)
             answer = sweep.end(process).expect(0).answer
             assert not proxy.still_to_lose(), f"never sent: {proxy.still_to_lose()}"
-            sweep.promise(answer)
+            assert_promise(sweep, answer)
             twice = sum(each.late for each in lost)
             assert _settled_duplicates(proxy.database) == twice, f"{twice} runs were made twice, and stand otherwise"
         caused += len(lost)
@@ -124,7 +129,7 @@ def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Pat
             proxy.mend()
             answer = sweep.finish()
             assert answer["ran"] == 0, f"{answer['ran']} trials were trained again"
-            sweep.promise(answer)
+            assert_promise(sweep, answer)
     return faults
 
 

@@ -1,0 +1,1 @@
+"""What the rows share: commands to start, moments to hurt them, servers, and the promise that must hold."""

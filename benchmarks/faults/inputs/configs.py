@@ -1,0 +1,157 @@
+"""Configurations that cannot work: malformed, enormous, mutated. Each must end as a plan, or as one line and exit 2.
+
+Three kinds: override strings, files of YAML in ./sweeps and ./conf, and plain data as a composition leaves them. A
+mutation may happen to be valid; then it must come to trials. No case may take five seconds of the processor.
+"""
+
+import copy
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.harness.limits import CPU_SECONDS, TooLong, limited, run_command
+from benchmarks.faults.harness.sweep import new_folder
+from benchmarks.faults.inputs.config_mutations import (
+    FILES,
+    NAME,
+    mutated_data,
+    mutated_file,
+    mutated_overrides,
+    special_file,
+    write_file,
+)
+from muxfer.errors import BadInput
+
+REFUSED = 0.5
+"""Of a batch at least so many must be refused, or what follows is no test of refusals: 96 to 98 of 100 were."""
+
+
+def in_process(seed: int, folder: Path, faults: int) -> int:
+    """Mutate, compose, parse, and list the trials: a plan, or BadInput in one line; nothing is ever made by it."""
+    from muxfer.redaction import one_line
+
+    rng = random.Random(seed)
+    os.environ.pop("NOT_SET", None)
+    os.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    plain = _composed()
+    for text in FILES:
+        write_file(folder / "sweeps" / f"{NAME}.yaml", text.encode())
+        assert _refused(lambda: _plan(NAME, [])), f"it was taken: {text[:300]!r}"
+    shutil.rmtree(folder / "sweeps")
+    refused = 0
+    for number in range(faults):
+        told, act = _mutation(rng, folder, plain)
+        try:
+            with limited():
+                act()
+        except BadInput as error:
+            refused += 1
+            line = one_line(str(error))
+            assert 0 < len(line) <= 1000, f"{number}: {told}: {line!r}"
+            assert line.isprintable(), f"{number}: {told}: {line!r}"
+        except (Exception, TooLong) as error:
+            raise AssertionError(f"{number}: {type(error).__name__}: {error}: {told}") from error
+        for file in (folder / "sweeps", folder / "conf"):
+            subprocess.run(["rm", "-rf", str(file)], check=True) if file.exists() else None
+        assert sorted(folder.rglob("*")) == before, f"{number}: something was made: {told}"
+    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
+    return faults
+
+
+def _refused(act: Callable[[], None]) -> bool:
+    try:
+        with limited():
+            act()
+    except BadInput:
+        return True
+    return False
+
+
+def by_command(seed: int, folder: Path, faults: int) -> int:
+    """The same through the real command: exit 2 with one line, or a valid answer; never a traceback."""
+    rng = random.Random(seed)
+    refused = 0
+    for number in range(faults):
+        home = new_folder(folder, number)
+        special = False
+        if rng.random() < 0.5:
+            arguments = mutated_overrides(rng)
+        else:
+            special = rng.random() < 0.4
+            arguments = special_file(rng, home) if special else mutated_file(rng, home)
+        name = NAME if (home / "sweeps" / f"{NAME}.yaml").is_symlink() or (home / "sweeps").is_dir() else "lr-width"
+        command, more = rng.choice([("sweep", ["--dry-run"]), ("plan", []), ("config", []), ("sweep", ["--dry-run"])])
+        arguments = [word for word in arguments if "\0" not in word]
+        code, out, err, seconds = run_command(home, [command, name, *more, "--", *arguments])
+        told = f"{number}: muxfer {command} {name} {str(arguments)[:300]} in {home}: {err[-1500:]}"
+        assert code in ((2,) if special or _as_it_stands(home) else (0, 2)), f"exit {code}: {told}"
+        refused += code == 2
+        assert "Traceback" not in err, told
+        assert seconds < CPU_SECONDS, f"{seconds:.1f} s: {told}"
+        if code == 2:
+            assert out == "", told
+            assert err.startswith("muxfer: "), told
+            assert err.count("\n") == 1, told
+        assert not (home / "canary").exists(), told
+    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
+    return faults
+
+
+def _as_it_stands(home: Path) -> bool:
+    """Whether the sweep's own file is one of FILES, whole and unchanged."""
+    file = home / "sweeps" / f"{NAME}.yaml"
+    return file.is_file() and file.read_bytes() in {text.encode() for text in FILES}
+
+
+def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tuple[str, Callable[[], None]]:
+    kind = rng.random()
+    if kind < 0.4:
+        overrides = mutated_overrides(rng)
+        return f"overrides {overrides}"[:3000], lambda: _plan("lr-width", overrides)
+    if kind < 0.6:
+        overrides = mutated_file(rng, folder)
+        texts = [file.read_bytes()[:1500] for file in folder.rglob("*.yaml")]
+        name = NAME if (folder / "sweeps").is_dir() else "lr-width"
+        return f"{name} {overrides}, files {texts}", lambda: _plan(name, overrides)
+    data = mutated_data(rng, copy.deepcopy(dict(plain)))
+    try:
+        told = f"data {data}"[:5000]
+    except (RecursionError, ValueError):  # too deep, or too long a number, to be written
+        told = f"data of {', '.join(map(str, data))}"[:5000]
+    return told, lambda: _plan_of(data)
+
+
+def _plan(name: str, overrides: Sequence[str]) -> None:
+    """As `muxfer sweep NAME --dry-run` does it, up to the trials."""
+    from muxfer.study.resolve import resolve
+    from muxfer.study.rounds import proposing
+
+    request = resolve(name, overrides, planned=True)
+    proposing(request.config, fingerprint=request.fingerprint)([])
+
+
+def _plan_of(data: Mapping[str, Any]) -> None:
+    from dataclasses import replace
+
+    from muxfer.config.models import with_num_classes
+    from muxfer.config.parse import parse
+    from muxfer.study.resolve import output_folder
+    from muxfer.study.rounds import proposing
+    from muxfer.study.trials import study_of
+
+    config = parse(data)
+    config = replace(config, model=with_num_classes(config.model, 10))
+    study_of("lr-width", config, fingerprint="0" * 16)
+    output_folder(config)
+    proposing(config, fingerprint="0" * 16)([])
+
+
+def _composed() -> Mapping[str, Any]:
+    from muxfer.config.hydra_compose import compose
+
+    return compose("lr-width")

@@ -1,0 +1,210 @@
+"""Hostile content in every file that we read: it is refused, and a canary never appears.
+
+Each pickle here would make the canary if anybody unpickled it; that it does is tried first. And our own sources are
+searched for whatever could run what a file says.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.faults.harness.refusals import assert_refused
+from benchmarks.faults.harness.sweep import new_folder
+from benchmarks.faults.inputs.ledger_files import artifacts, database_file, ledger_tags, ray_state, spool_file
+from benchmarks.faults.inputs.sources import nothing_runs_files
+
+if TYPE_CHECKING:
+    pass
+
+KEY = "0123456789abcdef"
+
+
+class _Bomb:
+    """Unpickled, it makes the canary."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.canary}'",)
+
+
+def files(seed: int, folder: Path, faults: int) -> int:
+    """One hostile file after the other, each read by the real reader; the first case of all has a sweep with Ray."""
+    rng = random.Random(seed)
+    nothing_runs_files()
+    canary = folder / "canary"
+    bomb = pickle.dumps(_Bomb(canary), protocol=rng.randrange(6))
+    pickle.loads(bomb)
+    assert canary.exists(), "the pickles here are blunt"
+    canary.unlink()
+    os.environ["MLFLOW_TRACKING_URI"] = ""
+    kinds: list[Callable[[random.Random, Path, bytes], None]] = [
+        *(
+            _checkpoint,
+            ledger_tags,
+            _target_key,
+            _climbing,
+            _table,
+            _picture,
+            _export,
+            database_file,
+            spool_file,
+            artifacts,
+        ),
+    ]
+    first = rng.randrange(len(kinds))
+    for number in range(faults):
+        home = new_folder(folder, number)
+        (home / "outside").mkdir()
+        (home / "work").mkdir()
+        os.chdir(home / "work")
+        act = ray_state if number == 0 and seed % 3 == 0 else kinds[(first + number) % len(kinds)]
+        act(rng, home / "work", bomb)
+        assert not canary.exists(), f"{act.__name__}: the canary appeared"
+    return faults
+
+
+def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A whole checkpoint, right manifest and all, one of whose files is a pickle, deep JSON or no file at all."""
+    from muxfer.training import checkpoint
+
+    step = home / "trial" / "attempt-0001-00" / "step-00000010"
+    step.mkdir(parents=True)
+    from safetensors.numpy import save
+
+    tensors = save({})
+    content = dict.fromkeys(("model.safetensors", "ema.safetensors", "optimizer.safetensors"), tensors)
+    content["state.json"] = json.dumps({"key": KEY, "step": 10, "torch": "2"}).encode()
+    victim = rng.choice([*content, "optimizer.pt", "rng.pkl", "manifest.json"])
+    hostile = rng.choice([bomb, b"[" * 100_000, b'{"a":' * 50_000, b"5", b"[]", b'"x"', b"\xff" * 64, bomb[::-1]])
+    content[victim] = hostile
+    for name, data in content.items():
+        (step / name).write_bytes(data)
+    files: Any = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in content.items()}
+    if victim != "manifest.json":
+        if rng.random() < 0.2:
+            files = rng.choice(
+                [list(files), {**files, "../../x": files["state.json"]}, {"state.json": 5}, "state.json"]
+            )
+        (step / "manifest.json").write_text(json.dumps({"files": files}))
+    if rng.random() < 0.2:
+        (step / victim).unlink()
+        rng.choice([os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir])(step / victim)
+    found = checkpoint.load_newest(home / "trial", key=KEY)
+    harmless = victim in ("optimizer.pt", "rng.pkl")  # named, hashed, and never opened for more than that
+    assert found is None or harmless, f"{victim} with {hostile[:20]!r} was taken"
+    checkpoint.prune(step.parent, keep=1)
+
+
+def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """_target_ and model.target, by which other systems run what a configuration names."""
+    from muxfer.config.parse import parse
+    from muxfer.models.families import family_of
+    from muxfer.study.resolve import resolve
+
+    canary = home.parents[1] / "canary"
+    call = f"_target_: os.system\ncommand: touch {canary}\n_args_: ['touch {canary}']\n"
+    target = rng.choice(["os:system", "posix:system", "subprocess:run", "torch:load", "builtins:exec", "pathlib:Path"])
+    declared = (
+        f"family: declared\ntarget: {target}\nwidth: 32\nbase_width: 32\ndepth: 1\nhead_dim: 16\npatch: 1\n"
+        f"image_size: 8\nchannels: 1\nsizes: {{hidden: width}}\narguments: {{command: 'touch {canary}'}}\n"
+        "inputs: {x: image}\n"
+    )
+    text = rng.choice(
+        [
+            call,
+            declared,
+            f"family: dit\nwidth:\n  {call.replace(chr(10), chr(10) + '  ')}",
+            "hydra:\n  callbacks: {x: {_target_: os.system}}\n",
+        ]
+    )
+    (home / "conf" / "model").mkdir(parents=True)
+    (home / "conf" / "model" / "evil.yaml").write_text(text)
+
+    def act() -> None:
+        family_of(resolve("lr-width", ["model=evil"], planned=True).config.model)
+
+    assert_refused(act)
+    assert_refused(lambda: resolve("lr-width", [f"+model._target_={target}"]))
+    assert_refused(lambda: parse({"_target_": target}))
+
+
+def _climbing(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A configuration outside the folders, asked for by an override, a list of defaults, a package or a search path."""
+    from muxfer.config.hydra_compose import compose
+
+    (home.parent / "outside" / "evil.yaml").write_text("family: dit\nwidth: 9999\n")
+    up = rng.choice(
+        ["../../outside/evil", "../" * 12 + str(home.parent / "outside/evil")[1:], f"{home.parent}/outside/evil"]
+    )
+    up = rng.choice([up, f"x/../{up}", f"./{up}", f"{up}.yaml"])
+    for override in (
+        f"model={up}",
+        f"+model@x={up}",
+        f"+../../outside={'evil'}",
+        f"hydra.searchpath=[{home.parent}/outside]",
+    ):
+        assert_refused(lambda override=override: compose("lr-width", [override]))  # type: ignore[misc]
+    entry = rng.choice(
+        [up, f"{{model@x: {up}}}", f"{{override model: {up}}}", f"{{/model@x: {up}}}", f"{{optional model@x: {up}}}"]
+    )
+    (home / "sweeps").mkdir()
+    (home / "sweeps" / "mine.yaml").write_text(f"defaults: [base, {entry}, _self_]\n")
+    assert_refused(lambda: compose("mine"))
+
+
+def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
+    from muxfer.commands.fit import fit
+    from muxfer.commands.verdict_table import verdict
+
+    file = home / rng.choice(["runs.csv", "runs.pkl", "runs.csv.gz"])
+    formula = b"flops,params,loss\n=cmd|' /C calc'!A0,1,1\n"
+    file.write_bytes(rng.choice([bomb, b"a,b,c\n" + bomb, b"\x80\x04" + bomb, b"PK\x03\x04" + bomb, formula]))
+    assert_refused(lambda: verdict(str(file), axis="a", hp="b", metric="c"))
+    assert_refused(lambda: fit(None, [], table=str(file)))
+
+
+def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """Pictures that are none, or programs (PostScript), under the name of one."""
+    from muxfer.config.task import ImageFolder
+    from muxfer.data.source import load_dataset
+
+    canary = home.parents[1] / "canary"
+    postscript = (
+        f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({canary}) (w) file\n(%pipe%touch {canary}) (w) file\n"
+    )
+    hostile = rng.choice(
+        [bomb, postscript.encode(), b"\x89PNG\r\n\x1a\n" + bomb, b"GIF89a" + bomb, b"\x93NUMPY" + bomb]
+    )
+    for number in range(12):
+        (home / f"{number}.{rng.choice(['png', 'jpg', 'tiff', 'gif', 'webp'])}").write_bytes(hostile)
+    assert_refused(
+        lambda: load_dataset(ImageFolder(name="image_folder", path=str(home), image_size=8)), "can't be read"
+    )
+
+
+def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A target's own files, which `export` reads where its checkpoints went."""
+    from muxfer.commands.export import model_of, weights_of
+    from muxfer.trial import Outcome, Record, Study
+
+    record = Record(
+        key=KEY, setting={}, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, kind="target", run_id="1"
+    )
+    folder = home / f"target-{KEY[:8]}"
+    folder.mkdir()
+    for name in ("target.json", "ema.safetensors", "samples.png"):
+        (folder / name).write_bytes(bomb)
+    assert_refused(lambda: weights_of(record, home), "not on this host, or damaged")
+    if rng.random() < 0.7:
+        hostile = rng.choice(
+            [b"[" * 100_000, b"5", b"[]", b'{"task": 5}', b'{"task": {"model": {"family": "os"}}}', b"{}"]
+        )
+        (folder / "target.json").write_bytes(hostile)
+    assert_refused(lambda: model_of(Study(name="x", key=KEY, identity={}), record, home))

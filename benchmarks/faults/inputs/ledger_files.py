@@ -1,0 +1,186 @@
+"""Hostile files of the ledger."""
+
+import contextlib
+import json
+import os
+import random
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.faults.harness.refusals import assert_refused
+from benchmarks.faults.harness.sweep import Sweep
+
+if TYPE_CHECKING:
+    from muxfer.trial import Study, Trial
+
+PRIVATE = "a key of the user's own, outside the study"
+TINY = (
+    *("search.width=[16]", "search.base_lr=[2**-8]", "model.base_width=16", "model.depth=1", "model.patch=4"),
+    *("training.steps=20", "training.batch_size=8", "training.warmup_steps=0", "training.checkpoint_every=10"),
+    *("evaluation.timesteps=1", "compute.slots=1"),
+)
+
+
+def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """The tags that hold our JSON, written over by somebody else: no JSON, or JSON of another form."""
+    study, _, record = _ledger_of_one()
+    identity: Any = study.identity
+    keys: list[Any] = ["../../outside", "a b", ""]
+    identities: list[Any] = [
+        *({}, identity | {"data": {}}, identity | {"objective": {"name": ["ddpm"]}}, identity | {"model": 5}),
+        *(identity | {name: rng.choice([None, [1], 0.5])} for name in ("data_fingerprint", "numerics", "training")),
+    ]
+    configs: list[Any] = [{}, {"search": 5}, {"training": {"steps": "x"}}]
+    wrong = {"step": "x", "epoch": None, "train_seconds": "a", "checkpoint": 5, "metric": True, "outcome": ["finished"]}
+    records: list[Any] = [
+        *({}, record | {"setting": 5}, record | {"setting": {"width": [16]}}, record | {"step": 10**30}),
+        *(record | {name: value} for name, value in wrong.items()),
+    ]
+    formed = {
+        "muxfer.study": keys,
+        "muxfer.identity.0": [json.dumps(one) for one in identities],
+        "muxfer.config.0": [json.dumps(one) for one in configs],
+        "muxfer.record.e1": [json.dumps(one) for one in records],
+    }
+    tag = rng.choice([*formed, "muxfer.identity.parts"])
+    text = rng.choice(
+        [bomb.decode("latin-1"), "[" * 7000, '{"a":' * 1200, "NaN", "5", '"x"', "[1]", "9" * 5000, "", "null"]
+    )
+    if tag in formed and (tag == "muxfer.study" or rng.random() < 0.7):
+        text = rng.choice(formed[tag])
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
+        changed = connection.execute("update tags set value = ? where key = ?", (text, tag)).rowcount
+        assert changed, f"no run has a tag {tag}"
+    command = rng.choice(["status", "verdict", "report", "transfer"])
+    told = Sweep(home, TINY).run(command=command).expect(2).err.strip()
+    what = f"{command} with {tag} {text[:200]!r}: {told}"
+    assert len(told.splitlines()) == 1, what
+    assert tag == "muxfer.config.0" or "none of muxfer's" in told, what
+
+
+def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
+    from muxfer.config.study import LedgerConfig
+    from muxfer.ledger.mlflow_ledger import MlflowLedger
+
+    file = home / "mlflow.db"
+    kind = rng.randrange(4)
+    if kind == 0:
+        os.mkfifo(file)
+    elif kind == 1:
+        file.mkdir()
+    else:
+        file.write_bytes([bomb, b"SQLite format 3\0" + bomb][kind - 2])
+    assert_refused(
+        lambda: MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{file}"), folder=home / "muxfer").studies()
+    )
+
+
+def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A spool of others: what is no operation is left out, no file from outside the study is sent, the rest is done."""
+    from muxfer.study.resolve import resolve
+    from muxfer.study.session import driving, open_ledger
+
+    study, trial, _ = _ledger_of_one()
+    request = resolve("lr-width", TINY)
+
+    def replay() -> Path:
+        with open_ledger(request) as ledger, driving(request, study, ledger, None):
+            spool: Path = ledger._writer.spool.path  # type: ignore[attr-defined]
+            return spool
+
+    spool = replay()
+    spool = spool.with_name(f"{spool.stem[:-6]}000001.jsonl")
+    private = home.parent / "outside" / "id_rsa"
+    private.write_text(PRIVATE)
+    if rng.random() < 0.3:
+        make = rng.choice([os.mkfifo, os.mkdir, lambda path: os.symlink(private, path)])
+        make(spool if (end := rng.choice(["jsonl", "offset"])) == "jsonl" else spool.with_suffix(".offset"))
+        if end == "offset":
+            spool.write_text("{}\n")
+        assert_refused(replay, "is no file", "move it away")
+        assert private.read_text() == PRIVATE
+        return
+    (request.home / "link.svg").symlink_to(private)
+    (request.home / "folder").symlink_to(private.parent)
+    (request.home / "own.svg").write_text("own")
+    up = os.path.relpath(private, request.home)
+    outside = rng.choice(
+        [str(private), up, f"{request.home}/{up}", f"{request.home}/link.svg", "link.svg", "folder/id_rsa"]
+    )
+    key = rng.choice([None, trial.key])
+    wrong: Any = {"epoch": "x", "points": 5, "path": [outside], "end_ms": 10**30, "paused": [[]], "record": {"step": 1}}
+    shapes = [
+        {"op": op, "key": key, "epoch": 1, "name": "x", "text": "x", **wrong} for op in ("points", "settle", "rest")
+    ]
+    operations: list[Any] = [
+        *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}, *shapes),
+        {"op": "file", "key": None, "path": str(request.home / "own.svg"), "epoch": 1},
+    ]
+    lines = [bomb.replace(b"\n", b" "), *(json.dumps(operation).encode() for operation in operations)]
+    spool.write_bytes(b"\n".join(lines) + b"\n")
+    if offset := rng.choice(["", "-5", "9" * 10, "9" * 5000, "x"]):
+        spool.with_suffix(".offset").write_text(offset)
+    replay()
+    assert not spool.exists(), "it was not replayed"
+    sent = [file for file in (home / "mlruns").rglob("*") if file.is_file()]
+    assert "own.svg" in {file.name for file in sent}, sent
+    assert not [file for file in sent if PRIVATE in file.read_text(errors="replace")], f"{outside} was sent"
+
+
+def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """MLflow's artifacts: models that others pickled lie there; of these nothing is read."""
+    study, trial, _ = _ledger_of_one()
+    for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
+        for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
+            (folder / name).write_bytes(bomb)
+    from muxfer.study.resolve import resolve
+    from muxfer.study.session import open_ledger
+
+    request = resolve("lr-width", TINY)
+    with open_ledger(request) as ledger:
+        assert ledger.studies() == [study]
+        assert ledger.config(study)["training"]["steps"] == 20
+        assert [record.metric for record in ledger.records(study)] == [1.0]
+        assert ledger.curves(study, "train_loss") == {trial.key: []}
+
+
+def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
+    """A study of one trial in the ledger of the current folder: it, its trial, and the record as it stands there."""
+    from muxfer.config.task import to_plain
+    from muxfer.study.resolve import resolve
+    from muxfer.study.session import driving, open_ledger
+    from muxfer.study.trials import grid_trials
+    from muxfer.trial import Outcome, Record
+
+    request = resolve("lr-width", TINY)
+    [trial] = grid_trials(request.config, fingerprint=request.fingerprint)
+    record = Record(
+        key=trial.key, setting=trial.setting, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1
+    )
+    with open_ledger(request) as ledger, driving(request, request.study, ledger, to_plain(request.config)) as lease:
+        assert lease.epoch == 1
+        ledger.begin(trial)
+        ledger.settle(record)
+        ledger.flush(60)
+    return request.study, trial, record.to_dict()
+
+
+def ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """What Tune would restore from, in each folder of the study, before and while a real sweep runs there."""
+    from muxfer.study.resolve import resolve
+
+    sweep = Sweep(home, TINY)
+    study = resolve("lr-width", TINY).home
+    for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (
+            "tuner.pkl",
+            "experiment_state-1.json",
+            "searcher-state-1.pkl",
+            "params.pkl",
+            ".is_under_restoration",
+        ):
+            (folder / name).write_bytes(bomb)
+    answer = sweep.run().expect(0).answer
+    assert [trial["outcome"] for trial in answer["trials"]] == ["finished"]

@@ -1,0 +1,139 @@
+"""Damaged checkpoints."""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.faults.harness.moments import wait_for
+from benchmarks.faults.harness.one_trial import finish_trial, make_job, weights_digest
+from benchmarks.faults.harness.promise import assert_promise, reference
+from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, SETTLE_SECONDS, STEPS
+from benchmarks.faults.harness.sweep import Sweep, new_folder
+from muxfer.executors.worker import TrialRun
+
+CUTS, FLIPS = 50, 200
+RESUMED = 4
+"""So many of the damaged trials are trained to the end: 0.5 s each."""
+Damage = Callable[[Path], None]
+
+
+def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
+    """A trial's newest checkpoint cut, flipped, empty, missing, another trial's: the one before is used, bit for bit.
+
+    All kinds are 253 faults; fewer are drawn from them. With all of them the first is caused below a killed sweep.
+    """
+    from muxfer.training import checkpoint
+
+    rng = random.Random(seed)
+    logging.getLogger("muxfer.training.checkpoint").setLevel(logging.ERROR)
+    job = make_job(folder)
+    run = TrialRun(job)
+    while run.trainer.step < 3 * CHECKPOINT_EVERY:
+        run.advance(0.0)
+    expected = reference("lr-width", GRID)["weights"][job.trial.key]
+    pristine = folder / "pristine"
+    shutil.copytree(job.folder, pristine)
+    (newest,) = pristine.glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
+    damages = _damages(newest, rng)
+    assert len(damages) == CUTS + FLIPS + 3
+    rng.shuffle(damages)
+    before = checkpoint.load_newest(job.folder, key=job.trial.key)
+    assert before is not None
+    assert before.snapshot.step == 3 * CHECKPOINT_EVERY
+    for number, (name, damage) in enumerate(damages[:faults]):
+        shutil.rmtree(job.folder)
+        shutil.copytree(pristine, job.folder)
+        (target,) = Path(job.folder).glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
+        damage(target)
+        found = checkpoint.load_newest(job.folder, key=job.trial.key)
+        assert found is not None, f"{name}: nothing was found"
+        assert found.snapshot.step == 2 * CHECKPOINT_EVERY, f"{name}: step {found.snapshot.step} was taken"
+        if number < RESUMED:
+            again = TrialRun(job)
+            record = finish_trial(again)
+            assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: went on at {record.resumed_at}"
+            assert weights_digest(job) == expected, f"{name}: other weights than the uninterrupted trial's"
+    if faults == len(damages):
+        _below_a_sweep(new_folder(folder, 0), rng)
+    return faults
+
+
+def _damages(checkpoint: Path, rng: random.Random) -> list[tuple[str, Damage]]:
+    """Each kind with its name: cuts at places evenly spread over all bytes of all files, bits anywhere."""
+    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir())}
+    total = sum(sizes.values())
+    cuts = [_place(sizes, (number * total + rng.randrange(total)) // CUTS) for number in range(CUTS)]
+    flips = rng.sample(range(8 * total), FLIPS)
+    found: list[tuple[str, Damage]] = [(f"{name} cut at {place}", _cut(name, place)) for name, place in cuts]
+    for bit in flips:
+        name, place = _place(sizes, bit // 8)
+        found.append((f"bit {bit % 8} of byte {place} of {name} flipped", _flip(name, place, bit % 8)))
+    return [*found, ("empty", _emptied), ("missing", _removed), ("another trial's", _relabelled)]
+
+
+def _place(sizes: Mapping[str, int], byte: int) -> tuple[str, int]:
+    for name, size in sizes.items():
+        if byte < size:
+            return name, byte
+        byte -= size
+    raise AssertionError
+
+
+def _cut(name: str, place: int) -> Damage:
+    return lambda checkpoint: os.truncate(checkpoint / name, place)
+
+
+def _flip(name: str, place: int, bit: int) -> Damage:
+    def flip(checkpoint: Path) -> None:
+        with (checkpoint / name).open("r+b") as file:
+            file.seek(place)
+            (byte,) = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << bit]))
+
+    return flip
+
+
+def _emptied(checkpoint: Path) -> None:
+    for path in checkpoint.iterdir():
+        path.unlink()
+
+
+def _removed(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+def _relabelled(checkpoint: Path) -> None:
+    """As another trial would have left it: whole, with a manifest that fits, of another key."""
+    state = checkpoint / "state.json"
+    content = json.dumps({**json.loads(state.read_text()), "key": "0" * 16}).encode()
+    state.write_bytes(content)
+    manifest = checkpoint / "manifest.json"
+    files = json.loads(manifest.read_text())["files"]
+    files["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest.write_text(json.dumps({"files": files}))
+
+
+def _below_a_sweep(folder: Path, rng: random.Random) -> None:
+    """The same through the command: a driver dies, the newest checkpoints are damaged, the next command converges."""
+    killed = Sweep(folder)
+    process = killed.start()
+    assert wait_for(lambda: any(step >= 2 * CHECKPOINT_EVERY for step in killed.checkpoints().values()), process)
+    process.kill()
+    killed.end(process).expect(-signal.SIGKILL)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while killed.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    damaged: Sequence[tuple[str, int]] = [place for place, step in killed.checkpoints().items() if step < STEPS]
+    for key, epoch in damaged:
+        newest = max(folder.glob(f"muxfer/*/trials/{key}/attempt-{epoch:04d}-*/step-*"), key=lambda path: path.name)
+        rng.choice(_damages(newest, rng))[1](newest)
+    again = Sweep(folder)
+    assert_promise(again, again.finish())
