@@ -19,7 +19,7 @@ from typing import Any
 from muxfer.config.settings import SETTINGS
 from muxfer.config.study import Search
 from muxfer.errors import BadInput, MuxferError, nearest
-from muxfer.redaction import note
+from muxfer.redaction import remember_variables
 
 PACKAGE = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -71,7 +71,7 @@ def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
     """As `compose`, with what came from the environment."""
     if name not in sweep_names() or not NAME.fullmatch(name):
         raise BadInput(f"unknown sweep {name[:64]!r}: {nearest(name[:64], sweep_names())}")
-    _check_given(overrides)
+    _validate_given(overrides)
     return _compose(name, list(overrides))
 
 
@@ -88,7 +88,7 @@ def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         if override.lstrip("+").startswith("model="):
             raise BadInput(f"override {override[:60]!r}: {name} is the model already; name a sweep, or that model")
-    _check_given(overrides)
+    _validate_given(overrides)
     return dict(_compose(PRIMARY, [f"model={name}", *overrides]).plain)
 
 
@@ -121,7 +121,7 @@ def _compose(name: str, overrides: list[str]) -> Composed:
             config = hydra_compose(name, overrides=[*others, f"hydra.searchpath=[{path}]"])
             for key, value in searched.items():
                 OmegaConf.update(config, key, value, merge=False, force_add=True)
-        hydra_values.check(OmegaConf.to_container(config, resolve=False))
+        hydra_values.validate(OmegaConf.to_container(config, resolve=False))
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise BadInput(f"{missing[0]} has no value: give it as {missing[0]}=VALUE")
         plain, variables = hydra_values.resolve(config)
@@ -129,7 +129,7 @@ def _compose(name: str, overrides: list[str]) -> Composed:
         raise
     except Exception as error:  # Hydra, OmegaConf and YAML at work on what was given: whatever they object to is that
         raise BadInput(_one_line(error, name if overrides else None)) from None
-    note(variables)
+    remember_variables(variables)
     return Composed(plain=plain, variables=variables)
 
 
@@ -165,18 +165,18 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, searched
 
 
-def _check_given(overrides: Sequence[str]) -> None:
+def _validate_given(overrides: Sequence[str]) -> None:
     """Refuse overrides, and a primary configuration of the user's, that could do more than choose values."""
     if len(overrides) > MAX_OVERRIDES:
         raise BadInput(f"{len(overrides)} overrides: expected at most {MAX_OVERRIDES}; write a sweep of your own")
     for override in overrides:
-        _check_override(override)
+        _validate_override(override)
     for own in (search_path("conf")[0], search_path("sweeps")[0]):
         if own != packaged("conf") and (own / "base.yaml").exists():
             raise BadInput(f"{own.name}/base.yaml is muxfer's own primary configuration: supply groups and sweeps only")
 
 
-def _check_override(override: str) -> None:
+def _validate_override(override: str) -> None:
     if len(override) > MAX_OVERRIDE_CHARACTERS:
         raise BadInput(f"override {override[:40]}... has {len(override)} characters: expected key=value")
     if not override.isprintable():

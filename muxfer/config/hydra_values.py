@@ -40,7 +40,7 @@ def resolve(config: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return {str(key): value for key, value in plain.items()}, variables
 
 
-def check(raw: Any) -> None:
+def validate(raw: Any) -> None:
     """Refuse, before anything is resolved, what stands for itself, for far too much, or for what no study needs."""
     for path, text in _texts(raw, ()):
         for found in OPENED.finditer(text):

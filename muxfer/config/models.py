@@ -31,7 +31,7 @@ class Transformer:
     base_depth: int | None = None
     """Depth at which the base settings hold, under parametrization completep."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels"):
             positive(f"model.{key}", getattr(self, key))
         for key in ("width", "base_width"):
@@ -80,8 +80,8 @@ class Uvit(Transformer):
     skip: Literal["linear", "residual"] = "linear"
     """linear: W[x; skip], the reference. residual: x + W[x; skip], which depth scaling needs."""
 
-    def check(self) -> None:
-        super().check()
+    def validate(self) -> None:
+        super().validate()
         for key in ("depth", "base_depth"):
             depth = getattr(self, key)
             if depth is not None and depth % 2 == 0:
@@ -106,8 +106,8 @@ class Mmdit(Transformer):
     repa_dim: int | None = None
     """Size of those features."""
 
-    def check(self) -> None:
-        super().check()
+    def validate(self) -> None:
+        super().validate()
         if (self.repa_depth is None) != (self.repa_dim is None):
             raise BadInput("model.repa_depth and model.repa_dim belong together: give both, or neither")
         if self.repa_depth is not None and self.repa_depth > self.depth:
@@ -164,8 +164,13 @@ class Declared(Transformer):
     text_dim: int | None = None
     pooled_dim: int | None = None
 
-    def check(self) -> None:
-        super().check()
+    def validate(self) -> None:
+        super().validate()
+        for argument in (*self.sizes, *self.arguments):
+            if not argument.isidentifier():
+                raise BadInput(
+                    f"model.sizes or model.arguments has {argument[:40]!r}: expected the name of an argument"
+                )
         for argument, source in self.inputs.items():
             if source not in SOURCES:
                 raise BadInput(f"model.inputs.{argument} is {source!r}: expected one of {', '.join(SOURCES)}")

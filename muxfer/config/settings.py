@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from muxfer.config.task import Task, check
+from muxfer.config.task import Task, validate
 
 SETTINGS: dict[str, str | None] = {
     "width": "model.width",
@@ -84,5 +84,5 @@ def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
             changes.setdefault(place[0], {})[place[1]] = value
     replaced = {group: dataclasses.replace(getattr(task, group), **values) for group, values in changes.items()}
     changed = dataclasses.replace(task, **replaced)
-    check(changed)
+    validate(changed)
     return changed

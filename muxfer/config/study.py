@@ -72,7 +72,7 @@ class Search:
     def kind(self) -> StudyKind:
         return StudyKind(self.sampler) if self.sampler in ("grid", "isoflop") else StudyKind.SCATTERED
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("search.seeds", self.seeds)
         positive("search.round_size", self.round_size)
         if self.axis not in AXES:
@@ -88,9 +88,9 @@ class Search:
             raise BadInput(f"search.{self.axis} is the axis: give a list, search.{self.axis}=[...]")
         if isoflop != (self.axis == "flops") or (not isoflop and "flops" in self.grids):
             raise BadInput("search.flops is the axis of sampler isoflop, and of no other: give search.sampler=isoflop")
-        self._check_sampler()
+        self._validate_sampler()
 
-    def _check_sampler(self) -> None:
+    def _validate_sampler(self) -> None:
         drawn = self.kind is StudyKind.SCATTERED
         if self.spaces and not drawn:
             name = next(iter(self.spaces))
@@ -139,7 +139,7 @@ class Compute:
     orphan_seconds: float = 60.0
     """A trial's process whose driver has been silent for so long ends itself; the trial goes on from its checkpoint."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         if self.slots is not None:
             positive("compute.slots", self.slots)
         if self.max_failures < 0:
@@ -161,7 +161,7 @@ class LedgerConfig:
     lease_seconds: float = 30.0
     """Time-to-live of a driver's hold on a study, for drivers on other hosts."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("ledger.lease_seconds", self.lease_seconds)
         if self.lease_seconds > LONGEST_LEASE_SECONDS:
             raise BadInput(f"ledger.lease_seconds {self.lease_seconds:g}: expected at most {LONGEST_LEASE_SECONDS:g}")
@@ -192,7 +192,7 @@ class Target:
     def guarded(self) -> bool:
         return self.guard in ("on", True)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("target.width", self.width)
         positive("target.steps", self.steps)
         for key in ("depth", "batch_size", "base_width", "base_lr"):
@@ -220,7 +220,7 @@ class Check:
     base_lr: float = 2**-16
     batch_size: int = 16
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for size in self.sizes:
             positive("check.sizes", size)
         if len(set(self.sizes)) < max(4, len(self.sizes)) or max(self.sizes) < 8 * min(self.sizes):
@@ -244,7 +244,7 @@ class Checkpoints:
     budget_gb: float | None = None
     """None: what is free where they go, but 1."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         if self.budget_gb is not None:
             positive("checkpoints.budget_gb", self.budget_gb)
 
@@ -258,7 +258,7 @@ class Published:
     pretrainings: int | None = None
     """So many full pretrainings is what tuning the target by hand took."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("proxy_params", "target_params"):
             positive(f"published.{key}", getattr(self, key))
         if self.pretrainings is not None:

@@ -23,7 +23,7 @@ class Digits:
     image_size: int = 8
     channels: int = 1
 
-    def check(self) -> None:
+    def validate(self) -> None:
         if (self.image_size, self.channels) != (8, 1):
             raise BadInput(
                 f"data.image_size {self.image_size}, data.channels {self.channels}: the digits are 8x8 grey scans,"
@@ -41,7 +41,7 @@ class ImageFolder:
     channels: int = 3
     validation_fraction: float = 0.1
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("data.image_size", self.image_size)
         if self.channels not in (1, 3):
             raise BadInput(f"data.channels {self.channels}: expected 1 (grey) or 3 (RGB)")
@@ -61,7 +61,7 @@ class DescribedData:
     text_tokens: int | None = None
     """Length of the longest caption, its end included, for models that read text."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("image_size", "channels", "num_samples", "num_classes"):
             positive(f"data.{key}", getattr(self, key))
         if self.text_tokens is not None:
@@ -81,7 +81,7 @@ class RectifiedFlow:
     repa_weight: float = 0.0
     """Of the cosine loss between a middle block and a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("objective.logit_std", self.logit_std)
         at_least_0("objective.repa_weight", self.repa_weight)
 
@@ -97,7 +97,7 @@ class DDPM:
     repa_weight: float = 0.0
     """As under rectified_flow."""
 
-    def check(self) -> None:
+    def validate(self) -> None:
         positive("objective.num_timesteps", self.num_timesteps)
         at_least_0("objective.repa_weight", self.repa_weight)
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -120,7 +120,7 @@ class Optimizer:
     """Global norm of the unfolded gradients; None: no clipping."""
     output_multiplier: float = 1.0
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("base_lr", "eps", "output_multiplier"):
             positive(f"optimizer.{key}", getattr(self, key))
         for key in ("beta1", "beta2"):
@@ -148,7 +148,7 @@ class Training:
     checkpoint_every: int = 100
     report_every: int = 10
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("steps", "batch_size", "checkpoint_every", "report_every"):
             positive(f"training.{key}", getattr(self, key))
         if not 0 <= self.warmup_steps <= self.steps:
@@ -172,7 +172,7 @@ class Evaluation:
     guidance: float = 2.0
     samples_per_class: int = 8
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for key in ("timesteps", "sampling_steps", "samples_per_class"):
             positive(f"evaluation.{key}", getattr(self, key))
         if not 1 <= self.guidance < math.inf:
@@ -190,7 +190,7 @@ class Task:
     training: Training
     evaluation: Evaluation
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """What no single part can see."""
         for key in ("image_size", "channels"):
             if getattr(self.model, key) != getattr(self.data, key):
@@ -209,10 +209,10 @@ class Task:
             raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
         if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
             raise BadInput("optimizer.output_multiplier has no effect under parametrization stock; set it to 1")
-        self.check_depth()
-        self._check_repa()
+        self.validate_depth()
+        self._validate_repa()
 
-    def check_depth(self) -> None:
+    def validate_depth(self) -> None:
         """What model and optimizer must agree on, whatever the rest."""
         completep = self.optimizer.parametrization == "completep"
         if completep and self.model.base_depth is None:
@@ -228,7 +228,7 @@ class Task:
                 " use model.skip=residual, x + W[x; skip]"
             )
 
-    def _check_repa(self) -> None:
+    def _validate_repa(self) -> None:
         has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
         if self.objective.repa_weight and not has_projector:
             raise BadInput(
@@ -254,14 +254,14 @@ def _without_tuples(value: Any) -> Any:
     return [_without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def check(config: Any) -> None:
-    """Check a part of the configuration and every part in it."""
+def validate(config: Any) -> None:
+    """Validate a part of the configuration, every part in it first."""
     for part in dataclasses.fields(config):
         value = getattr(config, part.name)
         if dataclasses.is_dataclass(value):
-            check(value)
-    if callable(getattr(config, "check", None)):  # of a whole Config it is the part of that name
-        config.check()
+            validate(value)
+    if hasattr(config, "validate"):
+        config.validate()
 
 
 def at_least_0(key: str, value: float) -> None:

@@ -48,7 +48,7 @@ DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform
         (["search.base_lr={choice:[]}"], "expected a list of numbers"),
         (["search.base_lr={choice:[1,1]}"], "holds a value twice"),
         (["search.base_lr={integer:[1.5,2]}"], "expected whole numbers"),
-        (["search.warmup_steps={uniform:[1,20]}"], "search.warmup_steps takes whole numbers, uniform draws others"),
+        (["search.warmup_steps={uniform:[1,20]}"], "search.warmup_steps takes whole numbers, but uniform draws others"),
         (["search.base_lr={uniform:[1,2]}"], "give a list, or a sampler that draws"),
         (["search.sampler=tpe", "search.num_settings=4"], "search.sampler tpe has no space to draw from"),
         (["search.sampler=tpe", "search.base_lr={uniform:[1,2]}"], "give search.num_settings=20"),

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from muxfer.config.study import Search, Space
-from muxfer.config.task import check
+from muxfer.config.task import validate
 from muxfer.study.optuna_search import OptunaSearcher, importances
 from muxfer.study.search import key_of
 from muxfer.trial import Outcome, Record
@@ -131,7 +131,7 @@ def test_more_settings_go_on_from_those_that_were_asked(sampler):
 @pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
 def test_values_keep_their_bounds_their_types_and_survive_json(make_config, sampler):
     asked = search(sampler, spaces=MIXED, num_settings=40, round_size=20, grids={"width": (32,)})
-    check(asked)
+    validate(asked)
     settings, _ = finished(asked)
     assert len(settings) == 40
     for setting in settings:
