@@ -1,7 +1,7 @@
 """The five words that carry the product: Setting, Trial, Outcome, Record, Verdict.
 
-A study is a set of trials; a trial is a task (plain data) at one setting and one replicate; what became of it is a
-record; what a set of records says about transfer is a verdict. Everything here is plain data that survives JSON.
+A study is a set of trials. A trial is a task (plain data) at one setting and one replicate. A record holds the trial's
+outcome. A verdict is what a set of records says about transfer. Everything here is plain data that survives JSON.
 """
 
 import hashlib
@@ -15,35 +15,36 @@ from typing import Any, TypedDict
 from muxfer.validate import expect
 
 NUMERICS_VERSION = 1
-"""Part of every trial key. Raised whenever the same task would train to other numbers than before."""
+"""Part of every trial key. It is raised whenever the same task would train to other numbers than before."""
 
 Setting = Mapping[str, float | int | str]
 """What a study varies, by name: {"base_lr": 0.0078125, "width": 64}."""
 
 
 class Outcome(StrEnum):
+    """How a trial ended."""
+
     FINISHED = "finished"
     DIVERGED = "diverged"
-    PRUNED = "pruned"
     FAILED = "failed"
 
     @property
     def settled(self) -> bool:
-        """Whether the trial's result is known, so that nobody need run it again."""
+        """Whether the trial's result is known. A settled trial is not run again."""
         return self is not Outcome.FAILED
 
 
 def content_hash(content: Any, *, length: int = 16) -> str:
-    """Hexadecimal SHA-256 of plain data in canonical JSON, the same in every folder and on every host."""
+    """Hexadecimal SHA-256 of plain data in canonical JSON. It is the same in every folder and on every host."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A sweep's name and what makes it that study: the configuration without grids, seeds, budget and compute.
+    """A sweep's name and its identity: the configuration without grids, seeds, budget and compute.
 
-    `key` is the content hash of name and identity. Extending a grid keeps the key; another parametrization does not.
+    `key` is the content hash of name and identity. Extending a grid keeps the key; another parametrization changes it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Study:
 
     @property
     def label(self) -> str:
-        """Name of the study's folder and of its parent run: unique, and recognised by a person."""
+        """Name of the study's folder and of its parent run: unique, and readable by a person."""
         return f"{self.name}-{self.key[:8]}"
 
 
@@ -65,7 +66,7 @@ class _Named(TypedDict):
 
 
 class Identity(TypedDict):
-    """What is read out of a recorded study's identity, whichever version of ours wrote it; more may stand there."""
+    """The keys that are read from a recorded study's identity. Every version writes them; more are allowed."""
 
     model: _Family
     data: _Named
@@ -82,8 +83,8 @@ class Trial:
     """One training run that a study needs.
 
     `task` is the resolved configuration (see `muxfer.task.Task`) as plain data, `key` its content hash together with
-    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first;
-    `fingerprint` is the data's, checked where it is trained; `lineage` says where a target came from.
+    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first.
+    `fingerprint` is the data's; it is compared again where the trial is trained. `lineage` is the origin of a target.
     """
 
     key: str
@@ -98,7 +99,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One value of one curve, `train_loss` at step 40 say. Always finite: divergence is an outcome, not a point."""
+    """One value of one curve, for example `train_loss` at step 40. Always finite: divergence is an outcome."""
 
     name: str
     step: int
@@ -107,11 +108,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of a trial.
+    """The result of a trial.
 
     `metric` is the validation loss of the averaged weights on the fixed grid, None unless finished. `step` is the last
-    step trained (where it diverged, if it did), `resumed_at` the step of the checkpoint it went on from (0: none),
-    `train_seconds` the time inside training steps and validation, summed over attempts. `epoch` is the lease's.
+    step trained; a diverged trial diverged there. `resumed_at` is the step of the checkpoint that the trial continued
+    from (0: none). `train_seconds` is the time inside training steps and validation, summed over attempts. `epoch` is
+    the lease's.
     """
 
     key: str
@@ -140,7 +142,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Any) -> "Record":
-        """ValueError where it is no record of ours."""
+        """The record that `to_dict` gave. ValueError where the data is no such record."""
         expect(cls, data)
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         return cls(**{**known, "outcome": Outcome(data["outcome"])})
@@ -148,12 +150,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """Where the setting is best for one axis value; all in the setting's own units.
+    """Where the setting is best for one axis value. All values are in the setting's own units.
 
-    `grid` is the value with the lowest mean, `choice` the one that is lowest on the smoothed curve (what muxfer takes:
-    the luckiest run does not decide). `fitted` is the vertex of the curve with its 95 % interval `low` to `high`, None
-    where the points do not curve. `diverges` is the smallest value above the optimum at which a replicate diverged,
-    None if none did; `stable` the largest below it that finished, None if none did.
+    `grid` is the value with the lowest mean. `choice` is the value that is lowest on the smoothed curve; muxfer takes
+    it, so that the luckiest run does not decide. `fitted` is the vertex of the curve with its 95 % interval `low` to
+    `high`, None where the points do not curve. `diverges` is the smallest value above the optimum at which a replicate
+    diverged, None if none did. `stable` is the largest value below `diverges` that finished, None if none did.
     """
 
     grid: float | None
@@ -167,11 +169,11 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Regret:
-    """What axis value `to` loses, relatively, by using the optimum of axis value `from_`.
+    """The relative loss of axis value `to` by using the optimum of axis value `from_`.
 
-    `relative` is measured, at the grid optimum `setting`; None: it diverged there. `estimate`, with its 95 % interval
-    `low` to `high`, is the smoothed curve's, at the smoothed `choice`: what the verdict reads; None where no curve
-    tells.
+    `relative` is measured at the grid optimum `setting`; None: the trial diverged there. `estimate` is read from the
+    smoothed curve at the smoothed `choice`, with its 95 % interval `low` to `high`; the verdict uses it. It is None
+    where there is no curve.
     """
 
     from_: float
@@ -188,16 +190,24 @@ class Regret:
         return {"from": own.pop("from_"), **own}
 
 
+class VerdictKind(StrEnum):
+    """The three verdicts; `muxfer.analysis.transferability` defines them."""
+
+    TRANSFERS = "transfers"
+    DRIFTS = "drifts"
+    ABSTAINS = "abstains"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Does the optimum transfer along the axis? `verdict` is transfers, drifts or abstains; `why` one sentence.
+    """Does the optimum transfer along the axis? `why` is one sentence.
 
-    `from_` is the smallest axis value from which on it transfers to the largest, None if from none. `noise` is the
-    relative standard deviation of one trial's metric about the curves, None where nothing tells. `log2_hp`: the drift
-    is in log2 of the setting.
+    `from_` is the smallest axis value from which on the optimum transfers to the largest, None if there is none.
+    `noise` is the relative standard deviation of one trial's metric about the curves, None where it is unknown.
+    `log2_hp`: the drift is in log2 of the setting.
     """
 
-    verdict: str
+    verdict: VerdictKind
     why: str
     axis: str
     hp: str
@@ -211,7 +221,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `muxfer verdict`, as the command line's contract has it."""
         return {
-            "verdict": self.verdict,
+            "verdict": str(self.verdict),
             "why": self.why,
             "axis": self.axis,
             "hp": self.hp,

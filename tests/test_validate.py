@@ -28,7 +28,7 @@ RECORD = Record(key="k", setting={"width": 16}, replicate=0, outcome=Outcome.FIN
         ({"train_seconds": float("nan")}, "train_seconds is nan: expected a number"),
         ({"epoch": None}, "epoch is None: expected a whole number"),
         ({"checkpoint": 5}, "checkpoint is 5: expected text or null"),
-        ({"outcome": "won"}, "outcome is 'won': expected finished or diverged or pruned or failed"),
+        ({"outcome": "won"}, "outcome is 'won': expected finished or diverged or failed"),
         ({"outcome": ["finished"]}, "outcome is .*: expected finished or"),
         ({"metric": None}, "a finished record cannot have metric None"),
     ],

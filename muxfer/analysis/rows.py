@@ -1,4 +1,9 @@
-"""Records as rows of a fit, and the fit's covariates."""
+"""A table of cells with a curve through each of its rows: the optima, the regrets and the drift that follow.
+
+A row is one axis value. `FittedRow` reads its optimum from the parabola near its lowest cell. `FittedTable` fits the
+rows, pools their noise and compares them with the row of the largest axis value. What the numbers amount to is judged
+in `muxfer.analysis.transferability`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,19 +12,22 @@ from functools import cached_property
 
 import numpy as np
 
-from muxfer.analysis.cells import Cell, Table, best_cell, bracket
+from muxfer.analysis.cells import Cell, Table, best_cell, bracket, relative_excess
 from muxfer.analysis.curves import Curve, Noise, RowPoints, drift_interval, fit_curves
 from muxfer.trial import Optimum, Outcome, Regret
 
 NEAR = 0.03
-"""Smoothing decides between settings whose measured metrics lie within this share: a parabola is no more than that."""
+"""Smoothing decides between settings whose measured metrics lie within this share: a parabola is no more exact."""
+
+NO_DRIFT: Mapping[str, float | None] = {"value": None, "low": None, "high": None}
+"""Where no drift can be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
     """A fitted curve and its 95 % band: `positions` in the setting's own units, the rest in the metric's.
 
-    `low` and `high` equal `mean` where nothing tells the noise.
+    `low` and `high` equal `mean` where the noise is unknown.
     """
 
     positions: tuple[float, ...]
@@ -28,131 +36,38 @@ class Band:
     high: tuple[float, ...]
 
 
-class FittedRow:
-    """One axis value: its cells, the curve through them if there is one, and the choice that follows.
+class FittedTable:
+    """The rows of a table with their curves, their pooled noise, and the comparisons between them.
 
-    Curve and noise are set by the study, before anything is read.
+    `paired` False: replicates of different cells share no randomness.
     """
 
-    def __init__(self, cells: Mapping[float, Cell], *, log2_hp: bool) -> None:
+    def __init__(self, table: Table, *, log2_hp: bool, paired: bool = True) -> None:
+        points = {axis: _row_points(cells, log2_hp=log2_hp) for axis, cells in table.items()}
+        curves, self.noise = fit_curves({a: p for a, p in points.items() if len(p.positions)}, paired=paired)
         self.log2_hp = log2_hp
-        self.cells = cells
-        self.finished = [cell for cell in self.cells.values() if cell.mean is not None]
-        self.grid = best_cell(self.cells)
-        self.curve: Curve | None = None
-        self.noise: Noise | None = None
-        self.points = _points(self)
-
-    def position(self, cell: Cell) -> float:
-        """Where the cell lies on the curve; nowhere (-inf) where the setting has no log2."""
-        if not self.log2_hp:
-            return cell.hp
-        return math.log2(cell.hp) if cell.hp > 0 else -math.inf
-
-    def setting_at(self, position: float) -> float:
-        return float(2.0**position if self.log2_hp else position)
-
-    def smoothed(self, cell: Cell) -> float:
-        """The curve's relative metric where the cell shapes the curve, else its own."""
-        assert cell.mean is not None
-        if self.curve is not None and self._shapes(cell):
-            return float(self.curve.at(np.array([self.position(cell)]))[0])
-        return cell.mean / self.points.level
-
-    @cached_property
-    def choice(self) -> Cell | None:
-        """Of the finished cells near the lowest, the one that is lowest once smoothed.
-
-        A curve that has no sure minimum smooths nothing.
-        """
-        if self.interval is None or self.grid is None or self.grid.mean is None:
-            return self.grid
-        ceiling = self.grid.mean + NEAR * self.points.level
-        near = [cell for cell in self.finished if cell.mean is not None and cell.mean <= ceiling]
-        return min(near, key=lambda cell: (self.smoothed(cell), cell.hp))
-
-    @cached_property
-    def interval(self) -> tuple[float, float] | None:
-        """Of the vertex; None where the points do not curve, or where the curve's minimum is not between them."""
-        if self.curve is None or self.noise is None or self.grid is None or not self.curve.coefficients[1] > 0:
-            return None
-        below, above = bracket(self.cells, self.grid)
-        ends = [self.position(cell) for cell in (below or self.grid, above or self.grid)]
-        used = self.points.positions[self.curve.used]
-        if not min(ends[0], used[0]) < self.curve.vertex() < max(ends[1], used[-1]):
-            return None
-        return self.curve.vertex_interval(self.noise)
-
-    def contrast(self, cell: Cell, other: Cell) -> tuple[float, float]:
-        """By how much the smoothed metric at one cell exceeds that at another, relatively; and its variance."""
-        if self.curve is not None and self._shapes(cell) and self._shapes(other):
-            return self.curve.contrast(self.position(cell), self.position(other))
-        return self.smoothed(cell) - self.smoothed(other), self._variance(cell) + self._variance(other)
-
-    def optimum(self) -> Optimum:
-        if self.grid is None or self.choice is None:
-            return Optimum(grid=None, **self._stability())
-        fitted = low = high = None
-        if self.interval is not None and self.curve is not None:
-            fitted, low, high = (self.setting_at(x) for x in (self.curve.vertex(), *self.interval))
-        elif self.noise is None and self.curve is not None and self.curve.coefficients[1] > 0:
-            below, above = bracket(self.cells, self.grid)
-            inside = below and above and self.position(below) < self.curve.vertex() < self.position(above)
-            fitted = self.setting_at(self.curve.vertex()) if inside else None
-        choice = self.choice.hp
-        return Optimum(grid=self.grid.hp, choice=choice, fitted=fitted, low=low, high=high, **self._stability())
-
-    def closed(self, cell: Cell) -> bool:
-        return None not in bracket(self.cells, cell)
-
-    def _shapes(self, cell: Cell) -> bool:
-        return self.position(cell) in self._shaping
-
-    @cached_property
-    def _shaping(self) -> frozenset[float]:
-        return frozenset() if self.curve is None else frozenset(self.points.positions[self.curve.used].tolist())
-
-    def _variance(self, cell: Cell) -> float:
-        if self.curve is not None and self._shapes(cell):
-            return float(self.curve.variance_at(np.array([self.position(cell)]))[0])
-        return 1 / len(cell.metrics)
-
-    def _stability(self) -> dict[str, float | None]:
-        """Up to the first divergence above the optimum: what finished beyond it was lucky, or never learnt."""
-        best = -math.inf if self.grid is None else self.grid.hp
-        diverged = (hp for hp, cell in self.cells.items() if hp > best and cell.outcome is Outcome.DIVERGED)
-        diverges = min(diverged, default=None)
-        stable = (cell.hp for cell in self.finished if diverges is None or cell.hp < diverges)
-        return {"stable": max(stable, default=None), "diverges": diverges}
-
-
-class FittedTable:
-    """All rows, their pooled noise, and what they say of each other."""
-
-    def __init__(self, table: Table, *, log2_hp: bool, paired: bool) -> None:
-        self.rows = {axis: FittedRow(cells, log2_hp=log2_hp) for axis, cells in table.items()}
-        self.log2_hp = log2_hp
-        fitted = {axis: row.points for axis, row in self.rows.items() if len(row.points.positions)}
-        curves, self.noise = fit_curves(fitted, paired=paired)
-        for axis, row in self.rows.items():
-            row.curve, row.noise = curves.get(axis), self.noise
+        self.rows = {
+            axis: FittedRow(cells=cells, points=points[axis], curve=curves.get(axis), noise=self.noise, log2_hp=log2_hp)
+            for axis, cells in table.items()
+        }
 
     @property
-    def largest(self) -> FittedRow:
+    def largest(self) -> "FittedRow":
         return self.rows[max(self.rows)]
 
     def regrets(self) -> tuple[Regret, ...]:
-        """A smaller axis value whose optimum never ran at the largest has no regret: it is left out, not guessed."""
-        found = []
+        """The regret of each smaller axis value. One whose optimum never ran at the largest is left out."""
+        regrets = []
         for axis, row in self.rows.items():
             here = None if row.grid is None else self.largest.cells.get(row.grid.hp)
-            if row is self.largest or here is None or self.largest.grid is None or row.choice is None:
+            best = self.largest.grid
+            if row is self.largest or here is None or best is None or best.mean is None or row.choice is None:
                 continue
             if here.mean is None and here.outcome is not Outcome.DIVERGED:
                 continue
-            relative = None if here.mean is None else _relative(here.mean, self.largest.grid.mean)
+            relative = None if here.mean is None else relative_excess(here.mean, best.mean)
             estimate, low, high = self._smoothed_regret(row.choice)
-            found.append(
+            regrets.append(
                 Regret(
                     from_=axis,
                     to=max(self.rows),
@@ -164,12 +79,12 @@ class FittedTable:
                     high=high,
                 )
             )
-        return tuple(found)
+        return tuple(regrets)
 
     def _smoothed_regret(self, choice: Cell) -> tuple[float | None, float | None, float | None]:
         """Estimate and 95 % interval of what the largest task loses by this choice.
 
-        The upper end is the largest over all that may be better there: which one is best is not known either.
+        The upper end is the largest over all finished settings there, because the best of them is uncertain too.
         """
         row = self.largest
         here = row.cells.get(choice.hp)
@@ -178,58 +93,184 @@ class FittedTable:
         estimate, variance = row.contrast(here, row.choice)
         if self.noise is None:
             return max(estimate, 0.0), None, None
-        t = self.noise.quantile
-        spread = t * math.sqrt(self.noise.variance)
+        spread = self.noise.quantile * math.sqrt(self.noise.variance)
         high = max(d + spread * math.sqrt(v) for d, v in (row.contrast(here, other) for other in row.finished))
         return max(estimate, 0.0), max(estimate - spread * math.sqrt(variance), 0.0), max(high, 0.0)
 
+    def drift(self) -> Mapping[str, float | None]:
+        """Least-squares slope of the optimum over log2 of the axis.
+
+        It has a 95 % interval where at least two rows have a vertex with an interval.
+        """
+        curves = {
+            math.log2(axis): row.curve for axis, row in self.rows.items() if axis > 0 and row.interval and row.curve
+        }
+        if len(curves) >= 2 and self.noise is not None and (drift := drift_interval(curves, self.noise)) is not None:
+            return dict(zip(("value", "low", "high"), drift, strict=True))
+        optima = {}
+        for axis, row in self.rows.items():
+            optimum = row.optimum()
+            place = optimum.grid if optimum.fitted is None else optimum.fitted
+            if axis > 0 and place is not None:
+                optima[axis] = place
+        if len(optima) < 2 or (self.log2_hp and min(optima.values()) <= 0):
+            return NO_DRIFT
+        x = np.log2(list(optima))
+        x = x - x.mean()
+        y = [math.log2(place) if self.log2_hp else place for place in optima.values()]
+        return {"value": float(np.asarray(x / (x @ x)) @ y), "low": None, "high": None}
+
     def marches(self) -> bool:
-        """Whether the grid optimum moves one way by two grid steps or more: a drift, where no curve has an interval."""
+        """Whether the grid optimum moves one way by two grid steps or more: a drift where no curve has an interval."""
         grid = sorted({hp for row in self.rows.values() for hp in row.cells})
         places = [grid.index(row.grid.hp) for row in self.rows.values() if row.grid is not None]
         steps = np.diff(places)
         return bool(abs(steps.sum()) >= 2 and ((steps >= 0).all() or (steps <= 0).all()))
 
-    def drift(self) -> dict[str, float | None]:
-        """Least-squares slope of the optimum over log2 of the axis, with its 95 % interval where vertices tell it."""
-        told = {
-            math.log2(axis): row.curve for axis, row in self.rows.items() if axis > 0 and row.interval and row.curve
-        }
-        if len(told) >= 2 and self.noise is not None and (found := drift_interval(told, self.noise)) is not None:
-            return dict(zip(("value", "low", "high"), found, strict=True))
-        places = {}
-        for axis, row in self.rows.items():
-            optimum = row.optimum()
-            place = optimum.grid if optimum.fitted is None else optimum.fitted
-            if axis > 0 and place is not None:
-                places[axis] = place
-        if len(places) < 2 or (self.log2_hp and min(places.values()) <= 0):
-            return {"value": None, "low": None, "high": None}
-        at = [math.log2(place) if self.log2_hp else place for place in places.values()]
-        return {"value": float(_slope_weights(places) @ at), "low": None, "high": None}
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRow:
+    """One axis value: its cells, the curve through them if there is one, and the noise of all rows."""
+
+    cells: Mapping[float, Cell]
+    points: RowPoints
+    curve: Curve | None
+    noise: Noise | None
+    log2_hp: bool
+
+    @cached_property
+    def finished(self) -> list[Cell]:
+        return [cell for cell in self.cells.values() if cell.mean is not None]
+
+    @cached_property
+    def num_settled(self) -> int:
+        return sum(cell.outcome.settled for cell in self.cells.values())
+
+    @cached_property
+    def grid(self) -> Cell | None:
+        """The cell with the lowest mean."""
+        return best_cell(self.cells)
+
+    @cached_property
+    def choice(self) -> Cell | None:
+        """Of the finished cells near the lowest, the one that is lowest on the curve.
+
+        A curve without a certain minimum smooths nothing: then it is the grid's optimum.
+        """
+        if self.interval is None or self.grid is None or self.grid.mean is None:
+            return self.grid
+        ceiling = self.grid.mean + NEAR * self.points.level
+        near = [cell for cell in self.finished if cell.mean is not None and cell.mean <= ceiling]
+        return min(near, key=lambda cell: (self._smoothed(cell), cell.hp))
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """The vertex's 95 % interval. None where the points do not curve, or the minimum does not lie between them."""
+        if self.curve is None or self.noise is None or self.grid is None or not self.curve.coefficients[1] > 0:
+            return None
+        below, above = bracket(self.cells, self.grid)
+        ends = [self._position(cell) for cell in (below or self.grid, above or self.grid)]
+        used = self.points.positions[self.curve.used]
+        if not min(ends[0], used[0]) < self.curve.vertex() < max(ends[1], used[-1]):
+            return None
+        return self.curve.vertex_interval(self.noise)
+
+    def optimum(self) -> Optimum:
+        if self.grid is None or self.choice is None:
+            return Optimum(grid=None, **self._stability())
+        fitted = low = high = None
+        if self.interval is not None and self.curve is not None:
+            fitted, low, high = (self._setting_at(x) for x in (self.curve.vertex(), *self.interval))
+        elif self.noise is None and self.curve is not None and self.curve.coefficients[1] > 0:
+            below, above = bracket(self.cells, self.grid)
+            inside = below and above and self._position(below) < self.curve.vertex() < self._position(above)
+            fitted = self._setting_at(self.curve.vertex()) if inside else None
+        choice = self.choice.hp
+        return Optimum(grid=self.grid.hp, choice=choice, fitted=fitted, low=low, high=high, **self._stability())
+
+    def is_inside(self, cell: Cell) -> bool:
+        """Whether the cell has a settled neighbour on both sides, diverged or not."""
+        return None not in bracket(self.cells, cell)
+
+    def contrast(self, cell: Cell, other: Cell) -> tuple[float, float]:
+        """The relative difference of the smoothed metrics at two cells, and its variance in units of the noise's."""
+        if self.curve is not None and self._shapes_curve(cell) and self._shapes_curve(other):
+            return self.curve.contrast(self._position(cell), self._position(other))
+        return self._smoothed(cell) - self._smoothed(other), self._variance(cell) + self._variance(other)
+
+    def band(self) -> Band | None:
+        """The curve between the outermost points that shape it; None where there is none."""
+        if self.curve is None:
+            return None
+        used = self.points.positions[self.curve.used]
+        x = np.linspace(used[0], used[-1], 41)
+        mean, level = self.curve.at(x), self.points.level
+        spread = np.zeros_like(mean)
+        if self.noise is not None:
+            spread = self.noise.quantile * np.sqrt(self.noise.variance * self.curve.variance_at(x))
+        return Band(
+            positions=tuple(self._setting_at(place) for place in x),
+            mean=tuple((level * mean).tolist()),
+            low=tuple((level * (mean - spread)).tolist()),
+            high=tuple((level * (mean + spread)).tolist()),
+        )
+
+    def _position(self, cell: Cell) -> float:
+        return _position(cell, log2_hp=self.log2_hp)
+
+    def _setting_at(self, position: float) -> float:
+        return float(2.0**position if self.log2_hp else position)
+
+    def _smoothed(self, cell: Cell) -> float:
+        """The curve's relative metric where the cell shapes the curve, else the cell's own."""
+        assert cell.mean is not None
+        if self.curve is not None and self._shapes_curve(cell):
+            return float(self.curve.at(np.array([self._position(cell)]))[0])
+        return cell.mean / self.points.level
+
+    def _variance(self, cell: Cell) -> float:
+        if self.curve is not None and self._shapes_curve(cell):
+            return float(self.curve.variance_at(np.array([self._position(cell)]))[0])
+        return 1 / len(cell.metrics)
+
+    def _shapes_curve(self, cell: Cell) -> bool:
+        return self._position(cell) in self._used_positions
+
+    @cached_property
+    def _used_positions(self) -> frozenset[float]:
+        return frozenset() if self.curve is None else frozenset(self.points.positions[self.curve.used].tolist())
+
+    def _stability(self) -> dict[str, float | None]:
+        """The first divergence above the optimum, and the largest setting below it that finished.
+
+        A setting that finished beyond a divergence was lucky, or never learnt.
+        """
+        best = -math.inf if self.grid is None else self.grid.hp
+        diverged = (hp for hp, cell in self.cells.items() if hp > best and cell.outcome is Outcome.DIVERGED)
+        diverges = min(diverged, default=None)
+        stable = (cell.hp for cell in self.finished if diverges is None or cell.hp < diverges)
+        return {"stable": max(stable, default=None), "diverges": diverges}
 
 
-def _relative(metric: float, best: float | None) -> float | None:
-    """By how much a metric exceeds the best one; of a best of exactly 0 only that it is the same can be told."""
-    if not best:
-        return 0.0 if metric == best else None
-    return (metric - best) / abs(best)
+def _position(cell: Cell, *, log2_hp: bool) -> float:
+    """Where the cell lies on the curve: log2 of the setting, -inf where it has none, or the setting itself."""
+    if not log2_hp:
+        return cell.hp
+    return math.log2(cell.hp) if cell.hp > 0 else -math.inf
 
 
-def _slope_weights(values: Mapping[float, object]) -> np.ndarray:
-    x = np.log2(list(values))
-    x = x - x.mean()
-    return np.asarray(x / (x @ x))
-
-
-def _points(row: FittedRow) -> RowPoints:
-    finished = [cell for cell in row.finished if math.isfinite(row.position(cell))]
+def _row_points(cells: Mapping[float, Cell], *, log2_hp: bool) -> RowPoints:
+    places = {hp: _position(cell, log2_hp=log2_hp) for hp, cell in cells.items()}
+    finished = [cell for hp, cell in cells.items() if cell.mean is not None and math.isfinite(places[hp])]
     replicates = sorted({replicate for cell in finished for replicate in cell.metrics})
     column = {replicate: i for i, replicate in enumerate(replicates)}
     metrics = np.full((len(finished), len(replicates)), np.nan)
     for i, cell in enumerate(finished):
         metrics[i, [column[replicate] for replicate in cell.metrics]] = list(cell.metrics.values())
-    diverged = tuple(row.position(cell) for cell in row.cells.values() if cell.outcome is Outcome.DIVERGED)
-    positions = np.array([row.position(cell) for cell in finished])
-    level = abs(row.grid.mean) if row.grid is not None and row.grid.mean else 1.0
-    return RowPoints(positions=positions, metrics=metrics, diverged=diverged, level=level)
+    best = best_cell(cells)
+    return RowPoints(
+        positions=np.array([places[cell.hp] for cell in finished]),
+        metrics=metrics,
+        diverged=tuple(places[hp] for hp, cell in cells.items() if cell.outcome is Outcome.DIVERGED),
+        level=abs(best.mean) if best is not None and best.mean else 1.0,
+    )

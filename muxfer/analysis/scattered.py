@@ -1,26 +1,37 @@
-"""Judging a study whose settings were drawn, not laid out on a grid: no two trials share a curve to be read from.
+"""Judging a study whose settings were drawn and not laid out on a grid: no two trials lie on one curve.
 
-The same points are drawn at every axis value, so the question stays the one of a grid: what does the largest task lose
-by using the setting that the smallest chose? The metric at each axis value is smoothed over all settings by a Gaussian
-process (Rasmussen and Williams 2006, eq. 2.23), whose joint posterior gives the choice, the regret and its interval. A
+The same points are drawn at every axis value, so the question is that of a grid: what does the largest task lose by
+using the setting that the smallest chose? The metric at each axis value is smoothed over all settings by a Gaussian
+process (Rasmussen and Williams 2006, eq. 2.23). Its joint posterior gives the choice, the regret and its interval. A
 drift needs a curve over one setting, so there is none here, and the verdict is `transfers` or `abstains`.
 """
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from muxfer.analysis.cells import TOLERATED_REGRET, Cell, cell_of, percent, setting_number, shown
-from muxfer.trial import Optimum, Outcome, Record, Regret, Setting, Verdict
+from muxfer.analysis.cells import (
+    TOLERATED_REGRET,
+    Best,
+    Cell,
+    cell_of,
+    percent,
+    relative_excess,
+    setting_number,
+    shown,
+)
+from muxfer.trial import Optimum, Outcome, Record, Regret, Setting, Verdict, VerdictKind
 
 MIN_SETTINGS = 6
-"""So many finished settings at an axis value before a surface is drawn through them."""
+"""The fewest finished settings at an axis value that a surface is fitted to."""
 
 Place = tuple[tuple[str, float | int | str], ...]
 """A setting without the axis, as a key."""
+Rows = Mapping[float, Mapping[Place, Cell]]
+"""Cells by axis value, then by the rest of the setting, both in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +45,11 @@ class Surface:
 
     @property
     def choice(self) -> Place:
+        """The place with the lowest smoothed metric."""
         return self.places[int(np.argmin(self.mean))]
 
     def regret(self, place: Place) -> tuple[float, float, float]:
-        """Estimate and 95 % interval of what this setting loses against the best here, which is not known either."""
+        """Estimate and 95 % interval of what this place loses against the best one, which is uncertain too."""
         i, best = self.places.index(place), int(np.argmin(self.mean))
         difference = self.mean[i] - self.mean
         variance = self.covariance[i, i] + np.diag(self.covariance) - 2 * self.covariance[i]
@@ -47,53 +59,48 @@ class Surface:
 
 
 def is_scattered(records: Sequence[Record], axis: str, hp: str) -> bool:
-    """Whether the settings besides axis and `hp` take so many values that no curve over `hp` is left."""
-    proxies = [record for record in records if record.kind == "proxy"]
-    rests = {tuple(item for item in place_in(record.setting, axis) if item[0] != hp) for record in proxies}
-    return len(rests) > 2 and 2 * len(rests) > len({place_in(record.setting, axis) for record in proxies})
+    """Whether the settings besides axis and `hp` take so many values that no curve over `hp` remains."""
+    places = {place_in(record.setting, axis) for record in records if record.kind == "proxy"}
+    others = {tuple(item for item in place if item[0] != hp) for place in places}
+    return len(others) > 2 and 2 * len(others) > len(places)
 
 
 def judge_scattered(records: Sequence[Record], *, axis: str, hp: str) -> Verdict:
+    """As `muxfer.analysis.transferability.judge`, for drawn settings."""
     rows = rows_by_axis(records, axis)
     surfaces = {value: surface for value, row in rows.items() if (surface := fit_surface(row)) is not None}
-    optimum = {value: _optimum(row, surfaces.get(value), hp) for value, row in rows.items()}
     regret = _regrets(rows, surfaces, hp)
-    reading, why = _read(rows, surfaces, regret, axis)
+    kind, why = _weigh(rows, surfaces, regret, axis)
     noise = [surface.noise for surface in surfaces.values()]
     return Verdict(
-        verdict=reading,
+        verdict=kind,
         why=why,
         axis=axis,
         hp=hp,
-        optimum=optimum,
+        optimum={value: _optimum(row, surfaces.get(value), hp) for value, row in rows.items()},
         drift_per_doubling={"value": None, "low": None, "high": None},
         regret=regret,
-        from_=min(rows) if reading == "transfers" else None,
+        from_=min(rows) if kind is VerdictKind.TRANSFERS else None,
         noise=math.sqrt(float(np.mean(np.square(noise)))) if noise else None,
     )
 
 
-def best_scattered(records: Sequence[Record], *, axis: str) -> tuple[Setting, float, tuple[Record, ...]] | None:
-    """The setting that is lowest at the largest axis value once smoothed: its mean metric and its records."""
+def best_scattered(records: Sequence[Record], *, axis: str) -> Best | None:
+    """The setting with the lowest smoothed metric at the largest axis value. None: nothing finished there."""
     rows = rows_by_axis(records, axis)
-    if not rows:
+    largest = max(rows, default=None)
+    if largest is None or (best := _best_place(rows[largest])) is None:
         return None
-    row = rows[max(rows)]
-    surface = fit_surface(row)
-    finished = {place: cell for place, cell in row.items() if cell.mean is not None}
-    if not finished:
-        return None
-    place = surface.choice if surface else min(finished, key=lambda place: (finished[place].mean, place))
-    at_largest = (r for r in records if r.kind == "proxy" and r.setting.get(axis) == max(rows))
-    same = [record for record in at_largest if place_in(record.setting, axis) == place]
-    same.sort(key=lambda record: (record.metric, record.replicate))
-    mean = finished[place].mean
+    surface = fit_surface(rows[largest])
+    place = surface.choice if surface else best
+    mean = rows[largest][place].mean
     assert mean is not None
-    return dict(same[0].setting), mean, tuple(same)
+    at_largest = (r for r in records if r.kind == "proxy" and r.setting.get(axis) == largest)
+    return Best.of((r for r in at_largest if place_in(r.setting, axis) == place), metric=mean)
 
 
-def rows_by_axis(records: Sequence[Record], axis: str) -> dict[float, dict[Place, Cell]]:
-    """Cells by axis value, then by the rest of the setting, both in order."""
+def rows_by_axis(records: Sequence[Record], axis: str) -> Rows:
+    """The proxies among the records as cells."""
     groups: dict[tuple[float, Place], list[Record]] = {}
     for record in records:
         if record.kind == "proxy":
@@ -104,8 +111,13 @@ def rows_by_axis(records: Sequence[Record], axis: str) -> dict[float, dict[Place
     return dict(sorted(rows.items()))
 
 
+def place_in(setting: Setting, axis: str) -> Place:
+    """A setting's place among those of its axis value."""
+    return tuple(sorted((name, value) for name, value in setting.items() if name != axis))
+
+
 def fit_surface(row: Mapping[Place, Cell]) -> Surface | None:
-    """None with fewer than MIN_SETTINGS finished settings."""
+    """The row smoothed by a Gaussian process. None with fewer than MIN_SETTINGS finished settings."""
     finished = {place: cell for place, cell in row.items() if cell.mean is not None}
     if len(finished) < MIN_SETTINGS:
         return None
@@ -115,26 +127,34 @@ def fit_surface(row: Mapping[Place, Cell]) -> Surface | None:
 
     means = np.array([cell.mean for cell in finished.values()], dtype=float)
     level = abs(float(means.min())) or 1.0
-    # A rate that nearly diverges lies far above all others; its rank is what counts, so it is drawn in.
+    # A rate that nearly diverges lies far above all others. Only its rank matters, so it is clipped.
     ceiling = np.median(means) + 3 * (np.median(means) - means.min() + 1e-12)
     y = np.minimum(means, ceiling) / level
-    centre, scale = float(y.mean()), float(y.std()) or 1.0
+    center, scale = float(y.mean()), float(y.std()) or 1.0
     kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(1.0, (0.3, 10.0), nu=2.5) + WhiteKernel(0.1, (1e-3, 1.0))
     process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
     features = _features(list(finished))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        process.fit(features, (y - centre) / scale)
+        process.fit(features, (y - center) / scale)
         mean, covariance = process.predict(features, return_cov=True)
-    # predict() adds the white noise to its covariance: what is asked for is the surface below it
+    # predict() adds the white noise to its covariance. The surface has none.
     white = float(process.kernel_.k2.noise_level)
     covariance = covariance - white * np.eye(len(features))
     return Surface(
         places=tuple(finished),
-        mean=centre + scale * mean,
+        mean=center + scale * mean,
         covariance=scale**2 * covariance,
         noise=scale * math.sqrt(white),
     )
+
+
+def one_value_reason(axis_values: Collection[float], axis: str) -> str:
+    """Why fewer than two axis values are no evidence of transfer; empty: there are two or more."""
+    if len(axis_values) > 1:
+        return ""
+    present = f"every trial has {axis} {min(axis_values):g}" if axis_values else "no trial has settled"
+    return f"{present}: transfer needs at least two values of {axis}"
 
 
 def _features(places: Sequence[Place]) -> np.ndarray:
@@ -154,25 +174,23 @@ def _features(places: Sequence[Place]) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def place_in(setting: Setting, axis: str) -> Place:
-    """A setting's place among those of its axis value."""
-    return tuple(sorted((name, value) for name, value in setting.items() if name != axis))
+def _best_place(row: Mapping[Place, Cell]) -> Place | None:
+    """The place with the lowest measured mean."""
+    finished = {place: cell.mean for place, cell in row.items() if cell.mean is not None}
+    return min(finished, key=lambda place: (finished[place], place), default=None)
 
 
 def _optimum(row: Mapping[Place, Cell], surface: Surface | None, hp: str) -> Optimum:
-    finished = {place: cell.mean for place, cell in row.items() if cell.mean is not None}
-    if not finished:
+    best = _best_place(row)
+    if best is None:
         return Optimum(grid=None)
-    best = min(finished, key=lambda place: (finished[place], place))
     return Optimum(grid=_value(best, hp), choice=_value(surface.choice if surface else best, hp))
 
 
-def _regrets(
-    rows: Mapping[float, Mapping[Place, Cell]], surfaces: Mapping[float, Surface], hp: str
-) -> tuple[Regret, ...]:
+def _regrets(rows: Rows, surfaces: Mapping[float, Surface], hp: str) -> tuple[Regret, ...]:
     largest = max(rows, default=0.0)
     best = min((cell.mean for cell in rows.get(largest, {}).values() if cell.mean is not None), default=None)
-    found = []
+    regrets = []
     for value, surface in surfaces.items():
         here = rows[largest].get(surface.choice)
         if value == largest or here is None or best is None:
@@ -181,50 +199,47 @@ def _regrets(
         if largest in surfaces and here.mean is not None:
             estimate, low, high = surfaces[largest].regret(surface.choice)
         chosen = _value(surface.choice, hp)
-        relative = None if here.mean is None or not best else (here.mean - best) / abs(best)
-        found.append(
+        regrets.append(
             Regret(
                 from_=value,
                 to=largest,
                 setting=chosen,
-                relative=relative,
+                relative=None if here.mean is None else relative_excess(here.mean, best),
                 choice=chosen,
                 estimate=estimate,
                 low=low,
                 high=high,
             )
         )
-    return tuple(found)
+    return tuple(regrets)
 
 
-def _read(
-    rows: Mapping[float, Mapping[Place, Cell]],
-    surfaces: Mapping[float, Surface],
-    regret: Sequence[Regret],
-    axis: str,
-) -> tuple[str, str]:
-    if len(rows) < 2:
-        held = f"every trial has {axis} {min(rows):g}" if rows else "no trial has settled"
-        return "abstains", f"{held}: transfer needs at least two values of {axis}"
+def _weigh(
+    rows: Rows, surfaces: Mapping[float, Surface], regrets: Sequence[Regret], axis: str
+) -> tuple[VerdictKind, str]:
+    """The verdict and the sentence that says why."""
+    if reason := one_value_reason(rows, axis):
+        return VerdictKind.ABSTAINS, reason
     for value, row in rows.items():
         if value not in surfaces:
             num_finished = sum(cell.outcome is Outcome.FINISHED for cell in row.values())
             why = f"{axis} {value:g} has {num_finished} finished settings: {MIN_SETTINGS} at least are needed"
-            return "abstains", why
+            return VerdictKind.ABSTAINS, why
     smallest, largest = min(rows), max(rows)
-    found = next((r for r in regret if r.from_ == smallest), None)
-    subject = f"the best setting of {axis} {smallest:g} ({_said(surfaces[smallest].choice)})"
-    if found is None:
-        return "abstains", f"{subject} has no result at {axis} {largest:g}: run it there"
-    if found.estimate is None or found.high is None:
-        return "abstains", f"{subject} diverges at {axis} {largest:g}"
-    cost = f"{subject} costs {percent(found.estimate)} (at most {percent(found.high)}) at {axis} {largest:g}"
-    if all(r.high is not None and r.high <= TOLERATED_REGRET for r in regret):
-        return "transfers", cost
-    return "abstains", f"{cost}, more than the tolerated {100 * TOLERATED_REGRET:g} % cannot be excluded"
+    regret = next((r for r in regrets if r.from_ == smallest), None)
+    subject = f"the best setting of {axis} {smallest:g} ({_place_text(surfaces[smallest].choice)})"
+    if regret is None:
+        return VerdictKind.ABSTAINS, f"{subject} has no result at {axis} {largest:g}: run it there"
+    if regret.estimate is None or regret.high is None:
+        return VerdictKind.ABSTAINS, f"{subject} diverges at {axis} {largest:g}"
+    cost = f"{subject} costs {percent(regret.estimate)} (at most {percent(regret.high)}) at {axis} {largest:g}"
+    if all(r.high is not None and r.high <= TOLERATED_REGRET for r in regrets):
+        return VerdictKind.TRANSFERS, cost
+    why = f"{cost}, more than the tolerated {100 * TOLERATED_REGRET:g} % cannot be excluded"
+    return VerdictKind.ABSTAINS, why
 
 
-def _said(place: Place) -> str:
+def _place_text(place: Place) -> str:
     return ", ".join(f"{name} {value if isinstance(value, str) else shown(value)}" for name, value in place)
 
 

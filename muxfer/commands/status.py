@@ -23,7 +23,7 @@ from muxfer.trial import Study, Trial
 ANY = "lr-width"
 """A sweep that is always there: without a name only its ledger and folder are asked for."""
 WATCH_SECONDS = 2.0
-STATES = ("finished", "diverged", "pruned", "failed", "running", "interrupted", "paused", "to run")
+STATES = ("finished", "diverged", "failed", "running", "interrupted", "paused", "to run")
 
 
 def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine, watch: bool = False) -> CommandResult:

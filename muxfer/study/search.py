@@ -66,7 +66,7 @@ def key_of(setting: Setting) -> Key:
 def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
     """What each setting came to, of those with every replicate settled: the mean metric.
 
-    Infinite where a replicate diverged or was pruned: samplers rank it last, it is never dropped.
+    Infinite where a replicate diverged: samplers rank it last, it is never dropped.
     """
     metrics: dict[Key, dict[int, float]] = {}
     for record in records:

@@ -18,7 +18,7 @@ from tests.contracts.conftest import (
 )
 
 
-def test_what_is_written_is_read_back_by_another_driver(drive, config, tmp_path):
+def test_another_driver_reads_back_what_was_written(drive, config, tmp_path):
     ledger, lease = drive()
     picture = own_file(tmp_path)
     ledger.begin(trial())
@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_by_another_driver(drive, config, tmp_path)
     assert curve(reader, run) == [(1, 0.55), (2, 1.1 / 3)]
 
 
-def test_a_target_carries_its_lineage_and_its_files(drive, tmp_path):
+def test_target_run_has_its_lineage_and_files(drive, tmp_path):
     ledger, lease = drive()
     weights = own_file(tmp_path, "ema.safetensors")
     ledger.begin(trial(kind="target", lineage={"source": "lr-width", "plan_hash": "abc"}))
@@ -63,12 +63,11 @@ def test_a_target_carries_its_lineage_and_its_files(drive, tmp_path):
     assert [found.kind for found in ledger.records(STUDY)] == ["target"]
 
 
-def test_each_outcome_has_its_status(drive):
+def test_each_outcome_has_its_mlflow_status(drive):
     ledger, lease = drive()
     wanted = {
         Outcome.FINISHED: "FINISHED",
         Outcome.DIVERGED: "FINISHED",
-        Outcome.PRUNED: "KILLED",
         Outcome.FAILED: "FAILED",
     }
     for number, outcome in enumerate(wanted):
@@ -86,7 +85,7 @@ def test_each_outcome_has_its_status(drive):
     assert runs_of(ledger, 9)[0].info.status == "KILLED"
 
 
-def test_the_same_operations_twice_change_nothing(drive):
+def test_applying_operations_twice_changes_nothing(drive):
     ledger, lease = drive()
     operations = []
     apply = ledger._writer._apply
@@ -109,7 +108,7 @@ def test_the_same_operations_twice_change_nothing(drive):
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
 
 
-def test_points_and_tags_of_any_number_arrive_together(drive):
+def test_any_number_of_points_and_tags_is_written(drive):
     ledger, _ = drive()
     ledger.begin(trial())
     ledger.flush(PATIENCE)
@@ -123,7 +122,7 @@ def test_points_and_tags_of_any_number_arrive_together(drive):
     assert sum(name.startswith("label") for name in after.data.tags) == 6 * 101
 
 
-def test_a_run_that_a_late_create_made_twice_is_settled_by_a_fixed_rule(drive):
+def test_duplicate_runs_of_a_late_create_are_resolved_by_a_fixed_rule(drive):
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.report("key0", points(1))
@@ -144,7 +143,7 @@ def test_a_run_that_a_late_create_made_twice_is_settled_by_a_fixed_rule(drive):
     assert len(runs_of(ledger)) == 1
 
 
-def test_nothing_to_do_writes_nothing(drive, tmp_path):
+def test_driver_with_nothing_to_do_writes_nothing(drive, tmp_path):
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.settle(record(epoch=lease.epoch))
@@ -158,9 +157,7 @@ def test_nothing_to_do_writes_nothing(drive, tmp_path):
     assert not list((tmp_path / "muxfer").rglob("spool*"))
 
 
-def test_a_relative_path_is_meant_from_where_it_was_given_and_artifacts_lie_beside_it(
-    tmp_path, monkeypatch, fresh_database
-):
+def test_relative_database_path_is_resolved_once_and_artifacts_lie_beside_it(tmp_path, monkeypatch, fresh_database):
     home = tmp_path / "my runs"
     home.mkdir()
     shutil.copy(fresh_database, home / "mlflow.db")
@@ -178,7 +175,7 @@ def test_a_relative_path_is_meant_from_where_it_was_given_and_artifacts_lie_besi
     assert {path.name for path in tmp_path.iterdir()} == {"my runs"}
 
 
-def test_curves_come_back_by_trial_as_they_were_written(drive):
+def test_curves_read_back_by_trial_as_written(drive):
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.report("key0", points(3))

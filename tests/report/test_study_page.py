@@ -147,7 +147,7 @@ def test_a_table_of_many_columns_shortens_what_diverged():
     assert "d@17" in "\n".join(lines)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.FAILED, Outcome.PRUNED])
+@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.FAILED])
 def test_a_study_without_one_finite_loss_is_still_shown(outcome, tmp_path):
     records = [
         Record(key=f"k{w}", setting={"base_lr": 0.1, "width": w}, replicate=0, outcome=outcome, metric=None, step=3)

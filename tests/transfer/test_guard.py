@@ -12,21 +12,18 @@ from muxfer.analysis.loss_band import LossBand, LossCurve, loss_band
 from muxfer.analysis.transferability import best_setting
 from muxfer.commands.transfer import transfer
 from muxfer.config.models import with_num_classes
-from muxfer.config.task import to_plain
 from muxfer.data.source import load_dataset
 from muxfer.executors.base import TrialJob
 from muxfer.executors.inline import InlineExecutor
 from muxfer.report.figures.band import band_figure
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.training.checkpoint import resume_step
 from muxfer.training.optim import rate_multiplier
 from muxfer.transfer.guard import Watched, target_band
 from muxfer.transfer.target import target_run
-from muxfer.trial import Outcome, Verdict
+from muxfer.trial import Outcome, Verdict, VerdictKind
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -81,7 +78,7 @@ class Trained:
         return target_run(
             config,
             study_of("lr-width", config, fingerprint=self.fingerprint),
-            verdict=Verdict(verdict="transfers", why="", axis="width", hp="base_lr"),
+            verdict=Verdict(verdict=VerdictKind.TRANSFERS, why="", axis="width", hp="base_lr"),
             best=best_setting(self.records, axis="width", hp="base_lr"),
             inside=True,
             unfinished=0,
@@ -207,16 +204,10 @@ def test_transfer_halts_with_3_draws_the_band_and_goes_on_with_the_guard_off(tmp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     asked = resolve("lr-width", SMALL)
     trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-        run_study(
+    with drive(asked) as session:
+        session.run(
             trials,
-            [],
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
         )
     command = [sys.executable, "-m", "muxfer", "transfer", "lr-width", *SMALL, *WRONG, *BRIEF, "--force", "--json"]
     halted = subprocess.run(
@@ -227,9 +218,9 @@ def test_transfer_halts_with_3_draws_the_band_and_goes_on_with_the_guard_off(tmp
     assert "the target was halted at step" in last
     assert "target.guard=off" in last
     assert "Traceback" not in halted.stderr
-    (picture,) = asked.home.glob("target-*/target-band.png")
+    (picture,) = asked.files.path.glob("target-*/target-band.png")
     assert str(picture) in last
-    assert len(list(asked.home.glob("trials/*/attempt-*/step-*"))) > len(trials), "its checkpoint lies there"
+    assert len(list(asked.files.path.glob("trials/*/attempt-*/step-*"))) > len(trials), "its checkpoint lies there"
     answer = transfer(
         "lr-width", [*SMALL, *WRONG, *BRIEF, "target.guard=off"], print_line=lambda line: None, force=True
     )
