@@ -1,16 +1,16 @@
-"""The typed schema of models: one dataclass a family, over the sizes that every transformer here has.
+"""The typed schema of models: one dataclass per family, over the sizes that every transformer here has.
 
-`FIXED` keys say how a model is scaled, all others are arguments of the family's builder. `Declared` describes a class
-that is not ours (diffusers, a plugin): how its arguments follow from the sizes, and what its forward is called with.
+`FIXED` keys say how a model is scaled. All others are arguments of the family's builder. `Declared` describes a class
+from diffusers or a plugin: how its arguments follow from the sizes, and what its forward is called with.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from muxfer.config.bounds import validate_positive
 from muxfer.errors import BadInput
 
 
@@ -32,8 +32,8 @@ class Transformer:
     """Depth at which the base settings hold, under parametrization completep."""
 
     def validate(self) -> None:
-        for key in ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels"):
-            positive(f"model.{key}", getattr(self, key))
+        sizes = ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels")
+        validate_positive(self, "model", *sizes)
         for key in ("width", "base_width"):
             width = getattr(self, key)
             if width % self.head_dim:
@@ -43,10 +43,8 @@ class Transformer:
             raise BadInput(f"model.width {self.width}: 2-d sine-cosine positions need a multiple of 4")
         if self.image_size % self.patch:
             raise BadInput(f"model.image_size {self.image_size} is not divisible by model.patch {self.patch}")
-        positive("model.mlp_ratio", self.mlp_ratio)
-        for key in ("base_depth", "num_classes", "text_dim", "pooled_dim", "repa_depth", "repa_dim"):
-            if getattr(self, key, None) is not None:
-                positive(f"model.{key}", getattr(self, key))
+        optional = ("num_classes", "text_dim", "pooled_dim", "repa_depth", "repa_dim")
+        validate_positive(self, "model", "mlp_ratio", "base_depth", *(key for key in optional if hasattr(self, key)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Dit(Transformer):
     """None: as many as the data has."""
     block: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
     frequency_shift: float = 0.0
-    """Of the timestep's sinusoids: 0 in the reference, 1 in diffusers' class (and so for an export to it)."""
+    """Shift of the timestep's frequencies: 0 in the reference, 1 in diffusers' class. An export to it needs 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +69,11 @@ class Pixart(Transformer):
 
 @dataclass(frozen=True, kw_only=True)
 class Uvit(Transformer):
-    """U-ViT (Bao et al. 2023), on labels, or on text where `text_dim` is given."""
+    """U-ViT (Bao et al. 2023). It reads labels, or text where `text_dim` is given."""
 
     family: Literal["uvit"]
     num_classes: int | None = None
-    """None: as many as the data has, where `text_dim` is not given."""
+    """None without `text_dim`: as many as the data has."""
     text_dim: int | None = None
     skip: Literal["linear", "residual"] = "linear"
     """linear: W[x; skip], the reference. residual: x + W[x; skip], which depth scaling needs."""
@@ -86,8 +84,8 @@ class Uvit(Transformer):
             depth = getattr(self, key)
             if depth is not None and depth % 2 == 0:
                 raise BadInput(
-                    f"model.{key} {depth} is even: a U-ViT has as many in-blocks as out-blocks, and one between;"
-                    f" use {depth + 1}"
+                    f"model.{key} {depth} is even: a U-ViT has as many in-blocks as out-blocks, and one block"
+                    f" between; use {depth + 1}"
                 )
         if self.num_classes is not None and self.text_dim is not None:
             raise BadInput("model.num_classes and model.text_dim are both given: a U-ViT takes labels or text")
@@ -102,7 +100,7 @@ class Mmdit(Transformer):
     pooled_dim: int
     qk_norm: bool = True
     repa_depth: int | None = None
-    """After this many blocks the image stream is projected to the features of a frozen encoder (Yu et al. 2025)."""
+    """The image stream is projected to a frozen encoder's features after this many blocks (Yu et al. 2025)."""
     repa_dim: int | None = None
     """Size of those features."""
 
@@ -116,7 +114,7 @@ class Mmdit(Transformer):
 
 @dataclass(frozen=True, kw_only=True)
 class InContext(Transformer):
-    """Image, text and time tokens in one sequence (Liang et al. 2024, scaling laws for diffusion transformers)."""
+    """Image, text and time tokens in one sequence (Liang et al. 2024, Scaling laws for diffusion transformers)."""
 
     family: Literal["in_context"]
     text_dim: int
@@ -141,26 +139,26 @@ SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Declared(Transformer):
-    """A class by name, `diffusers:PixArtTransformer2DModel` or `my.plugin:MyModel`, with nothing of it changed."""
+    """An unchanged class by its name: `diffusers:PixArtTransformer2DModel` or `my.plugin:MyModel`."""
 
     family: Literal["declared"]
     target: str
     sizes: Mapping[str, str | int]
-    """Arguments that follow from the sizes: arithmetic over the keys here, such as `width // head_dim`, where true
-    counts as 1. What a study varies (width, depth) must stand here."""
+    """Arguments that follow from the sizes: arithmetic over the keys here, such as `width // head_dim`. True counts as
+    1. The keys that a study varies (width, depth) must be used here."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments as they are."""
+    """Arguments with fixed values."""
     inputs: Mapping[str, str]
     """Arguments of forward, each with its source (SOURCES)."""
     output: Literal["image", "patches"] = "image"
     readout: str | None = None
-    """The one output weight that the output multiplier belongs to."""
+    """The output weight that the output multiplier scales."""
     declared: Mapping[str, str] = field(default_factory=dict)
-    """Roles of parameters whose layout shapes cannot tell."""
+    """Roles of the parameters whose shape does not show their layout."""
     branches: tuple[str, ...] = ()
     branch_ends: tuple[str, ...] = ()
     num_classes: int | None = None
-    """None: as many as the data has. Label num_classes is the null one, so a table of labels has one row more."""
+    """None: as many as the data has. The label num_classes is the null label, so a label table has one row more."""
     text_dim: int | None = None
     pooled_dim: int | None = None
 
@@ -180,8 +178,8 @@ class Declared(Transformer):
                 raise BadInput(f"model.inputs uses {source}: give model.{key}")
         if "image" not in self.inputs.values() and "patches" not in self.inputs.values():
             raise BadInput("model.inputs has neither image nor patches: say which argument of forward takes the image")
-        if twice := sorted(self.sizes.keys() & self.arguments.keys()):
-            raise BadInput(f"model.sizes.{twice[0]} and model.arguments.{twice[0]} are both given: leave one out")
+        if repeated := sorted(self.sizes.keys() & self.arguments.keys()):
+            raise BadInput(f"model.sizes.{repeated[0]} and model.arguments.{repeated[0]} are both given: leave one out")
         if not self._names("width"):
             raise BadInput(
                 "model.sizes has no argument that follows from width: say how width maps to the class's arguments,"
@@ -202,7 +200,10 @@ FIXED = ("family", "base_width", "base_depth")
 
 
 def with_num_classes(model: Model, num_classes: int) -> Model:
-    """The model on data with so many classes; unchanged where it reads text. BadInput where it expects others."""
+    """The model for data with this many classes. A model that reads text stays unchanged.
+
+    BadInput if the model expects another number.
+    """
     if isinstance(model, Declared):
         takes_labels = "labels" in model.inputs.values()
     else:
@@ -216,13 +217,7 @@ def with_num_classes(model: Model, num_classes: int) -> Model:
 
 
 def arguments(model: Model, *, width: int) -> dict[str, Any]:
-    """Keyword arguments of one of our builders at this width."""
+    """The keyword arguments of a builder in proxy_models/ at this width."""
     assert not isinstance(model, Declared)
     values = {part.name: getattr(model, part.name) for part in dataclasses.fields(model) if part.name not in FIXED}
     return values | {"width": width}
-
-
-def positive(key: str, value: float) -> None:
-    """BadInput unless the value of a key is a finite number above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise BadInput(f"{key} {value}: expected a number above 0")

@@ -1,7 +1,7 @@
-"""One study as typed data: the task, what is searched, the target, and where it all runs and is kept.
+"""One study as typed data: the task, the search, the target, where it runs and where it is recorded.
 
-YAML holds values and Python holds logic. `muxfer.parse` turns plain data (Hydra's composition) into these frozen
-dataclasses, checked once, at the boundary; what a trial trains is `muxfer.task`.
+YAML holds values and Python holds logic. `config.parse` turns plain data (Hydra's composition) into these frozen
+dataclasses, and validates them once. `config.task` has what a trial trains.
 """
 
 import dataclasses
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from muxfer.config.models import Model, positive
+from muxfer.config.bounds import validate_at_least_0, validate_below_1, validate_positive
+from muxfer.config.models import Model
 from muxfer.config.settings import AXES, SETTINGS
-from muxfer.config.task import DDPM, Data, Evaluation, Optimizer, RectifiedFlow, Task, Training, at_least_0
+from muxfer.config.task import DDPM, Data, Evaluation, Optimizer, RectifiedFlow, Task, Training
 from muxfer.errors import BadInput, nearest
 
 Grid = tuple[float, ...]
@@ -31,10 +32,10 @@ class StudyKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Where a sampler may draw one setting from: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}.
+    """The values that a sampler may draw: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}.
 
-    `bounds` are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to what is
-    drawn.
+    `bounds` are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to the power
+    of the drawn value.
     """
 
     kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
@@ -46,10 +47,10 @@ class Space:
 class Search:
     """What a study varies: `hp` is tuned at every value of `axis`, each setting with `seeds` replicates.
 
-    A setting's list is a grid, {KIND: [LOW, HIGH]} a space (see Space); a number may be a power of two as text: 2^-7,
-    2**-7. `sampler` grid runs every combination. random, qmc, tpe, gp and cmaes draw `num_settings` points of the
+    A setting's list is a grid, and {KIND: [LOW, HIGH]} is a space (see Space). A number may be a power of two as text:
+    2^-7, 2**-7. `sampler` grid runs every combination. random, qmc, tpe, gp and cmaes draw `num_settings` points of the
     spaces at each combination of the grids, `round_size` at a time. isoflop pairs budgets (`flops`) with sizes, and
-    lets the budget decide the steps.
+    the budget decides the steps.
     """
 
     axis: str
@@ -59,12 +60,13 @@ class Search:
     num_settings: int | None = None
     round_size: int = 4
     finalists: int = 0
-    """So many of the best settings of a finished search are trained again, for `finalist_steps`; the best is theirs."""
+    """This many of the best settings of a finished search are trained again, for `finalist_steps`. The best of these is
+    the study's."""
     finalist_steps: int | None = None
     width_per_depth: int | None = None
-    """isoflop over depths: a model's width is so many times its depth."""
+    """isoflop over depths: a model's width is this many times its depth."""
     flops_by: Literal["6nd", "counted"] = "6nd"
-    """isoflop: a budget is 6 x parameters x tokens, or 6 x the multiply-accumulates counted."""
+    """isoflop: a budget is 6 x parameters x tokens, or 6 x the counted multiply-accumulates."""
     grids: Mapping[str, Grid] = field(default_factory=dict)
     spaces: Mapping[str, Space] = field(default_factory=dict)
 
@@ -73,8 +75,7 @@ class Search:
         return StudyKind(self.sampler) if self.sampler in ("grid", "isoflop") else StudyKind.SCATTERED
 
     def validate(self) -> None:
-        positive("search.seeds", self.seeds)
-        positive("search.round_size", self.round_size)
+        validate_positive(self, "search", "seeds", "round_size")
         if self.axis not in AXES:
             raise BadInput(f"search.axis {self.axis!r}: {nearest(self.axis, AXES)}")
         isoflop = self.kind is StudyKind.ISOFLOP
@@ -87,7 +88,7 @@ class Search:
         if self.axis in self.spaces:
             raise BadInput(f"search.{self.axis} is the axis: give a list, search.{self.axis}=[...]")
         if isoflop != (self.axis == "flops") or (not isoflop and "flops" in self.grids):
-            raise BadInput("search.flops is the axis of sampler isoflop, and of no other: give search.sampler=isoflop")
+            raise BadInput("search.flops is the axis of sampler isoflop and of no other: give search.sampler=isoflop")
         self._validate_sampler()
 
     def _validate_sampler(self) -> None:
@@ -106,8 +107,7 @@ class Search:
             raise BadInput(f"search.sampler {self.sampler} needs a number of settings: give search.num_settings=20")
         if not drawn and self.num_settings is not None:
             raise BadInput(f"search.num_settings has no effect with sampler {self.sampler}: leave it out")
-        if self.num_settings is not None:
-            positive("search.num_settings", self.num_settings)
+        validate_positive(self, "search", "num_settings")
         if (self.finalists > 0) != (self.finalist_steps is not None):
             raise BadInput("search.finalists and search.finalist_steps go together: give both, or neither")
         if self.finalists and not drawn:
@@ -122,12 +122,12 @@ class Search:
                     f"{why}, and sampler cmaes draws two or more numbers together: use search.sampler=tpe or gp"
                 )
         if self.width_per_depth is not None and (self.kind, self.hp) != (StudyKind.ISOFLOP, "depth"):
-            raise BadInput("search.width_per_depth has no effect but for sampler isoflop over depths: leave it out")
+            raise BadInput("search.width_per_depth has an effect with sampler isoflop over depths alone: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where trials run. A slot is one trial at a time: a CPU thread, or a GPU."""
+    """Where trials run. A slot runs one trial at a time, on a CPU thread or a GPU."""
 
     address: str | None = None
     """A running Ray cluster to join; None: a private one on this machine."""
@@ -135,16 +135,15 @@ class Compute:
     slots: int | None = None
     """None: every core, or every GPU."""
     max_failures: int = 2
-    """How often a trial whose process died is started again."""
+    """How often a trial is started again after its process died."""
     orphan_seconds: float = 60.0
-    """A trial's process whose driver has been silent for so long ends itself; the trial goes on from its checkpoint."""
+    """A trial's process ends itself when its driver is silent for this long. The trial resumes from its checkpoint."""
 
     def validate(self) -> None:
-        if self.slots is not None:
-            positive("compute.slots", self.slots)
+        validate_positive(self, "compute", "slots")
         if self.max_failures < 0:
             raise BadInput(f"compute.max_failures {self.max_failures}: expected at least 0")
-        positive("compute.orphan_seconds", self.orphan_seconds)
+        validate_positive(self, "compute", "orphan_seconds")
 
 
 LONGEST_LEASE_SECONDS = 86_400.0
@@ -157,60 +156,54 @@ class LedgerConfig:
     tracking_uri: str | None = None
     experiment: str = "muxfer"
     patience_seconds: float = 60.0
-    """How long the end of a command waits for a ledger that stopped answering."""
+    """How long a command waits at its end for a ledger that does not respond."""
     lease_seconds: float = 30.0
     """Time-to-live of a driver's hold on a study, for drivers on other hosts."""
 
     def validate(self) -> None:
-        positive("ledger.lease_seconds", self.lease_seconds)
+        validate_positive(self, "ledger", "lease_seconds")
         if self.lease_seconds > LONGEST_LEASE_SECONDS:
             raise BadInput(f"ledger.lease_seconds {self.lease_seconds:g}: expected at most {LONGEST_LEASE_SECONDS:g}")
-        at_least_0("ledger.patience_seconds", self.patience_seconds)
+        validate_at_least_0(self, "ledger", "patience_seconds")
         if not self.experiment.strip() or len(self.experiment) > 200 or not self.experiment.isprintable():
             raise BadInput(f"ledger.experiment {self.experiment[:40]!r}: expected 1 to 200 printable characters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The large run that the study is for. None: as the proxies have it, or as `muxfer.transfer` takes it over."""
+    """The large run that the study is for. None: the proxies' value, or the value that `muxfer transfer` derives."""
 
     width: int
     steps: int
     depth: int | None = None
     batch_size: int | None = None
     base_width: int | None = None
-    """Only to be refused: a target has the base width of its proxies."""
+    """Any value but the proxies' is refused: a target has their base width."""
     base_lr: float | None = None
-    """Overrules the study's; the record says that it was forced."""
+    """Replaces the study's. The record says that it was forced."""
     warmup_steps: int | None = None
     weight_decay: float | None = None
     label_dropout: float | None = None
     guard: Literal["on", "off", True, False] = "on"
-    """Halt the target when its loss leaves what the proxies' predict. YAML reads a bare on or off as true or false."""
+    """on: halt the target when its loss leaves the proxies' prediction. YAML reads on and off as true and false."""
 
     @property
     def guarded(self) -> bool:
         return self.guard in ("on", True)
 
     def validate(self) -> None:
-        positive("target.width", self.width)
-        positive("target.steps", self.steps)
-        for key in ("depth", "batch_size", "base_width", "base_lr"):
-            if getattr(self, key) is not None:
-                positive(f"target.{key}", getattr(self, key))
-        if self.weight_decay is not None:
-            at_least_0("target.weight_decay", self.weight_decay)
+        validate_positive(self, "target", "width", "steps", "depth", "batch_size", "base_width", "base_lr")
+        validate_at_least_0(self, "target", "weight_decay")
         if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
             raise BadInput(f"target.warmup_steps {self.warmup_steps}: expected 0 to target.steps {self.steps}")
-        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
-            raise BadInput(f"target.label_dropout {self.label_dropout}: expected a number in [0, 1)")
+        validate_below_1(self, "target", "label_dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A coordinate check: at which widths or depths, for how long, at how small a rate. No part of a study or a trial.
+    """A coordinate check: its widths or depths, its steps and its learning rate. No part of a study or a trial.
 
-    The rate is small so that the first steps stay where slopes mean something: it is not the rate of training.
+    The rate is much smaller than in training. Slopes have a meaning only while the weights move little.
     """
 
     axis: Literal["width", "depth"] = "width"
@@ -221,8 +214,8 @@ class Check:
     batch_size: int = 16
 
     def validate(self) -> None:
-        for size in self.sizes:
-            positive("check.sizes", size)
+        if min(self.sizes, default=1) <= 0:
+            raise BadInput(f"check.sizes {min(self.sizes)}: expected a number above 0")
         if len(set(self.sizes)) < max(4, len(self.sizes)) or max(self.sizes) < 8 * min(self.sizes):
             example = "[32,64,128,256]" if self.axis == "width" else "[2,4,8,16] (a U-ViT's are odd: [3,5,9,25])"
             raise BadInput(
@@ -233,41 +226,36 @@ class Check:
             raise BadInput(
                 f"check.steps {self.steps}: expected at least 10; blocks behind zero gates get no gradient before"
             )
-        for key in ("seeds", "base_lr", "batch_size"):
-            positive(f"check.{key}", getattr(self, key))
+        validate_positive(self, "check", "seeds", "base_lr", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What checkpoints may take on the disk. No part of a study or a trial."""
+    """The disk space that checkpoints may take. No part of a study or a trial."""
 
     budget_gb: float | None = None
-    """None: what is free where they go, but 1."""
+    """None: the free space where they are written, minus 1 GB."""
 
     def validate(self) -> None:
-        if self.budget_gb is not None:
-            positive("checkpoints.budget_gb", self.budget_gb)
+        validate_positive(self, "checkpoints", "budget_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """How a paper counts its own models, where its numbers and ours differ. For `muxfer plan`; no part of a study."""
+    """How a paper counts its models, where muxfer counts otherwise. For `muxfer plan`; no part of a study."""
 
     proxy_params: float
     target_params: float
     pretrainings: int | None = None
-    """So many full pretrainings is what tuning the target by hand took."""
+    """Tuning the target by hand took this many full pretrainings."""
 
     def validate(self) -> None:
-        for key in ("proxy_params", "target_params"):
-            positive(f"published.{key}", getattr(self, key))
-        if self.pretrainings is not None:
-            positive("published.pretrainings", self.pretrainings)
+        validate_positive(self, "published", "proxy_params", "target_params", "pretrainings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One study: the proxy task, what is searched, the target, and where it all runs and is kept."""
+    """One study: the proxy task, the search, the target, where it runs and where it is recorded."""
 
     model: Model
     data: Data
@@ -280,7 +268,7 @@ class Config:
     compute: Compute
     ledger: LedgerConfig
     check: Check = field(default_factory=Check)
-    """Default: ledgers of before hold configurations without it, and without the next."""
+    """This and the next have defaults because configurations in earlier ledgers lack them."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     published: Published | None = None
     output_dir: str | None = None

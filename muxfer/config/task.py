@@ -1,8 +1,7 @@
 """What one trial trains, as typed data: model, data, objective, optimizer, training, evaluation.
 
-A task travels to the worker as plain data (`to_plain`) and is parsed again there (`muxfer.parse`). `check` refuses an
-impossible number with what was given, what was expected and what to do. Which keys a study can vary, and which of
-those a larger run takes over as they are, is declared here too (SETTINGS, TRANSFER).
+A task travels to the worker as plain data (`to_plain`) and is parsed again there (`config.parse`). `validate` refuses
+an impossible number with what was given, what was expected and what to do.
 """
 
 import dataclasses
@@ -11,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from muxfer.config.models import Mmdit, Model, Uvit, positive
+from muxfer.config.bounds import validate_at_least_0, validate_below_1, validate_fraction, validate_positive
+from muxfer.config.models import Mmdit, Model, Uvit
 from muxfer.errors import BadInput
 
 
@@ -33,7 +33,7 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Pictures of one's own: one sub-folder a class, or a flat folder as a single class."""
+    """The user's own images: one subfolder per class, or a flat folder as a single class."""
 
     name: Literal["image_folder"]
     path: str
@@ -42,16 +42,15 @@ class ImageFolder:
     validation_fraction: float = 0.1
 
     def validate(self) -> None:
-        positive("data.image_size", self.image_size)
+        validate_positive(self, "data", "image_size")
         if self.channels not in (1, 3):
             raise BadInput(f"data.channels {self.channels}: expected 1 (grey) or 3 (RGB)")
-        if not 0 < self.validation_fraction < 1:
-            raise BadInput(f"data.validation_fraction {self.validation_fraction}: expected a number between 0 and 1")
+        validate_fraction(self, "data", "validation_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedData:
-    """Data that are described and not on this machine: a study of them can be planned, not run."""
+    """Data that is described only, and is not on this machine. `muxfer plan` counts its study; a sweep refuses it."""
 
     name: Literal["planned"]
     image_size: int
@@ -59,13 +58,10 @@ class DescribedData:
     num_samples: int
     num_classes: int = 1
     text_tokens: int | None = None
-    """Length of the longest caption, its end included, for models that read text."""
+    """Length of the longest caption with its end token, for models that read text."""
 
     def validate(self) -> None:
-        for key in ("image_size", "channels", "num_samples", "num_classes"):
-            positive(f"data.{key}", getattr(self, key))
-        if self.text_tokens is not None:
-            positive("data.text_tokens", self.text_tokens)
+        validate_positive(self, "data", "image_size", "channels", "num_samples", "num_classes", "text_tokens")
 
 
 Data = Digits | ImageFolder | DescribedData
@@ -79,11 +75,11 @@ class RectifiedFlow:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     repa_weight: float = 0.0
-    """Of the cosine loss between a middle block and a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
+    """Weight of the cosine loss between a middle block and a frozen encoder's output (REPA, Yu et al. 2025, eq. 8)."""
 
     def validate(self) -> None:
-        positive("objective.logit_std", self.logit_std)
-        at_least_0("objective.repa_weight", self.repa_weight)
+        validate_positive(self, "objective", "logit_std")
+        validate_at_least_0(self, "objective", "repa_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +91,11 @@ class DDPM:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     repa_weight: float = 0.0
-    """As under rectified_flow."""
+    """As for rectified_flow."""
 
     def validate(self) -> None:
-        positive("objective.num_timesteps", self.num_timesteps)
-        at_least_0("objective.repa_weight", self.repa_weight)
+        validate_positive(self, "objective", "num_timesteps")
+        validate_at_least_0(self, "objective", "repa_weight")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise BadInput(
                 f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
@@ -108,7 +104,7 @@ class DDPM:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW under a parametrization; every number is the base width's, scaled by role for the width at hand."""
+    """AdamW under a parametrization. Every number holds at the base width, and is scaled by role for another width."""
 
     parametrization: Literal["mup", "standard", "stock", "completep"]
     base_lr: float
@@ -121,19 +117,15 @@ class Optimizer:
     output_multiplier: float = 1.0
 
     def validate(self) -> None:
-        for key in ("base_lr", "eps", "output_multiplier"):
-            positive(f"optimizer.{key}", getattr(self, key))
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise BadInput(f"optimizer.{key} {getattr(self, key)}: expected a number in [0, 1)")
-        at_least_0("optimizer.weight_decay", self.weight_decay)
-        if self.grad_clip is not None:
-            positive("optimizer.grad_clip", self.grad_clip)
+        validate_positive(self, "optimizer", "base_lr", "eps", "output_multiplier")
+        validate_below_1(self, "optimizer", "beta1", "beta2")
+        validate_at_least_0(self, "optimizer", "weight_decay")
+        validate_positive(self, "optimizer", "grad_clip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and on what: the same for every setting of a study, unless it is what the study varies."""
+    """How a trial trains. All settings of a study share these values, except for those that the study varies."""
 
     steps: int
     batch_size: int
@@ -141,29 +133,26 @@ class Training:
     schedule: Literal["constant", "cosine"] = "constant"
     label_dropout: float = 0.1
     ema_fraction: float = 0.05
-    """Time constant of the averaged weights as a share of the steps."""
+    """Time constant of the averaged weights, as a share of the steps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device has it natively, float32 elsewhere."""
+    """auto: bfloat16 autocast where the device supports it natively, float32 elsewhere."""
     seed: int = 0
     checkpoint_every: int = 100
     report_every: int = 10
 
     def validate(self) -> None:
-        for key in ("steps", "batch_size", "checkpoint_every", "report_every"):
-            positive(f"training.{key}", getattr(self, key))
+        validate_positive(self, "training", "steps", "batch_size", "checkpoint_every", "report_every")
         if not 0 <= self.warmup_steps <= self.steps:
             raise BadInput(f"training.warmup_steps {self.warmup_steps}: expected 0 to training.steps {self.steps}")
-        if not 0 <= self.label_dropout < 1:
-            raise BadInput(f"training.label_dropout {self.label_dropout}: expected a number in [0, 1)")
-        if not 0 < self.ema_fraction < 1:
-            raise BadInput(f"training.ema_fraction {self.ema_fraction}: expected a number between 0 and 1")
+        validate_below_1(self, "training", "label_dropout")
+        validate_fraction(self, "training", "ema_fraction")
         if not 0 <= self.seed < 2**31:
             raise BadInput(f"training.seed {self.seed}: expected 0 to 2^31 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a model is scored (the fixed grid of timesteps) and how samples are drawn from it."""
+    """How a model is scored, on a fixed grid of timesteps, and how samples are drawn from it."""
 
     timesteps: int = 8
     sampler: Literal["flow_match_euler", "ddpm", "ddim"] | None = None
@@ -173,15 +162,14 @@ class Evaluation:
     samples_per_class: int = 8
 
     def validate(self) -> None:
-        for key in ("timesteps", "sampling_steps", "samples_per_class"):
-            positive(f"evaluation.{key}", getattr(self, key))
+        validate_positive(self, "evaluation", "timesteps", "sampling_steps", "samples_per_class")
         if not 1 <= self.guidance < math.inf:
             raise BadInput(f"evaluation.guidance {self.guidance}: expected a number of at least 1 (1: no guidance)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Everything that decides what one trial's numbers are, and nothing else but where it reads its data."""
+    """Everything that decides one trial's numbers, and the place of its data."""
 
     model: Model
     data: Data
@@ -191,7 +179,7 @@ class Task:
     evaluation: Evaluation
 
     def validate(self) -> None:
-        """What no single part can see."""
+        """Validate what several parts must agree on."""
         for key in ("image_size", "channels"):
             if getattr(self.model, key) != getattr(self.data, key):
                 raise BadInput(
@@ -213,7 +201,7 @@ class Task:
         self._validate_repa()
 
     def validate_depth(self) -> None:
-        """What model and optimizer must agree on, whatever the rest."""
+        """Validate what the model and the optimizer must agree on."""
         completep = self.optimizer.parametrization == "completep"
         if completep and self.model.base_depth is None:
             raise BadInput(
@@ -240,7 +228,7 @@ class Task:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Plain data of a part of the configuration; `muxfer.parse` reads it back."""
+    """A part of the configuration as plain data, which `config.parse` reads back."""
     plain = _without_tuples(dataclasses.asdict(config))
     if isinstance(search := plain.get("search"), dict):
         search |= {**search.pop("grids"), **search.pop("spaces")}
@@ -248,7 +236,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _without_tuples(value: Any) -> Any:
-    """Lists for tuples, as JSON gives them back: a study from the ledger must equal one of today."""
+    """Replace tuples by lists, as JSON does. A study from the ledger must equal one that was just composed."""
     if isinstance(value, Mapping):
         return {key: _without_tuples(item) for key, item in value.items()}
     return [_without_tuples(item) for item in value] if isinstance(value, list | tuple) else value
@@ -262,8 +250,3 @@ def validate(config: Any) -> None:
             validate(value)
     if hasattr(config, "validate"):
         config.validate()
-
-
-def at_least_0(key: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise BadInput(f"{key} {value}: expected a number of at least 0")
