@@ -76,10 +76,10 @@ def parameter_rows(plan: "ScalePlan") -> list[dict[str, Any]]:
     for name, scale in plan.scales.items():
         mean = std = None
         if plan.parametrization == "stock":
-            if law := plan.laws[name]:
-                mean, std = law.mean, law.std
-        elif law := plan.base_laws[name]:
-            mean, std = law.mean * scale.fold, law.std * scale.init_std
+            if own := plan.initializations[name]:
+                mean, std = own.mean, own.std
+        elif base := plan.base_initializations[name]:
+            mean, std = base.mean * scale.fold, base.std * scale.init_std
         shape = list(plan.shapes[name])
         rows.append({"name": name, "shape": shape, **dataclasses.asdict(scale), "mean": mean, "std": std})
     return rows

@@ -117,9 +117,9 @@ def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: in
     values = dict(base.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale, law = plan.scales.get(name), plan.laws.get(name)
-            same_law = law is not None and law == plan.base_laws[name]
-            if scale is not None and scale.role == "finite" and same_law and scale == base_plan.scales[name]:
+            scale, own = plan.scales.get(name), plan.initializations.get(name)
+            is_drawn_alike = own is not None and own == plan.base_initializations[name]
+            if scale is not None and scale.role == "finite" and is_drawn_alike and scale == base_plan.scales[name]:
                 parameter.copy_(values[name])
 
 

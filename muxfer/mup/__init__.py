@@ -1,17 +1,18 @@
-"""μP for any torch module: scales by parameter name, found from shapes, folded into the weights' own numbers.
+"""μP for any torch module: scales by parameter name, inferred from shapes, folded into the weights' own numbers.
 
     plan = make_plan(build, width=256, base_width=64, readout="final_layer.linear.weight")
     model = build(256)
     parametrize(model, plan)
     optimizer = AdamW(param_groups(model, plan, base_lr=2**-7, weight_decay=0.0, eps=1e-8, betas=(0.9, 0.999)))
 
-In depth too, where the model says which parameters are in residual branches and which end them:
+Depth scaling needs to know which parameters are in residual branches, and which of them end a branch:
 
     plan = make_plan(build_deep, width=256, base_width=64, readout="final_layer.linear.weight",
                      parametrization="completep", depth=24, base_depth=6,
                      branches=["blocks.*"], branch_ends=["blocks.*.attn.proj.*", "blocks.*.mlp.fc2.*"])
 
-shapes says what grows, rules what follows, laws how the class initializes itself, parametrize applies it.
+`shapes` finds what grows, `rules` is the table, `initialization` records how the class initializes itself, and
+`parametrize` applies the plan. `rules`, `mutants` and `slopes` use no torch of their own.
 """
 
 from muxfer.mup.parametrize import (

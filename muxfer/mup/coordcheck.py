@@ -1,8 +1,8 @@
 """The coordinate check: does a parametrized model behave alike at every width? Slopes over log width, and a verdict.
 
-Four measures, each of which sees what the others miss (found by breaking the rules one by one; see slopes.py), are
-taken of every module and parameter. Knows no family, no data, no configuration: a run is whatever can take a step.
-What no slope can show (decay, eps, clipping, the schedule) has tests of its own.
+Four measures are taken of every module and parameter (see slopes.py). Each sees faults that the others miss, as
+breaking the rules one by one has shown. This module knows no family, no data and no configuration: a run is anything
+that can take a step. Slopes cannot show faults of decay, eps, clipping and the schedule; those have tests of their own.
 """
 
 import math
@@ -22,12 +22,12 @@ from muxfer.mup.slopes import MEASURES, CoordinateCheck, Key, Kind, judge
 
 EARLY_STEPS = (1, 2, 3)
 STEP = "step"
-"""RMS(dp) of a matrix's first update: no measure of its own, but it tells a wrong rate from an incoherent gradient."""
+"""Key of RMS(dp) of a matrix's first update. It has no line; it tells a wrong rate from an incoherent gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model at one size, freshly scaled, and how it is trained: a loss by step, and a forward on a fixed batch."""
+    """One freshly scaled model at one size, and how it is trained: a loss by step, and the loss on a fixed batch."""
 
     model: nn.Module
     plan: ScalePlan
@@ -42,12 +42,12 @@ class Run:
 def coordinate_check(
     make_run: Callable[[int, int], Run], *, sizes: Sequence[int], steps: int, seeds: Sequence[int], axis: str = "width"
 ) -> CoordinateCheck:
-    """Train `make_run(size, seed)` for so many steps at every size and seed, and judge the slopes.
+    """Train `make_run(size, seed)` for `steps` steps at every size and seed, and judge the slopes.
 
-    `sizes` are widths or depths by `axis`. Runs one after the other. Raises BadInput where a run diverges: then the
+    `sizes` are widths or depths by `axis`. Runs follow one another. Raises BadInput where a run diverges: then the
     rate is not small, and no slope means anything.
     """
-    found: dict[Key, dict[int, list[float]]] = {}
+    values: dict[Key, dict[int, list[float]]] = {}
     kinds: dict[tuple[str, str], Kind] = {}
     loss_change = 0.0
     plan = None
@@ -58,20 +58,20 @@ def coordinate_check(
             measured = _measure(run, steps=steps, axis=axis)
             loss_change = max(loss_change, measured.loss_change)
             for key, value in measured.values.items():
-                found.setdefault(key, {}).setdefault(size, []).append(value)
-            kinds = measured.kinds | kinds  # the smallest size comes first
+                values.setdefault(key, {}).setdefault(size, []).append(value)
+            kinds = measured.kinds | kinds  # kinds are those of the smallest size, which comes first
     assert plan is not None
     lines = [
         judge(
             key,
-            values,
+            by_size,
             kinds[key[:2]],
             sizes=sizes,
             num_seeds=len(seeds),
             axis=axis,
-            steps=found.get((STEP, key[1], None)) if key[0] == "update" else None,
+            steps=values.get((STEP, key[1], None)) if key[0] == "update" else None,
         )
-        for key, values in found.items()
+        for key, by_size in values.items()
         if key[0] != STEP
     ]
     order = {measure: i for i, measure in enumerate(MEASURES)}
@@ -97,7 +97,7 @@ class _Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """One call of a module in a forward: what went in (None where it was no tensor) and what came out."""
+    """One call of a module in a forward: its first input (None where that was no tensor) and its output."""
 
     x: torch.Tensor | None
     out: torch.Tensor
@@ -131,13 +131,13 @@ def _measure(run: Run, *, steps: int, axis: str) -> _Measured:
             if step in (*EARLY_STEPS, steps):
                 for name, calls in now.items():
                     _change(tally, name, step, fresh[name], calls, owners)
-    for name, parameter in waiting.items():  # no gradient in any step: no slope, but a line that says so
+    for name, parameter in waiting.items():  # no gradient in any step: a line without a slope
         tally.add("update", name, torch.zeros_like(parameter))
     return _Measured(values=tally.values(), kinds=tally.kinds, loss_change=abs(last_loss / first_loss - 1))
 
 
 class _Tally:
-    """Mean squares by (measure, name, step); over depths the blocks of a list count as one."""
+    """Collects mean squares by (measure, name, step). Over depths, the blocks of a list count as one."""
 
     def __init__(self, plan: ScalePlan, branch_ends: Collection[str], *, axis: str) -> None:
         self.plan = plan
@@ -157,7 +157,7 @@ class _Tally:
         weight: str | None = None,
         is_bare: bool = False,
     ) -> None:
-        """RMS of `value`, over that of `over`. `weight` is the parameter whose role the expectation follows."""
+        """Add RMS of `value`, divided by that of `over`. The expected slope follows the role of `weight`."""
         square = value.double().square().mean().item()
         if over is not None:
             square /= max(over.double().square().mean().item(), 1e-300)
@@ -186,30 +186,30 @@ def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[st
 
 
 def _probed(run: Run) -> tuple[dict[str, list[_Call]], float]:
-    """A forward on the fixed batch, in evaluation mode: every call of every module that has parameters; the loss."""
+    """Run the fixed batch in evaluation mode. Returns the calls of every module that has parameters, and the loss."""
     calls: dict[str, list[_Call]] = {}
     was_training = run.model.training
     run.model.eval()
-    with torch.no_grad(), _listening(run.model, calls):
+    with torch.no_grad(), _recording_calls(run.model, calls):
         loss = run.probe().item()
     run.model.train(was_training)
     return calls, loss
 
 
 @contextmanager
-def _listening(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None]:
-    def listener(name: str) -> Callable[..., None]:
-        def listen(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
-            x = given[0] if given and isinstance(given[0], torch.Tensor) else None
+def _recording_calls(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None]:
+    def recorder(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+            x = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
             outs = [out] if isinstance(out, torch.Tensor) else out if isinstance(out, tuple) else []
             calls.setdefault(name, []).extend(
                 _Call(x=x, out=part.detach().clone()) for part in outs if isinstance(part, torch.Tensor)
             )
 
-        return listen
+        return record
 
     handles = [
-        module.register_forward_hook(listener(name))
+        module.register_forward_hook(recorder(name))
         for name, module in model.named_modules()
         if any(True for _ in module.parameters())
     ]
@@ -238,7 +238,7 @@ def _output_at_init(
 
 
 def _is_trunk(tally: _Tally, name: str, module: nn.Module) -> bool:
-    """Whether a compound module's output has the size of the trunk: then nothing in it reads out of the width."""
+    """Whether a compound module's output has the size of the trunk. It has, unless a parameter inside is a readout."""
     inside = [
         tally.plan.scales[f"{name}.{own}"]
         for own, _ in module.named_parameters()

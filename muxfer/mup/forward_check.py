@@ -1,8 +1,9 @@
-"""What shapes can't tell: a number in the forward that changes with the width, so that a plan would be wrong.
+"""Refuses a forward that uses a number which changes with the width. No plan can be right for it.
 
-A forward that multiplies by sqrt(width), or scales attention logits by 1/sqrt(width), has the right shapes and the
-wrong sizes; a residual stream can hide it from any measurement of outputs. So the calls themselves are compared: on the
-meta device, between two widths, the plain numbers given to every call that a trainable tensor enters.
+Shapes cannot show this. A forward that multiplies by sqrt(width), or scales attention logits by 1/sqrt(width), has the
+right shapes and the wrong sizes. A residual stream can hide it from any measurement of outputs. So the calls themselves
+are compared, on the meta device and between two widths. What is compared are the plain numbers that every call with a
+trainable tensor gets.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from muxfer.errors import BadInput
 
 ARITHMETIC = ("mul", "div", "add", "sub", "pow")
-"""Calls whose whole numbers count too; elsewhere they are sizes, which may grow."""
+"""Calls whose integers are compared too. In other calls integers are sizes, which may grow."""
 
 Call = tuple[str, tuple[float, ...]]
 
 
-class _Numbers(TorchFunctionMode):
+class _CallRecorder(TorchFunctionMode):
+    """Records every call that a trainable tensor enters: its name and the plain numbers among its arguments."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -34,25 +37,29 @@ class _Numbers(TorchFunctionMode):
 
 
 def refuse_changing_forward(prepare: Callable[[int], Callable[[], Any]], *, width: int, other_width: int) -> None:
-    """`prepare(w)` builds the model of width w on the meta device and returns its forward. Raises BadInput."""
-    seen = {}
-    for each in (width, other_width):
-        forward = prepare(each)
-        with _Numbers() as numbers:
-            forward()
-        seen[each] = numbers.calls
-    for (name, small), (other_name, large) in zip(seen[width], seen[other_width], strict=False):
+    """Run the forward at both widths and raise BadInput where a call or a number differs.
+
+    `prepare(w)` builds the model of width w on the meta device and returns its forward.
+    """
+    calls, other_calls = (_recorded_calls(prepare(each)) for each in (width, other_width))
+    for (name, small), (other_name, large) in zip(calls, other_calls, strict=False):
         if (name, small) != (other_name, large):
             raise BadInput(
                 f"the forward calls {_shown(name, small)} at width {width} and {_shown(other_name, large)} at"
                 f" {other_width}: it depends on the width in a way that the plan cannot see; keep it fixed"
                 " (attention logits: 1/sqrt(head_dim))"
             )
-    if len(seen[width]) != len(seen[other_width]):
+    if len(calls) != len(other_calls):
         raise BadInput(
-            f"the forward makes {len(seen[width])} calls at width {width} and {len(seen[other_width])} at width"
-            f" {other_width}: only sizes may differ"
+            f"the forward makes {len(calls)} calls at width {width} and {len(other_calls)} at width {other_width}:"
+            " only sizes may differ"
         )
+
+
+def _recorded_calls(forward: Callable[[], Any]) -> list[Call]:
+    with _CallRecorder() as recorder:
+        forward()
+    return recorder.calls
 
 
 def _shown(name: str, numbers: tuple[float, ...]) -> str:

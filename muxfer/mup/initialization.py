@@ -1,8 +1,9 @@
-"""Reads a model's initialization laws from the random and fill calls of its own constructor, without its memory.
+"""Records how a model initializes itself, from the random and fill calls of its constructor on the meta device.
 
-Deviations measured on real tensors spread by up to 22 % on small biases, and a base width of 1920 is 2.5B parameters;
-the calls on the meta device say the law itself. What is not recognised has no law here and is measured instead: never
-guessed. A part overwritten with the mean (an embedding's padding row) leaves the law of the rest.
+Measuring would be worse: deviations of small biases spread by up to 22 %, and a base width of 1920 is 2.5B parameters.
+The recorded calls give the exact distribution and take no memory. An unrecognised call leaves the tensor's
+distribution unknown. It is then measured, never guessed. Overwriting a part with the mean (an embedding's padding row)
+keeps the distribution of the other entries.
 """
 
 import math
@@ -26,7 +27,10 @@ _GAUSS = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """Law of a storage as it stands; `low` and `high` bound its values, `uniform` says it is flat between them."""
+    """Distribution of the values in a storage. `low` and `high` bound them; `uniform`: it is flat between the two.
+
+    `entire` is False where a part of the values equals the mean instead.
+    """
 
     mean: float
     std: float
@@ -49,7 +53,7 @@ def _uniform(low: float, high: float) -> _Draw:
 
 
 def _truncated(mean: float, std: float, low: float, high: float) -> _Draw:
-    """A normal law cut at low and high (Johnson, Kotz and Balakrishnan 1994, section 13.10.1)."""
+    """A normal distribution truncated at low and high (Johnson, Kotz and Balakrishnan 1994, section 13.10.1)."""
     a, b = (low - mean) / std, (high - mean) / std
     density_a, density_b = _GAUSS.pdf(a), _GAUSS.pdf(b)
     mass = _GAUSS.cdf(b) - _GAUSS.cdf(a)
@@ -65,7 +69,10 @@ def _affine(draw: _Draw, factor: float, offset: float) -> _Draw:
 
 
 def _erfinv(draw: _Draw) -> _Draw | None:
-    """erfinv of a uniform law inside (-1, 1) is a normal one, cut: timm's and older torch's trunc_normal_."""
+    """erfinv of a uniform draw inside (-1, 1) is a truncated normal: timm's and older torch's trunc_normal_.
+
+    None where the draw is another one.
+    """
     if not draw.uniform or not -1 <= draw.low < draw.high <= 1:
         return None
     low, high = (
@@ -75,7 +82,7 @@ def _erfinv(draw: _Draw) -> _Draw | None:
 
 
 def _clamp(draw: _Draw, low: Any = None, high: Any = None) -> _Draw | None:
-    """Unchanged where only rounding, or what is 8 deviations away, lies outside; otherwise not known any more."""
+    """The draw itself where all of it within 8 deviations, up to rounding, is inside the bounds. Else None: unknown."""
     least, most = max(draw.low, draw.mean - 8 * draw.std), min(draw.high, draw.mean + 8 * draw.std)
     slack = 1e-6 * (most - least)
     inside = (low is None or least >= low - slack) and (high is None or most <= high + slack)
@@ -119,7 +126,7 @@ _COPIES = ("_to_copy", "clone", "copy_")
 
 
 class Recorder(TorchDispatchMode):
-    """Follows, while active, the law of every storage that is written; use through `recording`."""
+    """While active, follows the distribution of every storage that is written. Use it through `recording`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,14 +135,15 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch._dynamo is imported, 2 s of CPU time, to keep it from compiling this
+        return False  # otherwise torch imports torch._dynamo (2 s of CPU time) only to skip this mode
 
-    def law(self, tensor: torch.Tensor) -> Initialization | None:
-        """The law of a whole tensor; None: not known."""
+    def initialization(self, tensor: torch.Tensor) -> Initialization | None:
+        """How a whole tensor was initialized, or None where that is not known."""
         draw = self._draws.get(_key(tensor)) if _covers(tensor) else None
         return None if draw is None else Initialization(mean=draw.mean, std=draw.std, recorded=draw.entire)
 
     def write(self, tensor: torch.Tensor, draw: _Draw | None) -> None:
+        """Note that the tensor now holds this draw; None: values of unknown distribution."""
         key = _key(tensor)
         self._alive.append(tensor.untyped_storage())
         old = self._draws.get(key)
@@ -196,9 +204,10 @@ class Recorder(TorchDispatchMode):
 
 
 def _drawn_without_values(name: str, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """What a fill or draw on the meta device returns, without doing it: there torch 2.15 imports 900 modules for one.
+    """The result of a fill or draw on the meta device, made without that call. None: the call is another one.
 
-    None: not such a call. Saves 2 s of CPU time in every process that makes a plan.
+    torch 2.15 imports 900 modules for the first such call. Without it, every process that makes a plan saves 2 s of CPU
+    time.
     """
     if name in _WRITES and isinstance(args[0], torch.Tensor) and args[0].is_meta:
         return args[0]
@@ -225,10 +234,11 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 
 class _SilentInits(TorchFunctionMode):
-    """Notices initializations that do nothing on a meta tensor, and so would leave the law of before standing.
+    """Notices initializations that do nothing on a meta tensor: the recorder would keep the distribution of before.
 
-    torch 2.15 has four in torch.nn.init (seen 2026-11): trunc_normal_, orthogonal_, dirac_, sparse_. Each asks is_meta
-    first, which this mode sees with the asker's frame: trunc_normal_'s arguments are its law, the others are unknown.
+    torch 2.15 has four in torch.nn.init (seen 2026-11): trunc_normal_, orthogonal_, dirac_, sparse_. Each first reads
+    is_meta. This mode sees that read and the frame of its caller. The arguments of trunc_normal_ give its distribution;
+    those of the other three are unknown.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -239,9 +249,9 @@ class _SilentInits(TorchFunctionMode):
         if func == _IS_META:
             frame = sys._getframe(1)
             if frame.f_code.co_filename == nn.init.__file__:
-                known = frame.f_code.co_name == "_no_grad_trunc_normal_"
-                given = frame.f_locals
-                draw = _truncated(given["mean"], given["std"], given["a"], given["b"]) if known else None
+                is_truncated = frame.f_code.co_name == "_no_grad_trunc_normal_"
+                arguments = frame.f_locals
+                draw = _truncated(*(arguments[name] for name in ("mean", "std", "a", "b"))) if is_truncated else None
                 self._recorder.write(args[0], draw)
         return func(*args, **(kwargs or {}))
 
@@ -251,14 +261,14 @@ _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
-    """Record the laws of whatever is initialized inside on the meta device."""
+    """Record how tensors are initialized that are made on the meta device inside this context."""
     recorder = Recorder()
     with _SilentInits(recorder), recorder:
         yield recorder
 
 
 def measure(tensor: torch.Tensor) -> Initialization:
-    """Mean and deviation of real values; a mean within five standard errors of 0 is 0, so that zeros stay zeros."""
+    """Mean and deviation of real values. A mean within five standard errors of 0 counts as 0, so zeros stay zeros."""
     values = tensor.detach().double()
     mean, std = values.mean().item(), values.std(correction=0).item()
     if std < 1e-12 * abs(mean):

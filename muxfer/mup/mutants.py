@@ -1,6 +1,6 @@
-"""The rules broken one at a time: what a coordinate check must be able to see, of any model.
+"""Plans with one rule broken. A coordinate check must fail each of them, for any model.
 
-A mutant changes the numbers of a correct plan, each fault one that was met in public code or is a slip away from it.
+A mutant changes the numbers of a correct plan. Each fault was seen in public code, or is close to one that was.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ def is_vector(name: str, plan: ScalePlan) -> bool:
 
 
 def is_modulation(name: str) -> bool:
-    """Linears from the condition to shifts, scales and gates, under the names of our families and of diffusers."""
+    """Whether this is a linear from the condition to shifts, scales and gates, by our names or those of diffusers."""
     named = ("adaLN_modulation.", "t_block.", ".norm1.linear.", ".norm1_context.linear.", "norm_out.linear.")
     return any(part in name for part in (*named, "adaln_single.linear.", ".norm.linear."))
 
@@ -31,7 +31,7 @@ def is_patch_embedding(name: str) -> bool:
 
 
 def _xavier_ratio(name: str, m: float, plan: ScalePlan) -> float:
-    """Deviation of Xavier's law at this width over that at the base width, for a patch embedding [D, C, p, p]."""
+    """Xavier's deviation at this width over that at the base width, for a patch embedding [D, C, p, p]."""
     width, *kernel = plan.shapes[name]
     fan_in = kernel[0] * kernel[1] * kernel[2]
     fan_out = width * kernel[1] * kernel[2]
@@ -67,6 +67,6 @@ MUTANTS: Mapping[str, Mutant] = {
 
 
 def mutated(plan: ScalePlan, mutant: Mutant) -> ScalePlan:
-    """The plan with one rule broken; the same plan where the model has nothing that the rule is about."""
+    """The plan with one rule broken. It is unchanged where the rule applies to no parameter of the model."""
     m = plan.width / plan.base_width
     return replace(plan, scales={name: mutant(name, scale, m, plan) for name, scale in plan.scales.items()})

@@ -1,13 +1,14 @@
-"""The multiplier table: what each role's init, learning rate, weight decay and eps are, relative to the base width.
+"""The multiplier table: each role's init, learning rate, weight decay and eps, relative to the base width.
 
-Pure numbers, no torch. Written folded: a constant multiplier f in the forward pass (the output multiplier α over the
-width ratio m, for a readout) lives in the weight's own numbers, init·f, lr·f, decay/f, eps/f, and its gradient enters
-the clipping norm as f·g (Tensor Programs V, appendix J.2.1). So a model needs no readout module and no attribute.
+Pure numbers, no torch. The table is written folded: a constant multiplier f in the forward pass moves into the weight's
+own numbers. A readout's f is the output multiplier α over the width ratio m. Folding gives init·f, lr·f, decay/f and
+eps/f, and the gradient enters the clipping norm as f·g (Tensor Programs V, appendix J.2.1). So a model needs no readout
+module and no attribute.
 
-`completep` is `mup` with depth (Dey et al. 2025, alpha = 1): every residual branch counts s = base depth / depth, which
-is folded into the branch's end. Gradients inside a branch are s times what they were, and so is eps.
+`completep` is `mup` with depth (Dey et al. 2025, alpha = 1). Every residual branch is multiplied by s = base depth /
+depth, which is folded into the branch's end. Gradients inside a branch become s times as large, and so does eps.
 
-Refuses a role or a parametrization that it does not know, an output multiplier or a depth without effect.
+Refuses a role or a parametrization that it does not know, and an output multiplier or a depth that has no effect.
 """
 
 import math
@@ -27,8 +28,8 @@ PARAMETRIZATIONS = ("mup", "standard", "stock", "completep")
 class Scale:
     """One parameter's numbers relative to the base width (and the base depth, under `completep`).
 
-    `init_std` multiplies the deviation of the base width's law; `lr`, `weight_decay` (which AdamW multiplies by lr) and
-    `eps` multiply the base values; `fold` is the forward multiplier f that the weight holds.
+    `init_std` multiplies the deviation of the initialization at the base width. `lr`, `weight_decay` (which AdamW
+    multiplies by lr) and `eps` multiply the base values. `fold` is the forward multiplier f that the weight holds.
     """
 
     role: str
@@ -41,10 +42,11 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """How a parameter is initialized: `std` around `mean`, a constant where `std` is 0.
+    """How a parameter is initialized: deviation `std` around `mean`, or a constant where `std` is 0.
 
-    `recorded` means known from the initialization's own calls for every entry. False: part of the tensor is held at the
-    mean (padding rows), or the numbers were measured; then a tensor is not tested against its law.
+    `recorded`: the constructor's own calls gave these numbers, and they hold for every entry. It is False where a part
+    of the tensor equals the mean (padding rows), and where the numbers were measured. Then values are not validated
+    against them.
     """
 
     mean: float
@@ -54,11 +56,11 @@ class Initialization:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalePlan:
-    """Every parameter's scale at one width, by name, and what it takes to apply them: a function of shapes alone.
+    """Every parameter's scale at one width, by name, and what is needed to apply it. A function of shapes alone.
 
-    `base_laws` and `laws` are the initialization at the base width and at `width`. None: not recorded, so that it is
-    measured on the model itself (or not needed, at the base width). Frozen parameters are in none of the mappings.
-    `base_depth` and `depth` are 1 where the depth scales nothing.
+    `base_initializations` and `initializations` describe the parameters at the base width and at `width`. None means
+    not recorded: then `parametrize` measures the model itself, except at the base width, where it needs no numbers.
+    Frozen parameters are in none of the mappings. `base_depth` and `depth` are 1 where the depth scales nothing.
     """
 
     parametrization: str
@@ -68,14 +70,14 @@ class ScalePlan:
     readout: str | None
     scales: Mapping[str, Scale]
     shapes: Mapping[str, tuple[int, ...]]
-    base_laws: Mapping[str, Initialization | None]
-    laws: Mapping[str, Initialization | None]
+    base_initializations: Mapping[str, Initialization | None]
+    initializations: Mapping[str, Initialization | None]
     base_depth: int = 1
     depth: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data. Depths stand in it under `completep` only, so that the hashes of older plans stay."""
-        data = asdict(self)
+        """Plain data. Only `completep` plans have depths in it, so that older plans keep their hashes."""
+        data = {_RECORDED_KEYS.get(field, field): value for field, value in asdict(self).items()}
         data["shapes"] = {name: list(shape) for name, shape in self.shapes.items()}
         if self.parametrization != "completep":
             del data["base_depth"], data["depth"]
@@ -83,15 +85,14 @@ class ScalePlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ScalePlan":
-        return cls(
-            **{
-                **data,
-                "scales": {name: Scale(**scale) for name, scale in data["scales"].items()},
-                "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
-                "base_laws": {name: law and Initialization(**law) for name, law in data["base_laws"].items()},
-                "laws": {name: law and Initialization(**law) for name, law in data["laws"].items()},
-            }
-        )
+        fields = {
+            **data,
+            "scales": {name: Scale(**scale) for name, scale in data["scales"].items()},
+            "shapes": {name: tuple(shape) for name, shape in data["shapes"].items()},
+        }
+        for field, key in _RECORDED_KEYS.items():
+            fields[field] = {name: numbers and Initialization(**numbers) for name, numbers in fields.pop(key).items()}
+        return cls(**fields)
 
     @cached_property
     def hash(self) -> str:
@@ -99,8 +100,12 @@ class ScalePlan:
         return content_hash(self.to_dict())
 
 
+_RECORDED_KEYS = {"base_initializations": "base_laws", "initializations": "laws"}
+"""The keys that plan records have for these fields. Hashes of recorded plans hold them, so they stay."""
+
+
 def validate_parametrization(parametrization: str, output_multiplier: float, depth_ratio: float = 1.0) -> None:
-    """Refuse what has no rule, or no effect, before anything is built."""
+    """Refuse what has no rule or no effect, before any model is built."""
     if parametrization not in PARAMETRIZATIONS:
         raise BadInput(f"unknown parametrization {parametrization!r}; {nearest(parametrization, PARAMETRIZATIONS)}")
     if not 0 < output_multiplier < math.inf:
@@ -127,15 +132,15 @@ def scale_of(
     in_branch: bool = False,
     branch_end: bool = False,
 ) -> Scale:
-    """The table itself. `width_ratio` is m, the width over the base width; α counts for the declared readout only.
+    """One entry of the table. `width_ratio` is m, the width over the base width. Only the declared readout has α.
 
-    Under `completep` s is 1 / `depth_ratio`, and a `branch_end` (which is in its branch, said or not) is folded by it.
-    Unfolded eps of all that is in a branch is s times that of `mup`, whatever the role, for every gradient there has
-    passed s on its way back: a QK-norm's gain, where nothing grows, has s, and a folded end is back at 1/m. Rate and
-    decay have no depth in them, unfolded. At depth ratio 1 it is `mup`.
+    Under `completep` s is 1 / `depth_ratio`. A `branch_end` is folded by s and counts as inside its branch, whatever
+    `in_branch` says. Every gradient inside a branch passes s on its way back. So unfolded eps there is s times that of
+    `mup`, whatever the role: a QK-norm's gain, where nothing grows, has s, and a folded end is back at 1/m. Unfolded
+    rate and decay do not depend on the depth. At depth ratio 1 `completep` is `mup`.
 
-    `standard` has the init of a standard parametrization (fan_in^-1/2) and one lr, decay and eps for all; α is folded
-    as under `mup`, so that the two are the same at the base width. `stock` has no factor at all: its init stays.
+    `standard` has the init of a standard parametrization (fan_in^-1/2) and one lr, decay and eps for all. α is folded
+    as under `mup`, so that the two are equal at the base width. `stock` has no factor at all, and keeps its own init.
     """
     validate_parametrization(parametrization, output_multiplier, depth_ratio)
     if role not in ROLES:

@@ -1,13 +1,13 @@
-"""Which dimensions grow with the width, and from that every parameter's role.
+"""Finds which dimensions grow with the width, and from that every parameter's role.
 
-A model is built on the meta device at the base width, at another width and at the width used; base and target alone
-could agree in a dimension that grows. Roles follow from which of a weight's fan-in and fan-out grow:
+A model is built on the meta device at the base width, at another width and at the width used. Two widths alone could
+agree in a dimension that grows. Roles follow from which of a weight's fan-in and fan-out grow:
 
     both: hidden    fan-out alone, or a vector: input    fan-in alone: readout    none: finite
 
 Refuses, naming the parameter: nothing that grows, three growing dimensions, growth out of proportion to the width, a
-layout that shapes cannot tell, one tensor in two roles, a reparametrized weight, a growing head dim. And, as far as it
-shows, a forward that depends on the width through a number: a float kept by a module, or a scalar buffer.
+layout that shapes cannot tell, one tensor in two roles, a reparametrized weight, a growing head dim. Also refuses a
+forward that depends on the width through a number that a module keeps, as a float or as a scalar buffer.
 """
 
 import math
@@ -32,7 +32,7 @@ VECTOR_TABLES = (
     *("cls_token", "class_token", "mask_token", "dist_token", "register_tokens", "bias_k", "bias_v"),
     *("scale_shift_table", "modulation"),
 )
-"""Last name of raw parameters [..., width] that are added or multiplied entry by entry: inputs."""
+"""Last names of raw parameters [..., width] that are added or multiplied entry by entry. Their role is input."""
 
 _MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _HEADS = (("num_heads", "embed_dim"), ("heads", "inner_dim"), ("num_heads", "inner_dim"), ("num_heads", "dim"))
@@ -40,18 +40,18 @@ _HEADS = (("num_heads", "embed_dim"), ("heads", "inner_dim"), ("num_heads", "inn
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One trainable tensor at one width. `fans` has (fan-in, fan-out) under each of its names, None: layout unknown."""
+    """One trainable tensor at one width. `fans` has (fan-in, fan-out) by each of its names, or None: layout unknown."""
 
     shape: tuple[int, ...]
     fans: Mapping[str, tuple[int, int] | None]
-    law: Initialization | None
+    initialization: Initialization | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What is read of a model at one width: its weights by first name, and the head dim of its attention modules.
+    """What a plan reads from a model at one width: its weights by first name, and head dims by attention module.
 
-    `numbers` are the floats that its modules keep, by module and name: attributes and, where known, scalar buffers.
+    `numbers` are the floats that its modules keep, by module and name: attributes, and scalar buffers where known.
     """
 
     width: int
@@ -76,7 +76,7 @@ def outline(build: Build, width: int) -> Outline:
         aliases[0]: Weight(
             shape=tuple(parameters[key].shape),
             fans={name: _fans(model, name, parameters[key]) for name in aliases},
-            law=recorder.law(parameters[key]),
+            initialization=recorder.initialization(parameters[key]),
         )
         for key, aliases in names.items()
     }
@@ -84,8 +84,8 @@ def outline(build: Build, width: int) -> Outline:
     return Outline(width=width, weights=weights, head_dims=head_dims, numbers=_numbers(model, recorder, scalars))
 
 
-def measure_laws(build: Build, width: int, names: Sequence[str]) -> dict[str, Initialization]:
-    """Laws of parameters whose initialization could not be recorded, from one real model on the CPU, seed 0."""
+def measure_initializations(build: Build, width: int, names: Sequence[str]) -> dict[str, Initialization]:
+    """Initializations that could not be recorded, measured on one real model on the CPU, seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parameters = dict(_built(build, width).named_parameters())
@@ -93,7 +93,7 @@ def measure_laws(build: Build, width: int, names: Sequence[str]) -> dict[str, In
 
 
 def infer_roles(base: Outline, other: Outline, used: Outline, declared: Mapping[str, str]) -> dict[str, str]:
-    """Role of every parameter by name; `declared` ones as said. `used` may be `base` or `other` itself."""
+    """Role of every parameter by name; `declared` roles win over shapes. `used` may be `base` or `other` itself."""
     for outlined in (other, used):
         _refuse_different_layout(base, outlined)
     known = {alias for weight in base.weights.values() for alias in weight.fans}
@@ -154,12 +154,12 @@ def _shape_role(alias: str, small: Weight, large: Weight, growing: list[int]) ->
 
 
 def _fans(model: nn.Module, name: str, parameter: nn.Parameter) -> tuple[int, int] | None:
-    """Fan-in and fan-out in channels, kernels left out; only which of them grow is used."""
+    """Fan-in and fan-out in channels, without kernels: only which of them grow is used."""
     owner, _, local = name.rpartition(".")
     module = model.get_submodule(owner)
     if local == "weight":
         if isinstance(module, _ConvNd):
-            # Not from the shape: a transposed one is [in, out/groups, ...], a depthwise one has fan-in 1.
+            # The shape does not tell: a transposed one is [in, out/groups, ...], a depthwise one has fan-in 1.
             return module.in_channels // module.groups, module.out_channels
         if isinstance(module, nn.Linear):
             return parameter.shape[1], parameter.shape[0]
@@ -182,9 +182,10 @@ def _head_dim(module: nn.Module) -> int | None:
 
 
 class _Scalars(TorchFunctionMode):
-    """Remembers the number in torch.tensor(0.25), of which a meta tensor keeps nothing and a recording sees nothing.
+    """Remembers the number in torch.tensor(0.25). A meta tensor does not keep it, and a recording does not see it.
 
-    Entered before the recording, which looks at the frame that asks it. Keeps the tensors: an id would be used again.
+    Enter it before the recording, which inspects the frame that calls it. It keeps the tensors: a freed tensor's id
+    would be used again.
     """
 
     def __init__(self) -> None:
@@ -202,10 +203,10 @@ class _Scalars(TorchFunctionMode):
 
 
 def _numbers(model: nn.Module, recorder: Recorder, scalars: _Scalars) -> dict[tuple[str, str], float]:
-    """Floats of every module, by module and attribute; buffers of one entry too, where the value is known.
+    """Floats of every module, by module and attribute, and buffers of one entry where the value is known.
 
-    A meta tensor has no value: known are a fill and what torch.tensor was given, not what came by arithmetic on tensors
-    or from numpy.
+    A meta tensor has no value. Fills and the argument of torch.tensor are known. Results of tensor arithmetic and
+    values from numpy are not.
     """
     numbers = {}
     for name, module in model.named_modules():
@@ -214,9 +215,9 @@ def _numbers(model: nn.Module, recorder: Recorder, scalars: _Scalars) -> dict[tu
                 numbers[name, key] = float(value)
         for key, buffer in module.named_buffers(recurse=False):
             if buffer.numel() == 1 and buffer.is_floating_point():
-                law, number = recorder.law(buffer), scalars.value(buffer)
-                if number is None and law is not None and law.std == 0:
-                    number = law.mean
+                initialization, number = recorder.initialization(buffer), scalars.value(buffer)
+                if number is None and initialization is not None and initialization.std == 0:
+                    number = initialization.mean
                 if number is not None:
                     numbers[name, key] = number
     return numbers

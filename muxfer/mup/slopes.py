@@ -1,4 +1,4 @@
-"""What a coordinate check concludes: a slope over log size for each measured thing, its interval, and whether it fits.
+"""Judges a coordinate check: for each measured value its slope over log size, the interval, and whether it fits.
 
     change              RMS change of a module's output on a fixed batch after steps 1, 2, 3 and the last: slope 0
     output_at_init      RMS(W x) / RMS(x) of a fresh weight against its role's slope; RMS of what is as wide as the
@@ -6,8 +6,8 @@
     update              RMS(dW x) / RMS(x), or RMS(dp) of a vector or table, at the first step with a gradient: 0
     parameter_at_init   RMS of a fresh parameter against its role's slope
 
-Under depth scaling the slopes are over log depth: -1 at the end of a branch, 0 elsewhere. What is exactly zero at every
-size has no slope and is not judged; zero at some sizes only fails. Pure numbers, no torch.
+Under depth scaling the slopes are over log depth: -1 at the end of a branch, 0 elsewhere. A value that is exactly zero
+at every size has no slope and passes. One that is zero at some sizes only fails. Pure numbers, no torch.
 """
 
 import math
@@ -17,21 +17,24 @@ from statistics import NormalDist
 
 MEASURES = ("change", "output_at_init", "update", "parameter_at_init")
 TOLERANCE: Mapping[str, float] = {"change": 0.5, "output_at_init": 0.4, "update": 0.4, "parameter_at_init": 0.06}
-"""How far a slope may be from what is expected. Two-sided: what shrinks with the width is as wrong as what grows.
+"""How far a slope may be from the expected one. Two-sided: a value that shrinks with the width is as wrong as one that
+grows.
 
-Slopes of healthy models and of broken ones that these lie between: docs/models.md.
+These lie between the slopes of healthy models and those of broken ones: see docs/models.md.
 """
 INCOHERENT_UPDATE = 0.8
-"""The same for the update of a matrix that falls while its rate is right. An update that is incoherent with its input,
-as the gradients of a block with few heads are, falls as m^-1/2 without a fault; what a wrong role does falls as 1/m.
+"""The tolerance for a matrix whose update falls while its rate is right.
+
+Gradients of a block with few heads are incoherent with their input. Such an update falls as m^-1/2 without a fault. A
+wrong role makes it fall as 1/m.
 """
 EXACT_RATE = 0.1
-"""How far the slope of RMS(dp) may be from that of the role's rate to be right."""
+"""A rate is right if the slope of RMS(dp) is at most this far from the slope of the role's rate."""
 
 INIT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -0.5, "readout": -1.0, "finite": 0.0}
 RATE_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -1.0, "readout": -1.0, "finite": 0.0}
 OUTPUT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": 0.0, "readout": -0.5, "finite": 0.0}
-"""Of RMS(W x) / RMS(x) at initialization, over log width, by role."""
+"""Slope of RMS(W x) / RMS(x) at initialization over log width, by role."""
 
 
 Key = tuple[str, str, int | None]
@@ -40,9 +43,10 @@ Key = tuple[str, str, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One slope: of a module (by name) or a parameter, over the log of the size, with its 95 % interval.
+    """One slope over the log of the size, with its 95 % interval. `name` is a module or a parameter.
 
-    `values` are means over seeds (geometric) by size; `slope` None: zero at every size, so nothing to judge.
+    `values` are geometric means over seeds, by size. `slope` is None where no slope can be fitted: the values are zero
+    at every size, which passes, or some are zero, not finite or missing, which fails.
     """
 
     measure: str
@@ -59,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateCheck:
-    """What was found; it passes where every line does."""
+    """The result of a coordinate check. It passes where every line passes."""
 
     parametrization: str
     axis: str
@@ -68,7 +72,7 @@ class CoordinateCheck:
     seeds: int
     lines: tuple[Line, ...]
     loss_change: float
-    """Largest relative change of the loss over the steps: the rate was small enough if it barely moved."""
+    """Largest relative change of the loss over the steps. The rate was small enough if this is small."""
 
     @property
     def passed(self) -> bool:
@@ -85,9 +89,10 @@ class CoordinateCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a slope is expected from: the role, whether the weight holds the depth factor, the fewest entries seen.
+    """What the expected slope depends on: the role, whether the weight holds the depth factor, the number of entries.
 
-    `is_bare`: a matrix whose input was never seen, so that its update is RMS(dp), which falls as its rate does.
+    `num_entries` is that of the smallest size. `is_bare`: no input of the matrix was seen. Its update is then RMS(dp),
+    which falls as its rate does.
     """
 
     role: str
@@ -106,7 +111,7 @@ def judge(
     axis: str,
     steps: Mapping[int, Sequence[float]] | None = None,
 ) -> Line:
-    """The line of one key; `values` has one number a seed by size, `steps` RMS(dp) of the same update."""
+    """The line of one key. `values` has one number per seed, by size; `steps` has RMS(dp) of the same update."""
     measure, name, step = key
     if axis == "depth":
         expected = -1.0 if kind.is_branch_end else 0.0
@@ -128,12 +133,12 @@ def judge(
         slope, error = _fit(by_size)
         distance = abs(slope - expected)
         tolerance = TOLERANCE[measure]
-        if measure == "parameter_at_init":  # the law is exact, a draw of few entries is not
+        if measure == "parameter_at_init":  # the initialization is exact, a draw of few entries is not
             tolerance += 4 * _slope_error_of_draws(by_size, kind.num_entries)
         elif measure == "update" and slope < expected and _is_rate_right(steps, kind, axis=axis):
             tolerance = INCOHERENT_UPDATE
         elif axis == "depth" and measure == "output_at_init" and not kind.role and slope < 0:
-            # L branches of 1/L add to a trunk as L^-1/2, on top of what the embedding gives
+            # L branches of size 1/L add L^-1/2 to the trunk, on top of the embedding
             distance = max(0.0, -0.5 - slope)
         passed = distance <= tolerance
     return Line(
@@ -170,13 +175,13 @@ def _fit(values: Mapping[int, Sequence[float]]) -> tuple[float, float]:
     mean_x, mean_y = (sum(column) / len(points) for column in zip(*points, strict=True))
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
     freedom = len(points) - 2
-    return slope, _t_quantile(freedom) * math.sqrt(rest / freedom / spread)
+    return slope, _t_quantile(freedom) * math.sqrt(residual / freedom / spread)
 
 
 def _slope_error_of_draws(values: Mapping[int, Sequence[float]], num_entries: int) -> float:
-    """Standard error of the slope that random draws of so many entries alone would give: RMS is known to 1/sqrt(2n)."""
+    """Standard error of the slope from random draws of `num_entries` alone: RMS is known to 1/sqrt(2n)."""
     logs = [math.log(size) for size, several in values.items() for _ in several]
     mean = sum(logs) / len(logs)
     return math.sqrt(1 / (2 * num_entries) / sum((x - mean) ** 2 for x in logs))

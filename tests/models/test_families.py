@@ -85,7 +85,9 @@ def test_roles_and_laws_are_found_at_every_width(name, counts, width):
     plan = scale_plan(task)
     assert Counter(scale.role for scale in plan.scales.values()) == counts
     assert plan.scales[plan.readout].role == "readout"
-    assert all(plan.base_laws.values()), "every law was recorded: nothing is measured, no base model is built"
+    assert all(plan.base_initializations.values()), (
+        "every law was recorded: nothing is measured, no base model is built"
+    )
     assert {scale.lr for scale in plan.scales.values() if scale.role == "hidden"} == {64 / width}
 
 

@@ -67,7 +67,7 @@ RECORDED = {
 @pytest.mark.parametrize("make", RECORDED.values(), ids=RECORDED.keys())
 def test_a_recorded_law_is_what_real_values_show(make: Callable[[], nn.Parameter]) -> None:
     with torch.device("meta"), recording() as recorder:
-        law = recorder.law(make())
+        law = recorder.initialization(make())
     torch.manual_seed(0)
     real = make().detach().double()
     assert law is not None
@@ -106,12 +106,12 @@ UNKNOWN = {
 @pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
 def test_what_is_not_recognised_has_no_law(make: Callable[[], nn.Parameter]) -> None:
     with torch.device("meta"), recording() as recorder:
-        assert recorder.law(make()) is None
+        assert recorder.initialization(make()) is None
 
 
 def test_a_padding_row_leaves_the_law_of_the_rest() -> None:
     with torch.device("meta"), recording() as recorder:
-        law = recorder.law(nn.Embedding(10, 4, padding_idx=3).weight)
+        law = recorder.initialization(nn.Embedding(10, 4, padding_idx=3).weight)
     assert law is not None
     assert (law.mean, law.std, law.recorded) == (0.0, 1.0, False)
 

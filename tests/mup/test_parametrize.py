@@ -79,7 +79,7 @@ def test_deviations_are_the_base_laws_times_the_factor(parametrization: str) -> 
     plan = plan_for(256, parametrization=parametrization, output_multiplier=2.0)
     parametrize(model, plan)
     for name, parameter in model.named_parameters():
-        law = plan.base_laws[name]
+        law = plan.base_initializations[name]
         assert law is not None
         expected = law.std * plan.scales[name].init_std
         assert parameter.std().item() == pytest.approx(expected, rel=0.06), name

@@ -146,7 +146,7 @@ def sd3(width: int) -> nn.Module:
 def test_roles_in_diffusers_classes_as_they_are(build: Callable[[int], nn.Module], counts: dict[str, int]) -> None:
     plan = plan_of(build)
     assert Counter(scale.role for scale in plan.scales.values()) == counts
-    assert all(law is not None for law in plan.base_laws.values())
+    assert all(law is not None for law in plan.base_initializations.values())
 
 
 def test_what_agrees_at_base_and_target_still_grows() -> None:

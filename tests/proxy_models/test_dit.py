@@ -372,7 +372,11 @@ def test_the_plan_finds_every_role(block: str, width: int) -> None:
     }
     expected |= {"final_layer.linear.weight": "readout", "final_layer.linear.bias": "finite"}
     assert {name: scale.role for name, scale in plan.scales.items()} == expected
-    assert all(plan.laws[name] == plan.base_laws[name] for name, role in expected.items() if role == "input")
+    assert all(
+        plan.initializations[name] == plan.base_initializations[name]
+        for name, role in expected.items()
+        if role == "input"
+    )
 
 
 @every_block

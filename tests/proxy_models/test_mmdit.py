@@ -139,7 +139,7 @@ def test_stable_diffusion_3_medium_has_its_size() -> None:
 def test_the_mup_papers_target_and_proxies_can_be_built(width: int, billions: float) -> None:
     """Of 18B and 0.18B in the paper; see the note in conf/size/mmdit_18b.yaml."""
     model = dataclasses.replace(composed("+size=mmdit_18b"), width=width)
-    model.check()
+    model.validate()
     assert measure(model).parameters / 1e9 == pytest.approx(billions, abs=0.001)
 
 
@@ -381,7 +381,7 @@ def test_a_plan_finds_the_roles(width: int, options: dict[str, Any]) -> None:
     assert {name for name in roles["input"] if name.endswith(".weight")} == {
         *("x_embedder.proj.weight", "context_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.mlp.0.weight"),
     }
-    assert all(law is not None and law.recorded for law in plan.base_laws.values())
+    assert all(law is not None and law.recorded for law in plan.base_initializations.values())
     if projects:  # the output multiplier is the declared readout's alone
         folds = [plan.scales[name].fold for name in ("final_layer.linear.weight", "projector.0.weight")]
         assert folds == [2 * 64 / width, 64 / width]

@@ -212,11 +212,15 @@ def test_no_input_deviation_knows_the_width(kind: type) -> None:
     plan = make_plan(lambda width: kind(**{**SMALL, "width": width}), width=256, base_width=32, readout=None)
     for name, scale in plan.scales.items():
         if scale.role in ("input", "finite"):
-            assert plan.laws[name] == plan.base_laws[name], name
-    assert plan.laws["y_embedder.mlp.0.weight"].std == pytest.approx(6**-0.5)
-    assert plan.laws["t_embedder.mlp.0.weight"].std == (0.02 if kind is CrossAttentionTransformer else 1 / 16)
-    zero = {name for name, law in plan.laws.items() if law.mean == law.std == 0 and not name.endswith("bias")}
-    modulations = {name for name in plan.laws if name.endswith("adaLN_modulation.1.weight")}
+            assert plan.initializations[name] == plan.base_initializations[name], name
+    assert plan.initializations["y_embedder.mlp.0.weight"].std == pytest.approx(6**-0.5)
+    assert plan.initializations["t_embedder.mlp.0.weight"].std == (
+        0.02 if kind is CrossAttentionTransformer else 1 / 16
+    )
+    zero = {
+        name for name, law in plan.initializations.items() if law.mean == law.std == 0 and not name.endswith("bias")
+    }
+    modulations = {name for name in plan.initializations if name.endswith("adaLN_modulation.1.weight")}
     assert zero == {*modulations, "final_layer.linear.weight"}
 
 
@@ -251,7 +255,7 @@ def test_the_plan_finds_one_readout(family: str, width: int) -> None:
     assert [name for name, role in roles.items() if role == "readout"] == ["final_layer.linear.weight"]
     expected = {**ROLES, **OWN_ROLES[family]}
     assert {name: roles[name] for name in expected} == expected
-    assert all(law is not None and law.recorded for law in plan.laws.values())
+    assert all(law is not None and law.recorded for law in plan.initializations.values())
 
 
 @FAMILY

@@ -254,7 +254,7 @@ def test_no_initial_deviation_knows_the_width() -> None:
         make_plan(lambda width: UViT(**{**LABELS, "width": width}), width=width, base_width=32, readout=None)
         for width in (64, 256)
     ]
-    laws = [{name: (law.mean, law.std) for name, law in plan.laws.items()} for plan in plans]
+    laws = [{name: (law.mean, law.std) for name, law in plan.initializations.items()} for plan in plans]
     assert laws[0] == laws[1]
     assert [name for name, law in laws[0].items() if law == (0.0, 0.0) and "bias" not in name] == [
         "decoder_pred.weight"
@@ -297,7 +297,7 @@ def test_the_plan_finds_one_readout(width: int, condition: dict, skip: str) -> N
     expected = {name: role for name, role in ROLES.items() if name in roles}
     assert {name: roles[name] for name in expected} == expected
     assert len(expected) == len(ROLES) - ("text_dim" in condition)
-    assert all(law is not None and law.recorded for law in plan.laws.values())
+    assert all(law is not None and law.recorded for law in plan.initializations.values())
 
 
 def test_a_family_reads_labels_or_text() -> None:
