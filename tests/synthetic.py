@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from muxfer.analysis.scaling_law import Points, fit_isoflop
+from muxfer.analysis.isoflop_points import Points
+from muxfer.analysis.scaling_law import fit_isoflop
 from muxfer.analysis.transferability import judge
 from muxfer.trial import Outcome, Point, Record
 

@@ -1,4 +1,4 @@
-"""What is installed: the command works from an empty folder, and no package called conf or sweeps comes with it."""
+"""The installed command works from an empty folder, and no package called conf or sweeps is installed with it."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_carries_its_configurations_and_no_stray_package(tmp_path):
+def test_wheel_holds_configurations_and_templates_and_no_other_package(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("muxfer-*.whl")
@@ -17,6 +17,9 @@ def test_the_wheel_carries_its_configurations_and_no_stray_package(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"muxfer", "proxy_models"}
+    templates = {path.name for path in (ROOT / "muxfer" / "report" / "templates").iterdir()}
+    assert {"page.css", "page.html"} <= templates
+    assert {path.name for path in (site / "muxfer" / "report" / "templates").iterdir()} == templates
     empty.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", "import muxfer.cli; print(muxfer.__file__); muxfer.cli.main()", "config", "lr-width"],

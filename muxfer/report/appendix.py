@@ -1,21 +1,21 @@
-"""The page's appendix: the coordinate check, the cost, every trial."""
+"""The appendix of a study's page: coordinate check, cost, environment and every trial."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from muxfer.analysis.cells import ordered, shown
-from muxfer.files import content_of
-from muxfer.report import html
-from muxfer.report.figures import replace_file
+from muxfer.files import content_of, replace_file
+from muxfer.report.blocks import Block, Fold, Pairs, Paragraph, Section, Table, drawn
 from muxfer.report.format import METRIC, show_time
-from muxfer.report.html import Section
-from muxfer.report.sections import Context, drawing_of, drawn, logger
+from muxfer.report.sections import Context
 from muxfer.trial import Record
 from muxfer.validate import expect
+
+logger = logging.getLogger(__name__)
 
 _Line = TypedDict("_Line", {"name": str, "measure": str, "slope": float | None, "expected": float, "pass": bool})
 
@@ -41,50 +41,63 @@ def coordinates(folder: Path, context: Context) -> Section | None:
     """The coordinate check's verdict by measure, and its figure, copied beside the page."""
     if (given := context.get("check")) is None:
         return None
-    if (found := (given, Path(given["figure"])) if isinstance(given, Mapping) else _newest_check(given)) is None:
+    check = (given, Path(given["figure"])) if isinstance(given, Mapping) else _newest_check(given)
+    if check is None:
         return None
-    data, figure = found
-    told = {"pass": "keeps", "fail": "does not keep"}.get(data["verdict"], data["verdict"])
+    data, figure = check
+    keeps = {"pass": "keeps", "fail": "does not keep"}.get(data["verdict"], data["verdict"])
     control = data.get("control") or {}
-    beside = f" {control['parametrization']}, the control: {control['verdict']}." if control else ""
+    control_text = f" {control['parametrization']}, the control: {control['verdict']}." if control else ""
     sizes = ", ".join(map(str, data["sizes"]))
     sentence = (
-        f"{data['model']} under {data['parametrization']} {told} its coordinates at {data['axis']} {sizes}"
-        f" ({data['steps']} steps): {data['verdict']}.{beside}"
+        f"{data['model']} under {data['parametrization']} {keeps} its coordinates at {data['axis']} {sizes}"
+        f" ({data['steps']} steps): {data['verdict']}.{control_text}"
     )
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for line in data["modules"]:
-        groups.setdefault(line["measure"], []).append(line)
-    rows = []
-    for measure, lines in groups.items():
-        sloped = [line for line in lines if line["slope"] is not None]
-        worst = max(sloped, key=lambda line: abs(line["slope"] - line["expected"]), default=None)
-        named = (
-            "" if worst is None else f"{worst['slope']:+.2f} for {worst['expected']:+g}, {worst['name'] or 'the model'}"
-        )
-        failed = sum(not line["pass"] for line in lines)
-        rows.append([measure.replace("_", " "), f"{len(lines)}", f"{failed}" if failed else "none", named])
-    body = f"<p>{escape(sentence)}</p>" + html.table(["measure", "slopes", "failed", "farthest off"], rows)
+    header = ["measure", "slopes", "failed", "farthest off"]
+    blocks: list[Block] = [Paragraph(text=sentence), Table(header=header, rows=_measure_rows(data["modules"]))]
     if drawing := drawing_of(figure.with_suffix(".svg")):
         files = [replace_file(folder / "coordinate-check.svg", drawing.encode())]
         if picture := content_of(figure.with_suffix(".png"), follow=False):
             files.append(replace_file(folder / "coordinate-check.png", picture))
         caption = "Each line is relative to the smallest size and the slope expected of it: a right one is flat."
-        body += drawn(files, "c", caption)
-    return Section(name="Coordinates", title="Coordinate check", body=body)
+        blocks.append(drawn(files, "c", caption))
+    return Section(name="Coordinates", title="Coordinate check", blocks=blocks)
+
+
+def _measure_rows(modules: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each measure the number of slopes, how many failed, and the one farthest from what is expected."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in modules:
+        groups.setdefault(line["measure"], []).append(line)
+    rows = []
+    for measure, lines in groups.items():
+        sloped = [line for line in lines if line["slope"] is not None]
+        worst = max(sloped, key=lambda line: abs(line["slope"] - line["expected"]), default=None)
+        farthest = ""
+        if worst is not None:
+            farthest = f"{worst['slope']:+.2f} for {worst['expected']:+g}, {worst['name'] or 'the model'}"
+        num_failed = sum(not line["pass"] for line in lines)
+        rows.append([measure.replace("_", " "), f"{len(lines)}", f"{num_failed}" if num_failed else "none", farthest])
+    return rows
+
+
+def drawing_of(file: Path) -> str | None:
+    """The SVG in the file; None where there is none. A link is not followed."""
+    text = (content_of(file, follow=False) or b"").decode(errors="replace")
+    return text if "<svg" in text else None
 
 
 def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
-    """The newest check of a folder and where its figure lies: beside it. None where there is none of the right form.
+    """The newest check in a folder, and where its figure lies: beside it. None where no file has the right form.
 
-    The figure that the file names is not asked for: the page goes to the ledger, and that could be any file.
+    The figure that the file names is not read: it could be any file, and the page goes to the ledger.
     """
     file = max(folder.glob("*.json"), key=lambda file: file.lstat().st_mtime, default=None)
     if file is None:
         return None
     try:
         if (content := content_of(file, follow=False)) is None:
-            raise ValueError("it can't be read, or is no file")
+            raise ValueError("it can't be read, or is not a file")
         data = json.loads(content)
         expect(_Check, data)
         json.dumps(data, ensure_ascii=False).encode()  # no page can hold half a character
@@ -92,7 +105,7 @@ def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
             expect(_Control, data["control"], "control")
     except (ValueError, RecursionError) as error:
         logger.warning(
-            "the page has no coordinate check, %s is none (%.200s): muxfer check makes it again", file, error
+            "the page has no coordinate check: %s is not one (%.200s); muxfer check makes it again", file, error
         )
         return None
     return data, file
@@ -112,10 +125,12 @@ def cost(records: Sequence[Record], context: Context) -> Section:
     for name, key in (("FLOPs of the proxies", "proxy_flops"), ("FLOPs of the target", "target_flops")):
         if plan.get(key) is not None:
             facts[name] = f"{plan[key]:.3g}"
-    shares = (("tuning cost", "tuning_ratio", "trials × parameters × samples"), ("", "tuning_ratio_flops", "FLOPs"))
-    told = [f"{100 * plan[key]:.2g} % of the target's {what}" for _, key, what in shares if plan.get(key) is not None]
-    if told:
-        facts["share"] = ", ".join(told)
+    shares = (("tuning_ratio", "trials × parameters × samples"), ("tuning_ratio_flops", "FLOPs"))
+    shares_text = [
+        f"{100 * plan[key]:.2g} % of the target's {what}" for key, what in shares if plan.get(key) is not None
+    ]
+    if shares_text:
+        facts["share"] = ", ".join(shares_text)
     if plan.get("hours") is not None:
         facts["planned"] = show_time(3600 * plan["hours"])
     sizes = sorted({record.num_parameters for record in trials if record.num_parameters})
@@ -125,7 +140,13 @@ def cost(records: Sequence[Record], context: Context) -> Section:
         facts["resumed"] = f"{resumed}, from a checkpoint"
     if "command" in context:
         facts["command"] = context["command"]
-    return Section(name="Cost", title="Cost", body=html.pairs(facts))
+    return Section(name="Cost", title="Cost", blocks=[Pairs(values=facts)])
+
+
+def environment(context: Context) -> Section | None:
+    if not context.get("environment"):
+        return None
+    return Section(name="Environment", title="Environment", blocks=[Pairs(values=context["environment"])])
 
 
 def every_trial(records: Sequence[Record]) -> Section:
@@ -141,5 +162,6 @@ def every_trial(records: Sequence[Record]) -> Section:
         remarks += [record.error] if record.error else []
         shared = [str(record.replicate), str(record.outcome), metric, str(record.step), f"{record.train_seconds:.1f}"]
         rows.append([record.key, *settings, *shared, "; ".join(remarks)])
-    body = html.folded(f"{len(rows)} trials: key, setting, outcome, loss", html.table(header, rows))
-    return Section(name="Every trial", title="Every trial", body=body)
+    summary = f"{len(rows)} trials: key, setting, outcome, loss"
+    fold = Fold(summary=summary, blocks=[Table(header=header, rows=rows)])
+    return Section(name="Every trial", title="Every trial", blocks=[fold])

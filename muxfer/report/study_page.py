@@ -1,29 +1,29 @@
-"""The pages of a study, for people: what a sweep found, and what the launched target reached.
+"""The page of a study, for people: what a sweep found.
 
-A page answers first and shows its evidence below (`muxfer.sections`): verdict and best setting in words, then the
-U-curves, optimum and regret, what the search tried, training curves, cost, every trial.
+It answers first and shows its evidence below: verdict and best setting in words, then the U-curves, optimum and regret,
+the search, training curves, cost and every trial.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from muxfer.report import appendix, html, sections
-from muxfer.report.figures import replace_file
+from muxfer.files import replace_file
+from muxfer.report import appendix, sections
+from muxfer.report.html import html
 from muxfer.report.sections import Context
-from muxfer.report.summary import answer
-from muxfer.report.target_page import target_section, write_target
+from muxfer.report.summary import summary
 from muxfer.trial import Record, Verdict
 
-__all__ = ["Context", "target_section", "write", "write_target"]
+__all__ = ["Context", "write"]
 
 
 def write(
     study_name: str, folder: Path, records: Sequence[Record], verdict: Verdict, *, context: Context | None = None
 ) -> Path:
-    """FOLDER/report.html, and beside it each of its figures as PNG, SVG and CSV. Each file is replaced whole."""
+    """Write FOLDER/report.html, and each of its figures as PNG, SVG and CSV beside it. Each file is replaced whole."""
     context = context or {}
     parts = [
-        sections.law(study_name, folder, context),
+        sections.scaling_law(study_name, folder, context),
         sections.u_curves(study_name, folder, records, verdict),
         sections.search(folder, records, verdict, context),
         sections.optimum(folder, records, verdict),
@@ -31,9 +31,13 @@ def write(
         sections.training(folder, records, verdict, context.get("points", {})),
         appendix.coordinates(folder, context),
         appendix.cost(records, context),
-        sections.environment(context),
+        appendix.environment(context),
         appendix.every_trial(records),
     ]
-    head = answer(study_name, records, verdict, context)
-    text = html.html(f"{study_name} · muxfer", head, [part for part in parts if part is not None])
+    text = html(
+        "study.html",
+        title=f"{study_name} · muxfer",
+        sections=[part for part in parts if part is not None],
+        **summary(study_name, records, verdict, context),
+    )
     return replace_file(folder / "report.html", text.encode())

@@ -1,64 +1,84 @@
-"""What a study's page says first: the verdict in words, the best setting, what to type next, a handful of numbers."""
+"""The top of a study's page: the verdict in words, the best setting, what to type next, and a few numbers."""
 
 import shlex
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 from muxfer.analysis.cells import finite, percent, settings_at_largest, settled_table, shown
 from muxfer.analysis.scaling_law import IsoflopFit
 from muxfer.analysis.scattered import is_scattered
 from muxfer.analysis.transferability import best_setting
-from muxfer.report import html
+from muxfer.report.blocks import Headline
 from muxfer.report.format import METRIC, brief_value, drift_unit, edge_text, num_decimals, regret_text, show_time
 from muxfer.report.sections import Context
 from muxfer.trial import Record, Verdict
 
+Tile = tuple[str, str, str]
+"""A number on the page: its name, the number, and what it means."""
 
-def answer(study_name: str, records: Sequence[Record], verdict: Verdict, context: Context) -> str:
-    """Verdict, best setting, what to type next, and the study in a handful of numbers."""
-    axis, hp = verdict.axis, verdict.hp
-    about = f"<p class='about'>{escape(context['description'])}</p>" if context.get("description") else ""
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best setting and the next command. `settings` are (name, value, exact value or "" where it is the same)."""
+
+    settings: Sequence[tuple[str, str, str]]
+    reached: str
+    lead: str
+    command: str
+
+
+def summary(study_name: str, records: Sequence[Record], verdict: Verdict, context: Context) -> dict[str, Any]:
+    """What study.html shows above its sections, by the names in that template."""
+    description = context.get("description", "")
     if (fit := context.get("fit")) is not None:
-        return _law(study_name, fit) + about + html.tiles([_cost(records, context)])
-    headline = {
+        headline, tiles = _scaling_law(study_name, fit), [_cost(records, context)]
+        return {"headline": headline, "description": description, "choice": None, "tiles": tiles}
+    return {
+        "headline": _headline(study_name, records, verdict),
+        "description": description,
+        "choice": _choice(study_name, records, verdict, context),
+        "tiles": [*_facts(verdict), _cost(records, context)],
+    }
+
+
+def _headline(study_name: str, records: Sequence[Record], verdict: Verdict) -> Headline:
+    axis, hp = verdict.axis, verdict.hp
+    title = {
         "transfers": f"The best {hp} transfers along {axis}.",
         "drifts": f"The best {hp} drifts along {axis}.",
     }.get(verdict.verdict, f"Cannot tell whether the best {hp} transfers along {axis}.")
     if len(verdict.optimum) == 1 and is_scattered(records, axis, hp):
-        headline = f"The best of {len(settings_at_largest(records, axis))} settings at {axis} {min(verdict.optimum):g}."
+        title = f"The best of {len(settings_at_largest(records, axis))} settings at {axis} {min(verdict.optimum):g}."
     why = f"{verdict.why[:1].upper()}{verdict.why[1:]}."
-    lead = {"transfers": "Next", "drifts": "Next, knowing that it drifts"}.get(
-        verdict.verdict, "Next, once that is settled"
-    )
-    command = context.get("next_command", f"muxfer transfer {shlex.quote(study_name)}")
-    cards = (
-        f"<div class='cards'><div class='choice'><h3>Best setting</h3>{_best(records, verdict)}</div>"
-        f"<div class='next'><h3>{lead}</h3><pre>{escape(command)}</pre></div></div>"
-    )
-    head = html.headline(f"muxfer · sweep {study_name}", headline, why, verdict.verdict, verdict.verdict)
-    return head + about + cards + html.tiles(_facts(records, verdict, context))
+    kicker = f"muxfer · sweep {study_name}"
+    return Headline(kicker=kicker, title=title, why=why, tone=verdict.verdict, badge=verdict.verdict)
 
 
-def _best(records: Sequence[Record], verdict: Verdict) -> str:
+def _choice(study_name: str, records: Sequence[Record], verdict: Verdict, context: Context) -> Choice:
     axis, hp = verdict.axis, verdict.hp
+    leads = {"transfers": "Next", "drifts": "Next, knowing that it drifts"}
+    lead = leads.get(verdict.verdict, "Next, once that is settled")
+    command = context.get("next_command", f"muxfer transfer {shlex.quote(study_name)}")
     best = best_setting(records, axis=axis, hp=hp)
     if best is None:
-        return f"<p>No {escape(hp)} has a finite loss at the largest {escape(axis)}.</p>"
-    exact = ""
+        reached = f"No {hp} has a finite loss at the largest {axis}."
+        return Choice(settings=[], reached=reached, lead=lead, command=command)
+    settings = []
     for name, value in best.setting.items():
         if name != axis:
-            brief, full = brief_value(value), str(value)
-            also = "" if full == brief or isinstance(value, str) else f"<small>= {escape(f'{value:.10g}')}</small>"
-            exact += f"<p><b>{escape(name)} {escape(brief)}</b>{also}</p>"
+            brief = brief_value(value)
+            exact = "" if isinstance(value, str) or str(value) == brief else f"{value:.10g}"
+            settings.append((name, brief, exact))
     seeds = f", mean of {len(best.records)} seeds" if len(best.records) > 1 else ""
     decimals = num_decimals(settled_table(records, axis, hp))
-    loss = f"{METRIC} {best.metric:.{decimals}f} at {axis} {best.setting[axis]}{seeds}"
-    return f"{exact}<p>{escape(loss)}</p>"
+    reached = f"{METRIC} {best.metric:.{decimals}f} at {axis} {best.setting[axis]}{seeds}"
+    return Choice(settings=settings, reached=reached, lead=lead, command=command)
 
 
-def _facts(records: Sequence[Record], verdict: Verdict, context: Context) -> list[tuple[str, str, str]]:
+def _facts(verdict: Verdict) -> list[Tile]:
     axis, hp = verdict.axis, verdict.hp
-    facts = []
+    facts: list[Tile] = []
     if verdict.from_ is not None:
         facts.append(
             ("Transfers from", f"{axis} {verdict.from_:g} on", f"to {axis} {max(verdict.optimum):g}, the largest")
@@ -78,10 +98,10 @@ def _facts(records: Sequence[Record], verdict: Verdict, context: Context) -> lis
         near = edge_text(hp, largest).partition(" the largest")[0]
         near = "which is the optimum" if near == "the optimum is" else near
         facts.append((f"Largest stable {hp}", shown(largest.stable), near))
-    return [*facts, _cost(records, context)]
+    return facts
 
 
-def _cost(records: Sequence[Record], context: Context) -> tuple[str, str, str]:
+def _cost(records: Sequence[Record], context: Context) -> Tile:
     proxies = [record for record in records if record.kind == "proxy"]
     spent = f"{show_time(sum(record.train_seconds for record in proxies))} of training"
     if (ratio := context.get("plan", {}).get("tuning_ratio")) is not None:
@@ -89,15 +109,16 @@ def _cost(records: Sequence[Record], context: Context) -> tuple[str, str, str]:
     return "Cost", f"{len(proxies)} trials", spent
 
 
-def _law(study_name: str, fit: IsoflopFit) -> str:
-    """A study of budgets against sizes answers how the best size grows, not whether anything stays put."""
+def _scaling_law(study_name: str, fit: IsoflopFit) -> Headline:
+    """A study of budgets against sizes shows how the best size grows, not whether an optimum stays."""
     kicker = f"muxfer · sweep {study_name}"
     if "params" not in fit.laws:
-        return html.headline(kicker, "No scaling law can be told.", f"{fit.why}.", "abstains", "abstains")
+        title = "No scaling law can be told."
+        return Headline(kicker=kicker, title=title, why=f"{fit.why}.", tone="abstains", badge="abstains")
     size, loss = fit.laws["params"].exponent, fit.laws["loss"].exponent
-    answer = f"The best size grows as FLOPs to the power of {size.value:.3f}."
     why = (
         f"95 %: {size.low:.3f} to {size.high:.3f}, from {len(fit.kept)} of {len(fit.budgets)} budgets; the loss falls"
         f" with a power of {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f})."
     )
-    return html.headline(kicker, answer, why, "transfers", "fitted")
+    title = f"The best size grows as FLOPs to the power of {size.value:.3f}."
+    return Headline(kicker=kicker, title=title, why=why, tone="transfers", badge="fitted")
