@@ -1,1 +1,1 @@
-"""What a set of records says: pure functions from records to verdicts, fits and recommendations. No I/O, no torch."""
+"""What a study's records show: pure functions from records to verdicts and fits. No I/O, no torch."""

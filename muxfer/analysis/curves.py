@@ -1,10 +1,11 @@
-"""The curve of a metric over a setting, near its minimum, with what the points can and cannot say about it.
+"""The curve of a metric over a setting near its minimum, and how much the points say about it.
 
-A parabola is fitted to one axis value's cells within two of the lowest one (one, where more seeds than the parabola can
-explain say that it does not fit), so that a steep side far away shapes nothing. Seeds are blocks: batches and noise are
-the same for every setting of a replicate, so what a replicate adds to all its points alike is taken out first. Noise
-is relative to the row's best and pooled over the rows by whoever asks (`pooled_noise`): one row alone has too few
-points to tell. Vertex and interval are Fieller's: the set of positions whose slope could be 0.
+A parabola is fitted to one axis value's cells within two of the lowest one. A steep side far away then shapes nothing.
+Where seeds show that the parabola does not fit, it is fitted to the cells within one.
+
+Seeds are blocks: batches and noise are the same for every setting of a replicate. So what a replicate adds to all its
+points alike is taken out first. Noise is relative to the row's best. It is pooled over the rows (`fit_curves`): one row
+alone has too few points to measure it. The vertex's interval is Fieller's: the positions whose slope could be 0.
 
 Legend: x position (log2 of the setting, or the setting), y metric over the row's level, N points used, V the inverse
 of the Gram matrix of the demeaned x and x².
@@ -13,18 +14,19 @@ of the Gram matrix of the demeaned x and x².
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
+from muxfer.analysis.quantiles import f_tail, t_quantile
+
 REACH = 2
-"""How many settled neighbours on each side of the lowest cell shape its parabola."""
+"""How many settled neighbors on each side of the lowest cell shape its parabola."""
 BASIN = 0.15
-"""All but the nearest neighbours only while they are at most this share above the lowest cell."""
+"""All but the nearest neighbors shape it only while they are at most this share above the lowest cell."""
 DRIFT_POINTS = 121
-"""Slopes, and shifts of each, at which a drift's profile is looked at before it is refined."""
+"""The number of slopes, and of shifts of each, at which a drift's profile is computed before it is refined."""
 MISFIT = 0.01
-"""Level of the F-test by which points that do not lie on a parabola show it, where replicates tell their noise."""
+"""Level of the F-test for points that do not lie on a parabola, where replicates measure their noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class RowPoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Variance of one trial's relative metric about the curves, and the degrees of freedom that tell it."""
+    """Variance of one trial's relative metric about the curves, and its degrees of freedom."""
 
     variance: float
     df: int
@@ -55,23 +57,16 @@ class Noise:
     @property
     def quantile(self) -> float:
         """Student's t of a two-sided 95 % interval."""
-        return _t_quantile(self.df)
-
-
-@cache
-def _t_quantile(df: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 0.975))
+        return t_quantile(self.df)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """y = mean + slope (x - centre) + curvature (x - centre)² - its own mean, through the points `used` (indices)."""
+    """y = mean + slope (x - center) + curvature (x - center)² - its own mean, through the points `used` (indices)."""
 
     points: RowPoints
     used: np.ndarray
-    centre: float
+    center: float
     mean: float
     basis_mean: np.ndarray
     """Means of (x, x²) over the points."""
@@ -88,17 +83,17 @@ class Curve:
 
     def vertex(self) -> float:
         slope, curvature = self.coefficients
-        return self.centre - slope / (2 * curvature)
+        return self.center - slope / (2 * curvature)
 
     def flatness(self, x: np.ndarray, noise: Noise) -> np.ndarray:
         """Squared slope of the curve at positions [...], in units of its variance: 0 at the vertex."""
-        d = 2 * (x - self.centre)
+        d = 2 * (x - self.center)
         slope = self.coefficients[0] + d * self.coefficients[1]
         v = self.covariance
         return slope**2 / (noise.variance * (v[0, 0] + 2 * d * v[0, 1] + d * d * v[1, 1]) + 1e-300)
 
     def vertex_interval(self, noise: Noise) -> tuple[float, float] | None:
-        """Where the curve's slope could be 0 (Fieller 1954); None where the points do not curve surely enough."""
+        """Where the curve's slope could be 0 (Fieller 1954); None where the curvature is not surely above 0."""
         slope, curvature = self.coefficients
         q = noise.quantile**2 * noise.variance * self.covariance
         a = 4 * (curvature**2 - q[1, 1])
@@ -106,14 +101,15 @@ class Curve:
         c = slope**2 - q[0, 0]
         if curvature <= 0 or a <= 0:
             return None
-        root = math.sqrt(max(b * b - 4 * a * c, 0.0))  # a > 0: the vertex itself is inside, whatever rounding says
-        return self.centre + (-b - root) / (2 * a), self.centre + (-b + root) / (2 * a)
+        root = math.sqrt(max(b * b - 4 * a * c, 0.0))  # a > 0: the vertex is inside, so below 0 is rounding alone
+        return self.center + (-b - root) / (2 * a), self.center + (-b + root) / (2 * a)
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """Relative metric at positions [k]."""
         return self.mean + self._basis(x) @ self.coefficients
 
     def variance_at(self, x: np.ndarray) -> np.ndarray:
+        """Variance of `at` at positions [k], in units of the noise's."""
         basis = self._basis(x)
         return 1 / self.num_points + np.einsum("ki,ij,kj->k", basis, self.covariance, basis)
 
@@ -123,27 +119,29 @@ class Curve:
         return float(basis @ self.coefficients), float(basis @ self.covariance @ basis)
 
     def _basis(self, x: np.ndarray) -> np.ndarray:
-        d = np.asarray(x, dtype=float) - self.centre
+        d = np.asarray(x, dtype=float) - self.center
         return np.stack([d, d * d], axis=1) - self.basis_mean
 
 
 def fit_curves(rows: Mapping[float, RowPoints], *, paired: bool = True) -> tuple[dict[float, Curve], Noise | None]:
     """A curve for each row that has three points to fit, and the noise about all of them.
 
-    None: no degree of freedom is left to tell noise from shape. `paired`: columns of the metrics are replicates whose
-    randomness is shared; else they are in no order.
+    The noise is None where no degree of freedom remains to separate it from the shape. `paired`: the columns of the
+    metrics are replicates that share their randomness; else their order means nothing.
     """
-    curves = {axis: curve for axis, points in rows.items() if (curve := fit_curve(points, REACH, paired=paired))}
-    if _do_not_fit(list(curves.values())):
-        curves = {axis: curve for axis, points in rows.items() if (curve := fit_curve(points, 1, paired=paired))}
-    return curves, pooled_noise(list(curves.values()))
+    curves = {axis: curve for axis, points in rows.items() if (curve := _fit_curve(points, REACH, paired=paired))}
+    if _is_misfit(list(curves.values())):
+        curves = {axis: curve for axis, points in rows.items() if (curve := _fit_curve(points, 1, paired=paired))}
+    df = sum(curve.df for curve in curves.values())
+    noise = Noise(variance=sum(curve.sse for curve in curves.values()) / df, df=df) if df > 0 else None
+    return curves, noise
 
 
 def drift_interval(curves: Mapping[float, Curve], noise: Noise) -> tuple[float, float, float] | None:
-    """The slope of the vertices over the keys, and its 95 % interval; None where the curves leave it open.
+    """The slope of the vertices over the keys, and its 95 % interval; None where the curves do not bound it.
 
-    A profile interval, Fieller's for several curves at once: the slopes for which some line of positions is as flat on
-    its curves as Student's t allows, beside the line that is flattest.
+    A profile interval, which is Fieller's for several curves at once. It holds the slopes for which some line of
+    positions is as flat on its curves as Student's t allows, compared with the line that is flattest.
     """
     x = np.array(list(curves))
     x = x - x.mean()
@@ -173,25 +171,18 @@ def _crossing(x: np.ndarray, y: np.ndarray, i: int) -> float:
     return float(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
 
 
-def pooled_noise(curves: Sequence[Curve]) -> Noise | None:
-    df = sum(curve.df for curve in curves)
-    return Noise(variance=sum(curve.sse for curve in curves) / df, df=df) if df > 0 else None
-
-
-def _do_not_fit(curves: Sequence[Curve]) -> bool:
+def _is_misfit(curves: Sequence[Curve]) -> bool:
     """Whether the cells' means lie off their parabolas by more than replicates explain."""
-    from scipy.special import fdtrc
-
     misfit_df = sum(curve.misfit_df for curve in curves)
     pure_df = sum(curve.df - curve.misfit_df for curve in curves)
     if misfit_df == 0 or pure_df == 0:
         return False
     misfit = sum(curve.misfit for curve in curves) / misfit_df
     pure = max(sum(curve.sse - curve.misfit for curve in curves) / pure_df, 1e-300)
-    return bool(fdtrc(misfit_df, pure_df, misfit / pure) < MISFIT)
+    return f_tail(misfit_df, pure_df, misfit / pure) < MISFIT
 
 
-def fit_curve(points: RowPoints, reach: int, *, paired: bool = True) -> Curve | None:
+def _fit_curve(points: RowPoints, reach: int, *, paired: bool) -> Curve | None:
     """Least squares with one offset a replicate; None with fewer than three cells."""
     used = _near_minimum(points, reach)
     if len(used) < 3:
@@ -199,8 +190,8 @@ def fit_curve(points: RowPoints, reach: int, *, paired: bool = True) -> Curve | 
     x = points.positions[used]
     y = points.metrics[used] / points.level
     known = np.isfinite(y)
-    centre = float(points.positions[used[np.argmin(points.means[used])]])
-    d = (x - centre)[:, None]
+    center = float(points.positions[used[np.argmin(points.means[used])]])
+    d = (x - center)[:, None]
     basis = np.stack([np.broadcast_to(d, y.shape), np.broadcast_to(d * d, y.shape)])
     if not paired:  # one block: the offset is shared
         y, known, basis = y.reshape(-1, 1), known.reshape(-1, 1), basis.reshape(2, -1, 1)
@@ -216,16 +207,13 @@ def fit_curve(points: RowPoints, reach: int, *, paired: bool = True) -> Curve | 
     coefficients = covariance @ np.einsum("ins,ns->i", inner, y_inner)
     residual = np.where(known, y_inner - np.einsum("i,ins->ns", coefficients, inner), 0.0)
     num_points = int(counts.sum())
-    if paired:
-        per_cell, cells = known.sum(axis=1), residual.sum(axis=1)
-    else:
-        shape = points.metrics[used].shape
-        per_cell, cells = known.reshape(shape).sum(axis=1), residual.reshape(shape).sum(axis=1)
-    replicated = bool((per_cell > 1).any())
+    cells = (len(used), -1)  # unpaired residuals are one column: back to a row a cell
+    per_cell, off_parabola = known.reshape(cells).sum(axis=1), residual.reshape(cells).sum(axis=1)
+    is_replicated = bool((per_cell > 1).any())
     return Curve(
         points=points,
         used=used,
-        centre=centre,
+        center=center,
         mean=float(y[known].mean()),
         basis_mean=np.array([part[known].mean() for part in basis]),
         coefficients=coefficients,
@@ -233,18 +221,18 @@ def fit_curve(points: RowPoints, reach: int, *, paired: bool = True) -> Curve | 
         num_points=num_points,
         sse=float((residual**2).sum()),
         df=num_points - len(counts) - 2,
-        misfit=float((cells**2 / per_cell).sum()) if replicated else 0.0,
-        misfit_df=len(used) - 3 if replicated else 0,
+        misfit=float((off_parabola**2 / per_cell).sum()) if is_replicated else 0.0,
+        misfit_df=len(used) - 3 if is_replicated else 0,
     )
 
 
 def _demeaned(values: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Each block's mean taken out of its known entries; 0 elsewhere."""
+    """The known entries less their block's mean; 0 elsewhere."""
     return np.where(known, values - values.sum(axis=0) / counts, 0.0)
 
 
 def _near_minimum(points: RowPoints, reach: int) -> np.ndarray:
-    """Indices of the lowest cell and of its neighbours that shape the parabola; what diverged ends a side."""
+    """Indices of the lowest cell and of its neighbors that shape the parabola. A diverged cell ends a side."""
     means = points.means
     best = int(np.argmin(means))
     ceiling = means[best] + BASIN * abs(points.level)

@@ -1,7 +1,7 @@
 """A metric over log size at one budget: a polynomial by relative least squares, its minimum, and redrawn copies of it.
 
-Noise is relative to the metric. Copies are a residual bootstrap: residuals, each scaled up by what the fit took from
-it, are pooled over the budgets and drawn anew onto the fitted curve.
+Noise is relative to the metric. Copies are a residual bootstrap: each residual is scaled up by what the fit took from
+it. The residuals of all budgets are pooled and drawn anew onto the fitted curve.
 
 Legend: x log of the parameters less the budget's mean; P points, K coefficients, R draws.
 """
@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray
+from muxfer.analysis.power_law import Array
+from muxfer.analysis.quantiles import f_tail
+
 NUM_DRAWS = 2000
 MISFIT = 0.001
-"""Level of the F-test by which curves that are no parabolas show it."""
+"""Level of the F-test for curves that are no parabolas."""
 MIN_DF = 3
-"""Fewer degrees of freedom tell no noise."""
+"""Fewer degrees of freedom measure no noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Polynomial:
     """[P, K], back to relative values."""
 
     @property
-    def num(self) -> int:
+    def num_coefficients(self) -> int:
         return len(self.coefficients)
 
     @property
@@ -50,18 +52,26 @@ class Polynomial:
 
     @property
     def df(self) -> int:
-        return len(self.design) - self.num
+        return len(self.design) - self.num_coefficients
 
     def value(self, x: Array | float, *, derivative: int = 0) -> Any:
-        return powers(x, self.num, derivative) @ self.coefficients
+        return powers(x, self.num_coefficients, derivative) @ self.coefficients
 
     def at_params(self, params: Array) -> Array:
         return np.asarray(self.value(np.log(params) - self.center))
 
     def spread(self, x: Array | float, *, derivative: int = 0) -> Array:
         """Variance of the value (or of a derivative) at x for a noise of variance 1."""
-        g = powers(x, self.num, derivative)
+        g = powers(x, self.num_coefficients, derivative)
         return np.einsum("...k,kl,...l->...", g, self.gram_inverse, g)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """NUM_DRAWS bootstrap copies: the coefficients [R, K] of each curve, and the variance of each set of copies [R]."""
+
+    coefficients: list[Array]
+    variances: Array
 
 
 def powers(x: Array | float, num: int, derivative: int = 0) -> Array:
@@ -75,71 +85,60 @@ def powers(x: Array | float, num: int, derivative: int = 0) -> Array:
     return out
 
 
-def fit_polynomial(params: Array, values: Array, *, degree: int, center: float) -> Polynomial:
-    """Through values [P] above 0 at these sizes; of a lower degree where there are no more sizes than that."""
-    num = min(degree, len(np.unique(params)) - 1) + 1
-    design = powers(np.log(params) - center, num) / values[:, None]
-    inverse = np.linalg.pinv(design)
-    return Polynomial(
-        center=center,
-        coefficients=inverse.sum(axis=1),
-        gram_inverse=inverse @ inverse.T,
-        pseudo_inverse=inverse,
-        design=design,
-    )
-
-
 def fit_polynomials(columns: Sequence[tuple[Array, Array, float]], *, highest: int = 4) -> tuple[list[Polynomial], int]:
-    """One curve for each (sizes, values, center), and their degree: 2, or what the pooled residuals ask for."""
-    from scipy.special import fdtrc
+    """One curve for each (sizes, values, center), and their degree.
 
-    def fitted(degree: int) -> list[Polynomial]:
-        return [fit_polynomial(params, values, degree=degree, center=center) for params, values, center in columns]
+    The degree is 2, or a higher one up to `highest` where the pooled residuals show that it fits better.
+    """
 
-    chosen, best = 2, fitted(2)
-    for degree in range(3, highest + 1):
-        tried = fitted(degree)
-        more, less = sum(c.df for c in tried), sum(c.df for c in best)
-        left, before = sum(c.sum_squares for c in tried), sum(c.sum_squares for c in best)
-        if more < MIN_DF or more == less or before <= 1e-24 * less:  # nothing is left but rounding
+    def fit(degree: int) -> list[Polynomial]:
+        return [_fit_polynomial(params, values, degree=degree, center=center) for params, values, center in columns]
+
+    degree, best = 2, fit(2)
+    for candidate in range(3, highest + 1):
+        curves = fit(candidate)
+        df, best_df = sum(c.df for c in curves), sum(c.df for c in best)
+        squares, best_squares = sum(c.sum_squares for c in curves), sum(c.sum_squares for c in best)
+        if df < MIN_DF or df == best_df or best_squares <= 1e-24 * best_df:  # the residuals are rounding alone
             continue
-        ratio = (before - left) / (less - more) / max(left / more, 1e-30)
-        if fdtrc(less - more, more, max(ratio, 0.0)) < MISFIT:
-            chosen, best = degree, tried
-    return best, chosen
+        ratio = (best_squares - squares) / (best_df - df) / max(squares / df, 1e-30)
+        if f_tail(best_df - df, df, max(ratio, 0.0)) < MISFIT:
+            degree, best = candidate, curves
+    return best, degree
 
 
-def pooled_variance(fitted: Sequence[Polynomial]) -> float | None:
-    """Of one relative value about its curve, pooled; None where too few points tell it."""
-    df = sum(c.df for c in fitted)
-    return sum(c.sum_squares for c in fitted) / df if df >= MIN_DF else None
+def pooled_variance(curves: Sequence[Polynomial]) -> float | None:
+    """Variance of one relative value about its curve, over all curves; None with fewer than MIN_DF."""
+    df = sum(c.df for c in curves)
+    return sum(c.sum_squares for c in curves) / df if df >= MIN_DF else None
 
 
-def bootstrap_coefficients(fitted: Sequence[Polynomial], *, seed: int) -> tuple[list[Array], Array]:
-    """Coefficients [R, K] of NUM_DRAWS copies of each curve, and the variance that each set of copies shows [R]."""
+def bootstrap(curves: Sequence[Polynomial], *, seed: int) -> Copies | None:
+    """Copies of the curves through redrawn residuals; None where the noise is unknown."""
+    noise = pooled_variance(curves)
+    if noise is None:
+        return None
     rng = np.random.default_rng(seed)
     pool = []
-    for c in fitted:
-        left = 1 - np.einsum("pk,kp->p", c.design, c.pseudo_inverse)
-        free = left > 1e-9
-        pool.append(c.residuals[free] / np.sqrt(left[free]))
+    for c in curves:
+        remaining = 1 - np.einsum("pk,kp->p", c.design, c.pseudo_inverse)
+        free = remaining > 1e-9
+        pool.append(c.residuals[free] / np.sqrt(remaining[free]))
     errors = np.concatenate(pool)
     errors = errors - errors.mean()
-    told = pooled_variance(fitted)
-    assert told is not None
     if errors.any():
-        errors = errors * np.sqrt(told / np.mean(errors**2))
-    coefficients, left_over = [], np.zeros(NUM_DRAWS)
-    for c in fitted:
+        errors = errors * np.sqrt(noise / np.mean(errors**2))
+    coefficients, sum_squares = [], np.zeros(NUM_DRAWS)
+    for c in curves:
         values = c.design @ c.coefficients + rng.choice(errors, size=(NUM_DRAWS, len(c.design)))
         drawn = values @ c.pseudo_inverse.T
         coefficients.append(drawn)
-        left_over += np.sum((values - drawn @ c.design.T) ** 2, axis=1)
-    return coefficients, left_over / sum(c.df for c in fitted)
+        sum_squares += np.sum((values - drawn @ c.design.T) ** 2, axis=1)
+    return Copies(coefficients=coefficients, variances=sum_squares / sum(c.df for c in curves))
 
 
 def minimum(coefficients: Array, x: float) -> Array:
-    """[R]: of each polynomial [R, K] the minimum that Newton's method finds from x; NaN where it bends downward."""
+    """[R]: the minimum of each polynomial [R, K] by Newton's method from x; NaN where it bends downward."""
     num = coefficients.shape[-1]
     at = np.full(len(coefficients), x, dtype=float)
     with np.errstate(all="ignore"):
@@ -151,3 +150,17 @@ def minimum(coefficients: Array, x: float) -> Array:
             if not np.any(np.abs(step) > 1e-13):
                 break
     return at
+
+
+def _fit_polynomial(params: Array, values: Array, *, degree: int, center: float) -> Polynomial:
+    """Through values [P] above 0 at these sizes. The degree is lower where there are no more sizes than that."""
+    num = min(degree, len(np.unique(params)) - 1) + 1
+    design = powers(np.log(params) - center, num) / values[:, None]
+    inverse = np.linalg.pinv(design)
+    return Polynomial(
+        center=center,
+        coefficients=inverse.sum(axis=1),
+        gram_inverse=inverse @ inverse.T,
+        pseudo_inverse=inverse,
+        design=design,
+    )

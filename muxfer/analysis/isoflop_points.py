@@ -1,4 +1,8 @@
-"""The points of an isoFLOP study: one trained model a row, grouped into budgets."""
+"""The points of an isoFLOP study: one trained model a row, validated and grouped into budgets.
+
+A budget's curve is shaped by the sizes in the basin about its lowest loss (`basin`). A table with a number that no
+trained model can have is refused.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +42,17 @@ class Points:
     def __len__(self) -> int:
         return len(self.flops)
 
+    def lowest(self) -> tuple[int, Array]:
+        """The place of the size with the lowest loss among the sizes, and the sizes, ascending."""
+        sizes, place = np.unique(self.params, return_inverse=True)
+        losses = np.full(len(sizes), np.inf)
+        np.minimum.at(losses, place, self.loss)
+        return int(np.argmin(losses)), sizes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """One budget's points and, where they tell it, its optimum. `why` says why it is left out; empty: it is not."""
+    """One budget's points and, where they have one, its optimum. `why` says why it is left out; empty: it is not."""
 
     flops: float
     points: Points
@@ -55,9 +66,15 @@ class Budget:
     """Of the loss."""
     why: str = ""
 
+    def column(self, name: str) -> tuple[Array, Array, float]:
+        """Sizes and values of the rows that shape the curve and have a value, and the center of all the curves."""
+        params, values = self.points.params[self.used], getattr(self.points, name)[self.used]
+        present = np.isfinite(values) & (values > 0)
+        return params[present], values[present], float(np.log(params).mean())
+
 
 def usable(points: Points) -> tuple[Points, list[str]]:
-    """Rows with a finite loss, each once, and what was left out."""
+    """Rows with a finite loss, each once, and notes on the others. BadInput where a number is impossible."""
     notes = []
     if len(points) > MAX_POINTS:
         raise BadInput(
@@ -82,8 +99,8 @@ def usable(points: Points) -> tuple[Points, list[str]]:
     return points[np.sort(first)], notes
 
 
-def grouped(points: Points) -> list[Points]:
-    """By budget, ascending, the sizes ascending within."""
+def by_budget(points: Points) -> list[Points]:
+    """The points of each budget, ascending, the sizes ascending within."""
     if not len(points):
         return []
     order = np.lexsort((points.params, points.flops))
@@ -92,16 +109,9 @@ def grouped(points: Points) -> list[Points]:
 
 
 def basin(points: Points) -> Budget:
-    best, sizes, lows = lowest_losses(points)
+    """One budget's points, and which of them shape its curve."""
+    best, sizes = points.lowest()
     start = min(max(best - 2, 0), max(len(sizes) - 5, 0))
-    near = sizes[start : start + 5]
-    used = (points.loss <= (1 + BASIN) * lows[best]) | np.isin(points.params, near)
+    nearest = sizes[start : start + 5]
+    used = (points.loss <= (1 + BASIN) * points.loss.min()) | np.isin(points.params, nearest)
     return Budget(flops=float(np.median(points.flops)), points=points, used=used)
-
-
-def lowest_losses(points: Points) -> tuple[int, Array, Array]:
-    """The place of the best size, the sizes, ascending, and the lowest loss of each."""
-    sizes, place = np.unique(points.params, return_inverse=True)
-    lows = np.full(len(sizes), np.inf)
-    np.minimum.at(lows, place, points.loss)
-    return int(np.argmin(lows)), sizes, lows

@@ -1,10 +1,13 @@
 """Two fitted scaling laws against each other: which model, or which data, gains more from compute?
 
-Three readings, after "Scaling Laws for Diffusion Transformers" (Liang et al. 2024). Whatever differs, the better one
-has the lower loss at the same budget, and the more its loss falls with compute (a more negative exponent) the more it
-will be ahead. Two models on the same data: the better one asks for more data and fewer parameters as the budget grows.
-One model on two data sets: the better data asks for more parameters and fewer tokens. Losses of different data are not
-on one scale, so there only the exponents are read. What an interval leaves open is called open.
+There are three readings, after "Scaling Laws for Diffusion Transformers" (Liang et al. 2024):
+
+- The better one has the lower loss at the same budget. Its lead grows with compute if its loss exponent is lower.
+- Two models on the same data: the better one asks for more data and fewer parameters as the budget grows.
+- One model on two data sets: the better data asks for more parameters and fewer tokens.
+
+Losses of different data are not on one scale, so there only the exponents are read. A reading that its interval does
+not decide is called open.
 """
 
 import math
@@ -26,7 +29,7 @@ class Comparison:
     differ: Differ
     flops: float
     shared: bool
-    """Whether both studies reach `flops`; else each is extrapolated to it."""
+    """Whether both studies reach `flops`. If not, both are extrapolated to it."""
     loss_ratio: Interval
     exponents: dict[str, Interval]
 
@@ -42,32 +45,33 @@ class Comparison:
         }
 
     def readings(self) -> list[str]:
+        """The readings that apply, in one sentence each."""
         first, second = self.names
         at = f"at {self.flops:.3g} FLOPs{'' if self.shared else ' (extrapolated: the studies share no budget)'}"
         percent = Interval(**{k: 100 * (v - 1) for k, v in self.loss_ratio.to_dict().items()})
-        told = []
+        readings = []
         if self.differ != "data":
             lower = _sign(
                 percent, f"{first} has the lower loss", f"{second} has the lower loss", "the losses are level"
             )
-            told.append(f"{at} {lower}: {percent.value:+.3g} % [{percent.low:+.3g}, {percent.high:+.3g}]")
+            readings.append(f"{at} {lower}: {percent.value:+.3g} % [{percent.low:+.3g}, {percent.high:+.3g}]")
         loss, params = self.exponents["loss"], self.exponents["params"]
         faster = _sign(
             loss, f"{first} gains more from compute", f"{second} gains more from compute", "neither gains more"
         )
-        told.append(f"{faster}: loss exponents differ by {_ends(loss)}")
+        readings.append(f"{faster}: loss exponents differ by {_ends(loss)}")
         as_models = _sign(params, f"{first} is the better model", f"{second} is the better model", "open as models")
         as_data = _sign(params, f"{second} is the better data", f"{first} is the better data", "open as data")
         sizes = f"exponents of the size differ by {_ends(params)}"
         if self.differ != "data":
-            told.append(f"{as_models} (a better one asks for more data, fewer parameters): {sizes}")
+            readings.append(f"{as_models} (a better one asks for more data, fewer parameters): {sizes}")
         if self.differ != "model":
-            told.append(f"{as_data} (a better one asks for more parameters, less data): {sizes}")
-        return told
+            readings.append(f"{as_data} (a better one asks for more parameters, less data): {sizes}")
+        return readings
 
 
 def compare(first: IsoflopFit, second: IsoflopFit, *, names: tuple[str, str], differ: Differ = "unknown") -> Comparison:
-    """At the largest budget that both reach. BadInput where one has no laws."""
+    """The fits at the largest budget that both reach. BadInput where one has no laws."""
     for name, fit in zip(names, (first, second), strict=True):
         if fit.why:
             raise BadInput(f"{name} has no laws to compare: {fit.why}")
@@ -91,7 +95,7 @@ def compare(first: IsoflopFit, second: IsoflopFit, *, names: tuple[str, str], di
 
 
 def _difference(first: Interval, second: Interval) -> Interval:
-    """Of two independent estimates: half-widths add in squares."""
+    """The difference of two independent estimates: half-widths add in squares."""
     value = first.value - second.value
     low = math.hypot(first.value - first.low, second.high - second.value)
     high = math.hypot(first.high - first.value, second.value - second.low)

@@ -1,15 +1,17 @@
-"""What the proxies' training losses say of the target's, step by step, and when the target has left it.
+"""The target's training loss as its proxies' losses predict it, step by step, and when the target has left that band.
 
-A target is the expensive run, and one that goes wrong shows it early: its loss stands where no proxy's stood. Which of
-a proxy's steps a step of the target compares with depends on the rate alone. The latest one is taken that
+A target is the expensive run. One that goes wrong shows it early: its loss is where no proxy's loss was. Each step of
+the target is compared with one step of a proxy, which depends on the rate alone. It is the latest step that satisfies
+two conditions:
 
-- had spent no more of the rate: the sum of all rates up to it is at most the target's. So a longer warm-up shifts the
-  comparison, and a schedule that is constant compares the same step after warm-up;
-- stood at no lower a rate, once the proxy's rate falls: a lower rate lowers the loss by itself, so under a cosine
-  schedule a longer target is compared at the same share of its steps, not at the same step.
+- The proxy had spent no more of the rate: the sum of all rates up to its step is at most the target's. So a longer
+  warm-up shifts the comparison. Under a constant schedule the same steps after warm-up are compared.
+- The proxy's rate was no lower, once it falls. A lower rate lowers the loss by itself. So under a cosine schedule a
+  longer target is compared at the same share of its steps, not at the same step.
 
-A target that trains as its proxies did has by then done at least as much, at a rate that is no higher, so its loss is
-at most theirs. That holds whether it is shorter, as long, or longer; beyond the proxies' horizon the last value stays.
+A target that trains as its proxies did has by then trained at least as much, at a rate that is no higher. So its loss
+is at most theirs. That holds for a shorter, an equal and a longer target. Beyond the proxies' horizon the last value
+is kept.
 """
 
 import itertools
@@ -23,20 +25,20 @@ import numpy as np
 SMOOTHING = 0.05
 """Time constant of the smoothing, as a share of the proxies' steps."""
 TOLERANCE = 0.03
-"""In log loss: what no curve's noise shows, such as the luck of an initialization."""
+"""In log loss: for what no curve's noise shows, such as the luck of an initialization."""
 NUM_SIGMAS = 3.0
 SEEDS_OVER_SCATTER = 2.0
-"""Runs of other seeds lie further apart than the scatter of their curves says, for they also part for long: 1.2 to 3.3
-times in nine pairs on digits (2026-11)."""
+"""Runs of other seeds lie farther apart than the scatter of their curves, because they also differ for long stretches:
+1.2 to 3.3 times in nine pairs on digits (2026-11)."""
 PATIENCE = 0.1
 """A target is halted once its smoothed loss was above the limit for this share of the proxies' steps, or of its own
 where they are fewer..."""
 MIN_REPORTS = 5
-"""... and for so many reports."""
+"""... and for this many reports."""
 TINY = 1e-300
 """A loss of 0 has no logarithm."""
 MAX_POSITIONS = 400
-"""At how many steps a band is kept; between them it is a straight line."""
+"""The number of steps at which a band is kept; between them it is a straight line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,9 @@ class LossCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class LossBand:
-    """What is predicted of a target: `predicted` and `limit` are losses, smoothed as `smoothed` does, at `steps`.
+    """The prediction for a target: `predicted` and `limit` are losses at `steps`, smoothed as `smoothed` does.
 
-    Above the limit for longer than `patience_steps` (and `min_reports` reports) is too long.
+    A target is halted when it was above the limit for `patience_steps` and for `min_reports` reports.
     """
 
     steps: tuple[int, ...]
@@ -81,7 +83,7 @@ class LossBand:
 
 @dataclass(frozen=True, kw_only=True)
 class Breach:
-    """The target's smoothed loss was above the limit from step `since` to step `step`, and stands at `loss` there."""
+    """The target's smoothed loss was above the limit from step `since` to step `step`, where it is `loss`."""
 
     since: int
     step: int
@@ -91,7 +93,7 @@ class Breach:
 
 
 class Smoother:
-    """Exponential moving average of the log loss over steps, free of bias from the start."""
+    """Exponential moving average of the log loss over steps, without bias at the start."""
 
     def __init__(self, time_constant_steps: float) -> None:
         self._time_constant = time_constant_steps
@@ -108,7 +110,7 @@ class Smoother:
 
 
 class Watch:
-    """Follows a target's points in their order and says when it has been above its band for too long."""
+    """Follows a target's points in their order and detects that it was above its band for too long."""
 
     def __init__(self, band: LossBand) -> None:
         self._band = band
@@ -117,7 +119,7 @@ class Watch:
         self._num_above = 0
 
     def take(self, step: int, loss: float) -> Breach | None:
-        """The breach, if this point makes it one."""
+        """The breach, if there is one at this point."""
         smooth = self._smoother.take(step, loss)
         predicted, limit = self._band.at(step)
         if smooth <= limit:
@@ -137,6 +139,7 @@ def first_breach(band: LossBand, points: Sequence[tuple[int, float]]) -> Breach 
 
 
 def smoothed(points: Sequence[tuple[int, float]], time_constant_steps: float) -> list[tuple[int, float]]:
+    """The points after a `Smoother`."""
     smoother = Smoother(time_constant_steps)
     return [(step, smoother.take(step, loss)) for step, loss in points]
 
@@ -144,11 +147,11 @@ def smoothed(points: Sequence[tuple[int, float]], time_constant_steps: float) ->
 def loss_band(
     curves: Sequence[LossCurve], *, size: float, rates: Sequence[float], speed: float = 1.0, trend: bool = True
 ) -> LossBand | None:
-    """The band of a target of this size whose schedule has these rates; None where the curves are too few to tell.
+    """The band of a target of this size whose schedule has these rates; None where no curve has enough points.
 
     `speed` is the target's base rate over the proxies', where it is lower. `trend`: the loss is a line over log2 of
-    the size where at least two sizes are known, yet never above the largest one's; otherwise the largest one's alone
-    is taken. Sizes beyond the target's have no say.
+    the size where at least two sizes are known, but never above that of the largest size. Without a trend, only the
+    largest size predicts. Proxies larger than the target are ignored.
     """
     curves = [curve for curve in curves if curve.size <= size and len(curve.points) >= 2 * MIN_REPORTS]
     sizes = sorted({curve.size for curve in curves})
@@ -164,12 +167,12 @@ def loss_band(
     logs = np.array([_log_loss_at(curve, steps, rates, min(speed, 1.0), smoothing_steps) for curve in curves])
     own = np.array([curve.size for curve in curves])
     means = np.array([logs[own == value].mean(axis=0) for value in sizes])
-    common = _common(curves, logs, own, smoothing_steps)
-    alone = _own(curves, smoothing_steps, common)
+    one_curve = _curve_deviation(curves, logs, own, smoothing_steps)
+    one_size = _size_deviation(curves, smoothing_steps, one_curve)
     predicted, leverage = _extrapolate(means, np.array(sizes), size)
     predicted = np.minimum(predicted, means[-1])
     num_seeds = min(int((own == value).sum()) for value in sizes)
-    variance = common**2 * (1 + 1 / num_seeds) + alone**2 * leverage / num_seeds
+    variance = one_curve**2 * (1 + 1 / num_seeds) + one_size**2 * leverage / num_seeds
     margin = TOLERANCE + NUM_SIGMAS * math.sqrt(variance)
     limit = np.maximum(predicted + margin, means[-1] + TOLERANCE)
     return LossBand(
@@ -182,15 +185,15 @@ def loss_band(
 
 
 def compared_steps(steps: np.ndarray, rates: Sequence[float], proxy_rates: Sequence[float], speed: float) -> np.ndarray:
-    """The proxy's step, a fraction of one too, that each step of the target compares with: see the module."""
+    """The proxy's step, possibly a fraction, that each step of the target is compared with: see the module."""
     spent = np.concatenate([[0.0], np.cumsum(proxy_rates)])
     proxy_steps = np.arange(len(spent))
     by_rate_spent = np.interp(speed * np.cumsum(rates)[steps - 1], spent, proxy_steps)
-    to_come = np.maximum.accumulate(np.asarray(proxy_rates)[::-1])[::-1]  # flat until the rate falls for good
-    still = np.asarray(rates)[steps - 1] * (1 - 1e-9)
-    by_rate_now = np.searchsorted(-to_come, -still, side="right")
-    found = np.minimum(by_rate_spent, by_rate_now)
-    return np.minimum.accumulate(found[::-1])[::-1]  # a rate that still warms up may send it back: then it waits
+    highest_later = np.maximum.accumulate(np.asarray(proxy_rates)[::-1])[::-1]  # constant until the rate falls for good
+    own_rates = np.asarray(rates)[steps - 1] * (1 - 1e-9)
+    by_rate_now = np.searchsorted(-highest_later, -own_rates, side="right")
+    compared = np.minimum(by_rate_spent, by_rate_now)
+    return np.minimum.accumulate(compared[::-1])[::-1]  # a rate that still warms up may not move the step back
 
 
 def _log_loss_at(
@@ -205,7 +208,7 @@ def _spacing(points: Sequence[tuple[int, float]]) -> float:
 
 
 def _extrapolate(means: np.ndarray, sizes: np.ndarray, size: float) -> tuple[np.ndarray, float]:
-    """Least-squares line over log2 of the size, at the target's; and the variance of that, in those of one size."""
+    """Least-squares line over log2 of the size, at the target's, and its variance in units of one size's."""
     x = np.log2(sizes) - np.log2(sizes).mean()
     at = math.log2(size) - float(np.log2(sizes).mean())
     if len(sizes) < 2:
@@ -214,31 +217,32 @@ def _extrapolate(means: np.ndarray, sizes: np.ndarray, size: float) -> tuple[np.
     return means.mean(axis=0) + slope * at, 1 / len(sizes) + at**2 / float(x @ x)
 
 
-def _common(curves: Sequence[LossCurve], logs: np.ndarray, sizes: np.ndarray, smoothing_steps: float) -> float:
-    """Standard deviation of one smoothed curve, by its scatter or by the seeds of one size, whichever is larger."""
+def _curve_deviation(curves: Sequence[LossCurve], logs: np.ndarray, sizes: np.ndarray, smoothing_steps: float) -> float:
+    """Standard deviation of one smoothed curve: from its scatter or from the seeds of one size, whichever is larger."""
     scatter = [_scatter(curve.points, smoothing_steps) for curve in curves]
     spreads = [logs[sizes == size].var(axis=0, ddof=1) for size in set(sizes.tolist()) if (sizes == size).sum() > 1]
     seeds = float(np.mean(spreads)) if spreads else 0.0
     return math.sqrt(max(SEEDS_OVER_SCATTER**2 * float(np.mean(scatter)), seeds))
 
 
-def _own(curves: Sequence[LossCurve], smoothing_steps: float, common: float) -> float:
-    """The part of it that sizes do not share: they see the same batches and noise, so most cancels between them."""
+def _size_deviation(curves: Sequence[LossCurve], smoothing_steps: float, one_curve: float) -> float:
+    """The part that sizes do not share. They see the same batches and noise, so most of it cancels between them."""
     scatter = []
     for small, large in itertools.pairwise(sorted(curves, key=lambda curve: curve.size)):
         if small.size != large.size:
             if [step for step, _ in small.points] != [step for step, _ in large.points]:
-                return common
+                return one_curve
             pairs = zip(small.points, large.points, strict=True)
             ratio = [(step, below / max(above, TINY)) for (step, below), (_, above) in pairs]
             scatter.append(_scatter(ratio, smoothing_steps) / 2)
-    return SEEDS_OVER_SCATTER * math.sqrt(float(np.mean(scatter))) if scatter else common
+    return SEEDS_OVER_SCATTER * math.sqrt(float(np.mean(scatter))) if scatter else one_curve
 
 
 def _scatter(points: Sequence[tuple[int, float]], smoothing_steps: float) -> float:
-    """Variance that the scatter of a curve's points leaves in it smoothed.
+    """Variance of a smoothed curve that comes from the scatter of its points.
 
-    From second differences of the log losses, which a smooth curve hardly moves, past its steep beginning.
+    It is measured by second differences of the log losses after the steep beginning: a smooth curve adds little to
+    them.
     """
     kept = math.exp(-_spacing(points) / smoothing_steps)
     bends = np.diff(np.log([max(loss, TINY) for _, loss in points]), n=2)

@@ -1,8 +1,8 @@
 """The parametric law L(N, D) = E + A/N^a + B/D^b, fitted to every point at once (approach 3 of Hoffmann et al. 2022).
 
-Robust: a Huber loss on log residuals, so that one bad run moves little. The surface has flat valleys: for a grid of
-(a, b) the other three follow by linear least squares, and the best of those are refined. It is a second opinion beside
-the isoFLOP laws and carries no interval of its own.
+The fit is robust: it has a Huber loss on log residuals, so that one bad run moves little. The surface has flat valleys.
+So the fit starts from a grid of (a, b), where the other three follow by linear least squares, and refines the best. It
+is a second opinion beside the isoFLOP laws and has no interval of its own.
 """
 
 import math
@@ -14,12 +14,14 @@ from muxfer.analysis.isoflop_points import Points
 from muxfer.analysis.power_law import Array
 
 DELTA = 1e-3
-"""Where the Huber loss turns from squared to absolute, in log loss."""
+"""Where the Huber loss changes from squared to absolute, in log loss."""
 GRID = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
+"""Values of a and b that the fit may start from."""
 REFINED = 8
+"""How many of the best starts are refined."""
 MIN_POINTS = 8
 BOUNDS = (1e-3, 3.0)
-"""Of the exponents a and b: an end reached is no fit."""
+"""Of the exponents a and b. A fit that ends there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class ParametricLaw:
 
 
 def fit_parametric(points: Points) -> ParametricLaw | str:
-    """The law of the points with a finite loss, or why they tell none."""
+    """The law of the points with a finite loss, or the reason why they have none."""
     from scipy.optimize import least_squares
 
     points = points[np.isfinite(points.loss)]
@@ -72,18 +74,18 @@ def fit_parametric(points: Points) -> ParametricLaw | str:
         terms = np.stack([np.full_like(n, p[0]), p[1] - p[3] * n, p[2] - p[4] * d])
         return np.asarray(np.logaddexp.reduce(terms, axis=0))
 
-    floor = y.min() - 12  # a term of this size is none
+    floor = y.min() - 12  # a term of this size is as good as absent
     low = [floor, floor, floor, BOUNDS[0], BOUNDS[0]]
     high = [y.max() + 1, y.max() + 1, y.max() + 1, BOUNDS[1], BOUNDS[1]]
-    found = None
+    best = None
     for start in _starts(n, d, points.loss, floor):
-        tried = least_squares(
+        fit = least_squares(
             lambda p: model(p) - y, np.clip(start, low, high), bounds=(low, high), loss="huber", f_scale=DELTA
         )
-        if found is None or tried.cost < found.cost:
-            found = tried
-    assert found is not None
-    e, log_a, log_b, a, b = found.x
+        if best is None or fit.cost < best.cost:
+            best = fit
+    assert best is not None
+    e, log_a, log_b, a, b = best.x
     if min(a, b) < 1.01 * BOUNDS[0] or max(a, b) > 0.99 * BOUNDS[1] or min(log_a, log_b) < floor + 1:
         return "size and data can't be told apart: the best exponents are at the end of their range"
     return ParametricLaw(
@@ -92,7 +94,7 @@ def fit_parametric(points: Points) -> ParametricLaw | str:
         B=math.exp(log_b + b * d0),
         a=float(a),
         b=float(b),
-        residual=float(np.median(np.abs(found.fun))),
+        residual=float(np.median(np.abs(best.fun))),
         flops_per=float(np.exp(np.median(np.log(points.flops / points.params / points.tokens)))),
     )
 
@@ -101,10 +103,10 @@ def _starts(n: Array, d: Array, loss: Array, floor: float) -> list[Array]:
     """The best of the grid: E, A and B by linear least squares of the relative residuals, none below zero."""
     from scipy.optimize import nnls
 
-    tried = []
+    starts = []
     for a in GRID:
         for b in GRID:
             terms = np.stack([np.ones_like(n), np.exp(-a * n), np.exp(-b * d)], axis=1) / loss[:, None]
             scales, norm = nnls(terms, np.ones_like(loss))
-            tried.append((norm, [*np.maximum(np.log(np.maximum(scales, 1e-300)), floor), a, b]))
-    return [np.array(start) for _, start in sorted(tried, key=lambda one: one[0])[:REFINED]]
+            starts.append((norm, [*np.maximum(np.log(np.maximum(scales, 1e-300)), floor), a, b]))
+    return [np.array(start) for _, start in sorted(starts, key=lambda one: one[0])[:REFINED]]

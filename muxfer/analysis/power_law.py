@@ -1,9 +1,9 @@
 """A power law y = coefficient · C^exponent through values that were themselves fitted, with intervals that cover.
 
-The line is drawn by least squares in logs. What it says (its exponent, its coefficient, its value at a larger budget)
-is a weighted sum of the logs, so one rule serves all of it: the half-width is a studentized bootstrap quantile times
-the standard error that each value's own noise leaves, widened where the values scatter about the line by more than
-that noise explains. Values without a noise of their own get Student's t over their scatter.
+The line is fitted by least squares in logs. Its exponent, its coefficient and its value at a larger budget are weighted
+sums of the logs, so one rule gives all their intervals. The half-width is a studentized bootstrap quantile times the
+standard error from each value's own noise. It is widened where the values scatter about the line by more than that
+noise explains. Values without a noise of their own get Student's t over their scatter.
 """
 
 import math
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from muxfer.analysis.quantiles import LEVEL, f_tail, t_quantile
+
 Array = np.ndarray
-LEVEL = 0.95
 EXCESS = 0.05
-"""Level of the F-test that calls the scatter about a law more than noise."""
+"""Level of the F-test for more scatter about a law than noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogNoise:
-    """What is known of the errors of the logs: their variances [n] by `df` degrees of freedom, and bootstrap draws
-    of the logs [R, n] with the variances that each draw would have claimed [R, n]."""
+    """The errors of the logs: their variances [n] with `df` degrees of freedom, and bootstrap draws of the logs [R, n].
+
+    `draw_variances` [R, n] are the variances that each draw alone would give.
+    """
 
     variances: Array
     df: int
@@ -42,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
-    """Least squares of `log_values` on `log_flops` [n each, n at least 3]; `noise` None: only the scatter tells."""
+    """Least squares of `log_values` on `log_flops` [n each, n at least 3]; `noise` None: only the scatter is known."""
 
     log_flops: Array
     log_values: Array
@@ -78,8 +81,7 @@ class PowerLaw:
         return np.asarray(1 / len(self.log_flops) + (log_flops - self.log_flops.mean()) * self._slope)
 
     def _interval(self, weights: Array) -> Interval:
-        from scipy.special import fdtrc, stdtrit
-
+        """Of the weighted sum of the logs, by the rule of the module."""
         y = self.log_values
         n = len(y)
         estimate = float(weights @ y)
@@ -87,7 +89,7 @@ class PowerLaw:
         leverage = np.einsum("in,in->n", basis, np.linalg.pinv(basis).T)
         residual = y - np.linalg.pinv(basis) @ (basis @ y)
         scatter = float(residual @ residual)
-        by_scatter = float(stdtrit(n - 2, 0.5 + LEVEL / 2) * math.sqrt(scatter / (n - 2) * (weights @ weights)))
+        by_scatter = float(t_quantile(n - 2) * math.sqrt(scatter / (n - 2) * (weights @ weights)))
         noise = self.noise
         if noise is None:
             return Interval(value=estimate, low=estimate - by_scatter, high=estimate + by_scatter)
@@ -100,12 +102,12 @@ class PowerLaw:
         expected = float(noise.variances @ (1 - leverage))
         ratio = scatter / expected if expected > 0 else 1.0
         half = quantile * error * math.sqrt(max(1.0, ratio))
-        if fdtrc(n - 2, noise.df, ratio) < EXCESS:
+        if f_tail(n - 2, noise.df, ratio) < EXCESS:
             half = max(half, by_scatter)
         return Interval(value=estimate, low=estimate - half, high=estimate + half)
 
 
 def _exp(interval: Interval) -> Interval:
-    """Ends that no float holds stay finite: JSON knows no infinity."""
+    """The interval of the exponentials. Ends that no float holds stay finite: JSON has no infinity."""
     low, value, high = (math.exp(min(max(x, -700.0), 700.0)) for x in (interval.low, interval.value, interval.high))
     return Interval(value=value, low=low, high=high)

@@ -1,12 +1,14 @@
-"""How small may the proxy be? Every task of a study as a candidate, held against the largest one.
+"""How small may the proxy be? Every smaller task of a study is a candidate, compared with the largest one.
 
-A study that tunes one setting over widths, depths, batches or steps knows of each smaller task what its sweep cost,
-what it would have chosen, and what the largest task loses by that choice, with an interval: optimum and regret are
-`muxfer.analysis.transferability`'s. Cost against the upper bound of the regret is a front,
-and the cheapest proxy under a tolerance the recommendation. No front is drawn where tasks cannot be ordered (none is
-the largest in everything) or where a second setting is tuned with the first: then `why` says so.
+A study that tunes one setting over widths, depths, batches or steps shows three things of each smaller task: what its
+sweep cost, what it chose, and what the largest task loses by that choice, with an interval. Optimum and regret are
+those of `muxfer.analysis.transferability`. Cost against the upper bound of the regret is a front. The cheapest proxy
+under a tolerance is the recommendation.
 
-Each interval stands for its own proxy. The cheapest of many is picked by them without a correction: proxies that make
+No front is drawn where tasks cannot be ordered (none is the largest in everything), or where a second setting is tuned
+with the first. Then `why` gives the reason.
+
+Each interval holds for its own proxy. The cheapest of many is chosen by them without a correction: proxies that make
 the same choice have the same regret, so the choices are few.
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
-from muxfer.analysis.cells import percent, shown
+from muxfer.analysis.cells import percent, shown, varied_names
 from muxfer.analysis.transferability import inside_grid, judge
 from muxfer.config.settings import AXES
 from muxfer.trial import Optimum, Outcome, Record, Regret
@@ -25,10 +27,10 @@ TOLERANCES = (0.01, 0.02)
 """Regrets up to which a recommendation is made."""
 
 REPEATED = 0.5
-"""A choice that other seeds would less often make again than not is luck, and recommends no proxy."""
+"""A choice that other seeds would make again less often than this is luck. Such a proxy is not recommended."""
 
 CANDIDATE, LARGEST = 1.0, 2.0
-"""The two values of an axis that stands for all the ways in which tasks differ."""
+"""The two values of the axis "task", which replaces all the axes in which tasks differ."""
 
 Sizes = tuple[float, ...]
 """A value for each of the varied axes, in the order of AXES."""
@@ -38,10 +40,10 @@ Sizes = tuple[float, ...]
 class Candidate:
     """One smaller task as the proxy of the largest.
 
-    `cost` is its whole sweep's, `share` the same over one run of the largest task. `sureness` is the probability that
+    `cost` is its whole sweep's; `share` is the same in runs of the largest task. `sureness` is the probability that
     the sweep, run again with other seeds, makes the same choice; None where its points do not curve. `regret` is None
-    where the choice was never run at the largest task, or diverged there (`diverges`). `why` says what keeps the upper
-    bound from being known or from being trusted; empty: nothing does.
+    where the choice was never run at the largest task. `diverges`: the choice diverged there. `why` is the reason why
+    the upper bound is unknown or not trusted; empty: it is known.
     """
 
     task: Mapping[str, float]
@@ -57,7 +59,7 @@ class Candidate:
 
     @property
     def upper(self) -> float | None:
-        """The 95 % upper bound of the regret, relative; None where `why` stands against it."""
+        """The 95 % upper bound of the relative regret; None where `why` gives a reason against it."""
         return None if self.why or self.regret is None else self.regret.high
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,9 +82,9 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyFront:
-    """The candidates, cheapest first. None of them: no front can be drawn, and `why` says why.
+    """The candidates, cheapest first. Without candidates no front can be drawn, and `why` is the reason.
 
-    `run_cost` is that of one run of the largest task. `why` is the recommendation otherwise, in one sentence.
+    With candidates `why` is the recommendation in one sentence. `run_cost` is that of one run of the largest task.
     """
 
     hp: str
@@ -94,11 +96,11 @@ class ProxyFront:
 
     @property
     def front(self) -> tuple[Candidate, ...]:
-        """Those that no cheaper candidate equals in the upper bound of the regret, cheapest first."""
+        """The candidates whose upper bound of the regret is below that of every cheaper one, cheapest first."""
         return tuple(candidate for candidate in self.candidates if candidate.on_front)
 
     def within(self, tolerance: float) -> Candidate | None:
-        """The cheapest candidate whose regret is surely at most the tolerance, by a choice that is no luck, or None."""
+        """The cheapest candidate whose upper bound is at most the tolerance and whose choice is no luck, or None."""
         sure = (c for c in self.candidates if c.sureness is not None and c.sureness >= REPEATED)
         return next((c for c in sure if c.upper is not None and c.upper <= tolerance), None)
 
@@ -110,13 +112,13 @@ class ProxyFront:
             "largest": dict(self.largest),
             "run_cost": self.run_cost,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
-            "recommended": {key: None if found is None else dict(found.task) for key, found in recommended.items()},
+            "recommended": {key: None if one is None else dict(one.task) for key, one in recommended.items()},
             "why": self.why,
         }
 
 
 def parameters_times_samples(batch_size: int) -> Callable[[Record], float]:
-    """What a trial cost by equation 1 of the μP paper; `batch_size` is that of studies that do not vary it."""
+    """A trial's cost by equation 1 of the μP paper; `batch_size` is that of studies that do not vary it."""
     return lambda record: record.num_parameters * record.step * float(record.setting.get("batch_size", batch_size))
 
 
@@ -127,9 +129,8 @@ def proxy_front(
 
     `cost` is that of one trial, in any unit. BadInput when a record has text, or nothing, for `hp` or for an axis.
     """
-    settled = [record for record in records if record.kind == "proxy" and record.outcome is not Outcome.FAILED]
-    varied = {name for record in settled for name in record.setting} - {hp}
-    varied = {name for name in varied if len({repr(record.setting.get(name)) for record in settled}) > 1}
+    settled = [record for record in records if record.kind == "proxy" and record.outcome.settled]
+    varied = varied_names([record.setting for record in settled]) - {hp}
     axes = tuple(name for name in AXES if name in varied)
     tasks: dict[Sizes, list[Record]] = {}
     for record in settled:
@@ -146,20 +147,20 @@ def proxy_front(
     )
     if reason := _no_front(front, tasks, varied):
         return replace(front, why=reason)
-    found = []
+    candidates = []
     for task, own in tasks.items():
         if task != largest:
             total = math.fsum(cost(record) for record in own)
-            held = _candidate(own, tasks[largest], hp=hp, log2_hp=log2_hp)
+            candidate = _candidate(own, tasks[largest], hp=hp, log2_hp=log2_hp)
             named = dict(zip(axes, task, strict=True))
-            found.append(replace(held, task=named, cost=total, share=total / front.run_cost))
-    found.sort(key=lambda candidate: (candidate.cost, math.inf if candidate.upper is None else candidate.upper))
-    front = replace(front, candidates=_marked(found))
+            candidates.append(replace(candidate, task=named, cost=total, share=total / front.run_cost))
+    candidates.sort(key=lambda candidate: (candidate.cost, math.inf if candidate.upper is None else candidate.upper))
+    front = replace(front, candidates=_marked(candidates))
     return replace(front, why=_recommendation(front))
 
 
 def describe_task(task: Mapping[str, float]) -> str:
-    """width 64, batch size 16, 180 steps."""
+    """A task as text: width 64, batch size 16, 180 steps."""
     words = {"batch_size": "batch size {:g}", "steps": "{:g} steps"}
     return ", ".join(words.get(name, name + " {:g}").format(value) for name, value in task.items())
 
@@ -184,20 +185,21 @@ def _no_front(front: ProxyFront, tasks: Mapping[Sizes, Sequence[Record]], varied
 
 
 def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, log2_hp: bool) -> Candidate:
-    """What this task's records say of the largest one; its name and cost are the caller's to fill in.
+    """This task as a candidate; the caller fills in its name and cost.
 
-    The choice is judged by the task's own noise, the regret by the largest task's: small batches are the noisier ones.
+    The choice is judged by the task's own noise and the regret by the largest task's, because small batches are
+    noisier.
     """
     small, large = _placed(own, CANDIDATE, hp), _placed(of_largest, LARGEST, hp)
     optimum = judge(small, axis="task", hp=hp, log2_hp=log2_hp).optimum[CANDIDATE]
-    there = [record for record in large if record.setting[hp] == optimum.choice]
-    judged = judge([*_placed(there, CANDIDATE, hp), *large], axis="task", hp=hp, log2_hp=log2_hp)
+    at_choice = [record for record in large if record.setting[hp] == optimum.choice]
+    judged = judge([*_placed(at_choice, CANDIDATE, hp), *large], axis="task", hp=hp, log2_hp=log2_hp)
     regret = next((r for r in judged.regret if r.from_ == CANDIDATE), None)
     finished = sorted({float(record.setting[hp]) for record in small if record.outcome is Outcome.FINISHED})
     why = ""
     if optimum.choice is None:
         why = "no trial has a finite loss"
-    elif any(record.outcome is Outcome.DIVERGED for record in there):
+    elif any(record.outcome is Outcome.DIVERGED for record in at_choice):
         why = f"the largest task diverges at {hp} {shown(optimum.choice)}"
     elif not inside_grid(small, axis="task", hp=hp):
         why = f"its optimum is the grid's end, {hp} {shown(optimum.choice)}"
@@ -225,10 +227,10 @@ def _placed(records: Sequence[Record], place: float, hp: str) -> list[Record]:
 
 
 def _sureness(optimum: Optimum, settings: Sequence[float], *, log2_hp: bool) -> float | None:
-    """How often the setting nearest to the vertex is the choice, the vertex spread as its 95 % interval says.
+    """How often the choice is the setting nearest to the vertex, with the vertex spread by its 95 % interval.
 
-    The choice is the lowest point of a parabola, so the one nearest to its vertex. The interval's two sides differ: a
-    normal for each.
+    The choice is the lowest point of a parabola, so the one nearest to its vertex. The interval's two sides differ, so
+    each has its own normal distribution.
     """
     if optimum.choice is None or optimum.fitted is None or optimum.low is None or optimum.high is None:
         return None
@@ -255,32 +257,33 @@ def _marked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _recommendation(front: ProxyFront) -> str:
+    """The cheapest proxy within each tolerance, or why there is none."""
+    largest = describe_task(front.largest)
     if not front.front:
-        return f"no proxy's regret is known at {describe_task(front.largest)}: {front.candidates[-1].why}"
+        return f"no proxy's regret is known at {largest}: {front.candidates[-1].why}"
     parts: list[str] = []
     last: Candidate | None = None
     for tolerance in TOLERANCES:
-        found = front.within(tolerance)
-        if found is None or found is last:
+        proxy = front.within(tolerance)
+        if proxy is None or proxy is last:
             continue
-        last = found
-        assert found.regret is not None
-        assert found.choice is not None
-        assert found.regret.high is not None
+        last = proxy
+        assert proxy.regret is not None
+        assert proxy.choice is not None
+        assert proxy.regret.high is not None
         parts.append(
-            f"the cheapest proxy that surely loses at most {100 * tolerance:g} % is {describe_task(found.task)}: its"
-            f" {found.num_trials} trials cost {found.share:.3g} runs of {describe_task(front.largest)}, which loses at most"
-            f" {percent(found.regret.high)} by its choice, {front.hp} {shown(found.choice)}"
+            f"the cheapest proxy that surely loses at most {100 * tolerance:g} % is {describe_task(proxy.task)}: its"
+            f" {proxy.num_trials} trials cost {proxy.share:.3g} runs of {largest}, which loses at most"
+            f" {percent(proxy.regret.high)} by its choice, {front.hp} {shown(proxy.choice)}"
         )
     if parts:
         return "; ".join(parts)
     nearest = front.front[-1]
     assert nearest.upper is not None
+    task = describe_task(nearest.task)
     if nearest.upper <= max(TOLERANCES):
-        return (
-            f"no proxy is recommended: {describe_task(nearest.task)} made a choice that other seeds may not make again"
-        )
+        return f"no proxy is recommended: {task} made a choice that other seeds may not make again"
     return (
-        f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: the nearest, {describe_task(nearest.task)}, may lose"
-        f" {percent(nearest.upper)} at {describe_task(front.largest)}"
+        f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: the nearest, {task}, may lose"
+        f" {percent(nearest.upper)} at {largest}"
     )
