@@ -19,6 +19,7 @@ from benchmarks.reporter import points_of
 from benchmarks.timing import Row, spread
 from muxfer.config.study import LedgerConfig
 from muxfer.executors.base import TrialJob, TrialUpdate
+from muxfer.files import StudyFolder
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.writer import Writer
 from muxfer.study.loop import run_study
@@ -73,7 +74,7 @@ def writing(*, quick: bool) -> list[Row]:
             ledger=ledger,
             lease=lease,
             start_executor=start,
-            folder=Path(folder),
+            files=StudyFolder(Path(folder, study.label)),
             progress=Silence(),
         )
         seconds = time.perf_counter() - began

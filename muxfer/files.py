@@ -1,17 +1,20 @@
-"""Files and folders that a user or another process may have touched: named, read and replaced with care."""
+"""Safe handling of files and folders that a user or another process may have changed."""
 
 import os
 import stat
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from muxfer.errors import BadInput
 
+FIGURE_SUFFIXES = (".png", ".svg", ".csv")
+
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write whole or not at all: a reader, or a killed driver, never sees half a page.
+    """Write a file whole or not at all, so that a reader never sees half of it, even after a kill.
 
-    BadInput where the disk refuses; what was there before stays.
+    BadInput if the disk refuses. The earlier file stays then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,9 +35,9 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def content_of(path: Path, *, follow: bool = True) -> bytes | None:
-    """What a file holds; None where none can be read: nothing is there, a folder, a pipe, or a link not to `follow`.
+    """The content of a file. None if it is missing, a folder or a pipe, or a link while `follow` is False.
 
-    A pipe would be waited for, and a link may lead out of the study.
+    Reading a pipe would wait, and a link may lead out of the study.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
@@ -50,7 +53,7 @@ def content_of(path: Path, *, follow: bool = True) -> bytes | None:
 
 
 def user_path(text: str, key: str) -> Path:
-    """An absolute path of a file or folder that the user named; BadInput where no file system has such names."""
+    """The absolute path of a file or folder that the user named. BadInput for a name that no file system takes."""
     try:
         path = Path(text).expanduser().absolute()
     except RuntimeError:
@@ -65,6 +68,7 @@ def _bytes(name: str) -> int:
 
 
 def validate_writable(folder: Path) -> None:
+    """Raise BadInput unless files can be made in the folder. The folder is created if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -73,3 +77,77 @@ def validate_writable(folder: Path) -> None:
         raise BadInput(
             f"output folder {folder} can't be written ({error.strerror}): give another one, output_dir=FOLDER"
         ) from None
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where one study keeps its files. `path` is the study's own folder, named by its label."""
+
+    path: Path
+
+    @property
+    def trials(self) -> Path:
+        """One folder a trial, named by its key."""
+        return self.path / "trials"
+
+    def trial(self, key: str) -> Path:
+        """One folder an attempt, with the attempt's checkpoints."""
+        return self.trials / key
+
+    def target(self, key: str) -> "TargetFolder":
+        """What the target with this key hands out."""
+        return TargetFolder(self.path / f"target-{key[:8]}")
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report_content(self) -> Path:
+        """The hash of the records that the report shows."""
+        return self.path / "report.of"
+
+    @property
+    def figures(self) -> list[Path]:
+        return sorted(file for file in self.path.iterdir() if file.suffix in FIGURE_SUFFIXES)
+
+    @property
+    def spools(self) -> list[Path]:
+        """Records that the ledger has not taken yet."""
+        return sorted(self.path.glob("spool-*.jsonl"))
+
+    @property
+    def temporary_files(self) -> list[Path]:
+        """Files that a writer replaces whole, half written by one that works or was killed."""
+        patterns = (".*.tmp", "target-*/.*.tmp", "spool-*.tmp")
+        return [file for pattern in patterns for file in self.path.glob(pattern)]
+
+
+@dataclass(frozen=True)
+class TargetFolder:
+    """What a target hands out: averaged weights, their description, pictures, and the run that they come from."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "ema.safetensors"
+
+    @property
+    def description(self) -> Path:
+        """Lineage, task, scales and SHA-256 sums as JSON."""
+        return self.path / "target.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.png"
+
+    @property
+    def loss_band(self) -> Path:
+        """The figure of the loss in its band, without a suffix."""
+        return self.path / "target-band"
+
+    @property
+    def run_id(self) -> Path:
+        """Holds the id of the run that the files come from; written last."""
+        return self.path / "target.of"

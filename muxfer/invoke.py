@@ -1,24 +1,30 @@
-"""Run one command: stdout for its result, signals, and the exit code."""
+"""Run one command: stdout for its result, signals, and the exit code.
+
+stdout carries the result and nothing else: while a command works, file descriptor 1 is stderr, because libraries print
+to stdout whatever one asks of them. A signal ends a command with 130 or 143, resumable.
+"""
 
 import contextlib
 import errno
-import importlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from muxfer import __version__
-from muxfer.errors import BadInput, MuxferError
+from muxfer.errors import BadInput, MuxferError, nearest
 from muxfer.executors import ray_sessions
 from muxfer.redaction import one_line, printable, redact, redact_plain
+
+if TYPE_CHECKING:
+    from muxfer.commands.result import CommandResult
 
 _BEGAN = time.monotonic()
 """Before every heavy import, for which a user waits too; on a clock that nobody sets."""
@@ -52,69 +58,86 @@ def open_streams() -> None:
 
 
 @contextlib.contextmanager
-def _answer_on_stdout() -> Iterator[IO[str]]:
-    """The real stdout for the answer; everything else that is printed meanwhile goes to stderr."""
+def _result_on_stdout() -> Iterator[IO[str]]:
+    """The real stdout for the result. Whatever else is printed meanwhile goes to stderr."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    real = os.dup(1)
     os.dup2(2, 1)
-    answer = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
+    stdout = os.fdopen(real, "w", encoding="utf-8", errors="backslashreplace")
     try:
-        yield answer
+        yield stdout
     finally:
-        with contextlib.suppress(OSError):  # what could not be written is tried again, and was told of
-            answer.close()
+        with contextlib.suppress(OSError):  # closing writes again what could not be written; that was reported
+            stdout.close()
 
 
-def run_command(module: str, function: str, *given: Any, as_json: bool = False, **more: Any) -> NoReturn:
-    """Run a function of muxfer.commands, print its Answer, and leave with its exit code."""
+def run_command(command: Callable[[], "CommandResult"], *, as_json: bool, plugins: Sequence[str]) -> NoReturn:
+    """Run a command, print its result on the real stdout, and leave with its exit code.
 
-    told: list[Interrupted] = []
+    Signals are handled before the command imports anything heavy. click's usage errors are raised on.
+    """
+    stop = _Stop()
+    with _result_on_stdout() as stdout:
+        try:
+            stop.handle_signals()
+            if plugins:
+                from muxfer.models.plugins import allow
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if not told:
-            told.append(Interrupted(signum))
-            # A library may wait for ever: then what a kill -9 leaves must do.
-            late = threading.Timer(STOP_SECONDS, _give_up, [told[0]])
-            late.daemon = True
-            late.start()
+                allow(tuple(plugins), folder=os.getcwd())
+            result = command()
+            code = result.exit_code
+            text = _json_text(result.data) if as_json else redact(result.text)
+            _ignore_signals()  # a signal can't undo what is done
+            _print_result(printable(text), stdout)
+        except click.ClickException:
+            raise
+        except (Exception, Interrupted) as error:
+            code = explain(stop.interrupted or error)  # an error on the way out is of no interest
+            if stop.interrupted:  # the command may not have come to what a killed driver left
+                ray_sessions.remove_abandoned()
+    leave(code)
+
+
+class _Stop:
+    """Turn signals into one `Interrupted`, raised where Python can raise it."""
+
+    def __init__(self) -> None:
+        self.interrupted: Interrupted | None = None
+
+    def handle_signals(self) -> None:
+        sys.unraisablehook = self._raise_again
+        for number in (signal.SIGALRM, *INTERRUPTED):
+            signal.signal(number, self._raise)
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted is None:
+            self.interrupted = Interrupted(signum)
+            # A library may wait for ever. Then the process must end as after a kill -9, resumable.
+            timer = threading.Timer(STOP_SECONDS, _give_up, [self.interrupted])
+            timer.daemon = True
+            timer.start()
             ray_sessions.end_own_session()
         if _is_importing(frame):
             signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
             return
         _ignore_signals()
-        raise told[0]
+        raise self.interrupted
 
-    def swallowed(lost: sys.UnraisableHookArgs) -> None:
-        """What is raised in a finalizer goes no further."""
+    def _raise_again(self, lost: "sys.UnraisableHookArgs") -> None:
+        """An exception that is raised in a finalizer goes no further: raise ours again a moment later."""
         if not isinstance(lost.exc_value, Interrupted):
             sys.__unraisablehook__(lost)
             return
-        signal.signal(signal.SIGALRM, stop)
+        signal.signal(signal.SIGALRM, self._raise)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
 
-    with _answer_on_stdout() as stdout:
-        try:
-            sys.unraisablehook = swallowed
-            for number in (signal.SIGALRM, *INTERRUPTED):
-                signal.signal(number, stop)
-            if names := click.get_current_context().meta.get("muxfer.plugins"):
-                importlib.import_module("muxfer.models.plugins").allow(names, folder=os.getcwd())
-            answer = getattr(importlib.import_module(f"muxfer.commands.{module}"), function)(*given, **more)
-            wall_seconds = {"wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-            text = redact(answer.text)
-            if as_json:
-                text = json.dumps(redact_plain({**answer.data, **wall_seconds}), indent=2, allow_nan=False)
-            code = answer.exit_code
-            _ignore_signals()  # what is answered is done
-            _tell(printable(text), stdout)
-        except (Exception, Interrupted) as error:
-            code = explain(told[0] if told else error)  # what broke on the way out is of no interest
-            if told:  # maybe before it came to what a killed driver left
-                ray_sessions.remove_abandoned()
-    leave(code)
+
+def _json_text(data: Mapping[str, Any]) -> str:
+    wall_seconds = round(time.monotonic() - _BEGAN, 3)
+    return json.dumps(redact_plain({**data, "wall_seconds": wall_seconds}), indent=2, allow_nan=False)
 
 
-def _tell(text: str, stdout: IO[str]) -> None:
+def _print_result(text: str, stdout: IO[str]) -> None:
     try:
         print(text, file=stdout, flush=True)
     except BrokenPipeError:  # nobody reads any more
@@ -124,8 +147,9 @@ def _tell(text: str, stdout: IO[str]) -> None:
 
 
 def unwritten(error: OSError) -> BadInput:
-    told = f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
-    return BadInput(told)
+    return BadInput(
+        f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
+    )
 
 
 def explain(error: BaseException) -> int:
@@ -168,3 +192,99 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
     ray_sessions.end_own_session()
     os._exit(code)
+
+
+AS_JSON, PLUGINS = "muxfer_json", "muxfer_plugins"
+"""Options that every command has: kept in click's context, not passed to the command."""
+
+
+def keep(ctx: click.Context, parameter: click.Parameter, value: bool | tuple[str, ...]) -> None:
+    """Keep an option's value in click's context, for `Command`."""
+    ctx.meta[str(parameter.name)] = value
+
+
+OVERRIDES = click.argument("overrides", nargs=-1)
+JSON = click.option(
+    "--json",
+    AS_JSON,
+    is_flag=True,
+    expose_value=False,
+    callback=keep,
+    help="Print one JSON object on stdout and nothing else.",
+)
+PLUGIN = click.option(
+    "--plugin",
+    PLUGINS,
+    multiple=True,
+    expose_value=False,
+    callback=keep,
+    metavar="MODULE",
+    help="A Python module of your own; model.target may then name its classes.",
+)
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def study_options(*, required: bool = True) -> Callable[[F], F]:
+    """NAME, its overrides, --json and --plugin: what nearly every command takes."""
+
+    def decorate(command: F) -> F:
+        return click.argument("name", required=required)(OVERRIDES(JSON(PLUGIN(command))))
+
+    return decorate
+
+
+class Command(click.Command):
+    """A command whose function returns a CommandResult. `run_command` runs it."""
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        run_command(
+            lambda: super(Command, self).invoke(ctx),
+            as_json=ctx.meta.get(AS_JSON, False),
+            plugins=ctx.meta.get(PLUGINS, ()),
+        )
+
+
+def _usage_message(error: click.ClickException) -> str:
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "name":
+        from muxfer.config.hydra_compose import sweep_names
+
+        return f"the NAME of a sweep is missing: {', '.join(sweep_names())}"
+    return error.format_message().rstrip(".")
+
+
+class CommandGroup(click.Group):
+    """Print usage errors in one line, like every other error. A help text that can't be written is one too."""
+
+    command_class = Command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_streams()
+        try:
+            return self._parse(*args, **{**kwargs, "standalone_mode": False})
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            leave(explain(unwritten(error)))
+        except click.ClickException as error:
+            ctx = getattr(error, "ctx", None)
+            print_line(f"muxfer: {one_line(_usage_message(error))}; see {ctx.command_path if ctx else 'muxfer'} --help")
+            sys.exit(2)
+        except click.Abort:
+            sys.exit(130)
+        except Interrupted as error:  # a signal came while the command was ending
+            print_line(f"muxfer: {error}")
+            leave(error.exit_code)
+
+    def _parse(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"unknown command {args[0][:40]!r}: {nearest(args[0][:40], self.commands)}")
+        return super().resolve_command(ctx, args)

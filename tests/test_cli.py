@@ -11,7 +11,6 @@ import pytest
 
 from muxfer.cli import main
 from muxfer.commands.ui import ui_environment
-from muxfer.config.task import to_plain
 from muxfer.study import resolve as request
 from muxfer.study import session
 
@@ -134,9 +133,9 @@ def driven(folder, name="lr-width", ledger="mlflow.db"):
     """A study of `name` is being driven here, recorded in the ledger of that file; gives its folder."""
     uri = f"ledger.tracking_uri=sqlite:///{folder}/{ledger}"
     asked = request.resolve(name, [uri, f"output_dir={folder}/muxfer"])
-    with session.open_ledger(asked) as opened, session.driving(asked, asked.study, opened, to_plain(asked.config)):
-        (asked.home / "trials").mkdir(parents=True)
-        yield asked.home
+    with session.drive(asked):
+        (asked.files.path / "trials").mkdir(parents=True)
+        yield asked.files.path
 
 
 def test_a_question_nobody_answers_is_a_no(tmp_path):
@@ -263,9 +262,8 @@ def answered_into(stdout, folder, *given, stderr=subprocess.PIPE):
 
 
 STOPPED_WITHIN = """
-import os, signal, sys, time, types
-import click
-from muxfer import cli
+import os, signal, sys, time
+from muxfer.invoke import run_command
 
 class Finalized:
     def __del__(self):
@@ -280,9 +278,7 @@ def importing():
     import swallowing
     time.sleep(60)
 
-sys.modules["muxfer.commands.work"] = types.SimpleNamespace(**globals())
-with click.Context(click.Command("work")):
-    cli.run_command("work", sys.argv[1])
+run_command(globals()[sys.argv[1]], as_json=False, plugins=())
 """
 SWALLOWING = """
 import os, signal, time

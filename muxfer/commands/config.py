@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from muxfer.commands.result import CommandResult
 from muxfer.config.parse import parse
-from muxfer.redaction import hidden
+from muxfer.redaction import with_variable_names
 
 
 def show_config(name: str, overrides: Sequence[str]) -> CommandResult:
@@ -13,5 +13,5 @@ def show_config(name: str, overrides: Sequence[str]) -> CommandResult:
 
     found = composed(name, overrides)
     parse(found.plain)
-    plain = hidden(found.plain, found.variables)
+    plain = with_variable_names(found.plain, found.variables)
     return CommandResult(data=plain, text=to_yaml(plain))

@@ -7,7 +7,6 @@ from muxfer.commands.result import CommandResult
 from muxfer.config.parse import parse_task
 from muxfer.report.format import show_setting
 from muxfer.study.cost import training_flops
-from muxfer.study.loop import trial_folder
 from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 from muxfer.study.search import num_settings
@@ -31,7 +30,7 @@ def dry_run(name: str, overrides: Sequence[str]) -> CommandResult:
     rows: list[dict[str, Any]] = []
     for trial in trials:
         record = records.get(trial.key)
-        step = resume_step(trial_folder(request.folder, request.study, trial), key=trial.key)
+        step = resume_step(request.files.trial(trial.key), key=trial.key)
         state = "done" if record and record.outcome.settled else f"resume at {step}" if step else "run"
         task = parse_task(trial.task)
         cost = count(task.model)

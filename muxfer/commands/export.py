@@ -22,13 +22,13 @@ from muxfer.config.parse import parse, parse_part
 from muxfer.config.settings import place_of
 from muxfer.config.study import Config
 from muxfer.errors import BadInput
-from muxfer.files import content_of, user_path
+from muxfer.files import StudyFolder, content_of, user_path
 from muxfer.ledger.base import Ledger
 from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
 from muxfer.processes import gone
-from muxfer.redaction import resolved
+from muxfer.redaction import with_values
 from muxfer.study.resolve import output_folder, tracking_uri
-from muxfer.transfer.outputs import handed_out
+from muxfer.transfer.outputs import verified_weights
 from muxfer.trial import Outcome, Record, Study
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
     config = parse(compose("lr-width", overrides))  # any sweep will do: of the configuration the ledger alone counts
     with _ledger(config) as ledger:
         study, record = find(ledger, run, where=redact_uri(tracking_uri(config)))
-    home = _home(record, output_folder(config) / study.label)
-    model, weights = model_of(study, record, home), weights_of(record, home)
+    files = _files(record, StudyFolder(output_folder(config) / study.label))
+    model, weights = model_of(study, record, files), weights_of(record, files)
     class_name, arguments, state = to_diffusers(model, weights)
-    final = home / f"diffusers-{record.key[:8]}" if folder is None else user_path(folder, "--folder")
+    final = files.path / f"diffusers-{record.key[:8]}" if folder is None else user_path(folder, "--folder")
     with _new_folder(final) as temporary:
         parameters = save(temporary, class_name, arguments, state)
     lines = [
@@ -88,7 +88,7 @@ def find(ledger: Ledger, run: str, *, where: str) -> tuple[Study, Record]:
     return study, record
 
 
-def model_of(study: Study, record: Record, home: Path) -> Model:
+def model_of(study: Study, record: Record, files: StudyFolder) -> Model:
     """The model that was trained: a proxy's from its study and setting, a target's from the file that lies with it."""
     if record.kind == "proxy":
         plain = dict(study.identity["model"])
@@ -96,30 +96,31 @@ def model_of(study: Study, record: Record, home: Path) -> Model:
             if (place := place_of(name)) is not None and place[0] == "model":
                 plain[place[1]] = value
         return parse_part("model", {"model": plain})
+    target = files.target(record.key)
     try:
-        about = json.loads(content_of(_target(record, home) / "target.json") or b"")
+        description = json.loads(content_of(target.description) or b"")
     except (ValueError, RecursionError) as error:
-        raise _not_here(record, _target(record, home)) from error
-    if not isinstance(about, dict) or not isinstance(about.get("task"), dict):
-        raise _not_here(record, _target(record, home))
-    return parse_part("model", resolved(about["task"], {}))
+        raise _not_here(record, target.path) from error
+    if not isinstance(description, dict) or not isinstance(description.get("task"), dict):
+        raise _not_here(record, target.path)
+    return parse_part("model", with_values(description["task"], {}))
 
 
-def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
+def weights_of(record: Record, files: StudyFolder) -> "dict[str, torch.Tensor]":
     """The averaged weights of the last checkpoint; of a target whose checkpoints went, what it handed out."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     from muxfer.training import checkpoint
 
-    folder = home / "trials" / record.key
+    folder = files.trial(record.key)
     found = checkpoint.load_newest(folder, key=record.key)
     if found is not None and found.snapshot.step == record.step:
         return dict(found.snapshot.tensors["ema"])
-    if record.kind == "target" and (content := handed_out(_target(record, home))) is not None:
+    if record.kind == "target" and (content := verified_weights(files.target(record.key))) is not None:
         with suppress(SafetensorError):
             return load(content)
-    if checkpoint.discarded(folder):
+    if checkpoint.is_deleted(folder):
         raise BadInput(
             f"the checkpoint of run {record.run_id} went so that those of better trials fit on the disk"
             " (checkpoints.budget_gb): export a better one"
@@ -127,8 +128,8 @@ def weights_of(record: Record, home: Path) -> "dict[str, torch.Tensor]":
     raise _not_here(record, folder)
 
 
-def _home(record: Record, here: Path) -> Path:
-    """The study's folder: where this host has it now, a copy too, or else where the driver had it."""
+def _files(record: Record, here: StudyFolder) -> StudyFolder:
+    """The study's folder: where this host has it or a copy of it, or else where the driver had it."""
     if record.checkpoint is None:
         return here
     recorded = Path(record.checkpoint)
@@ -137,17 +138,13 @@ def _home(record: Record, here: Path) -> Path:
             f"run {record.run_id} is recorded with checkpoint {record.checkpoint[:60]!r}: expected"
             f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; mend or delete the run in the ledger"
         )
-    home, own = recorded.parents[3], (here / "trials" / record.key, _target(record, here))
-    lies_here = any(map(os.path.isdir, own))  # False too for what no file system takes
-    return here if lies_here or not os.path.isdir(home) else home
+    home = recorded.parents[3]
+    is_here = any(map(os.path.isdir, (here.trial(record.key), here.target(record.key).path)))  # False for no path too
+    return here if is_here or not os.path.isdir(home) else StudyFolder(home)
 
 
 def _names(record: Record) -> tuple[str | None, str]:
     return record.run_id, record.key
-
-
-def _target(record: Record, home: Path) -> Path:
-    return home / f"target-{record.key[:8]}"
 
 
 def _not_here(record: Record, path: Path) -> BadInput:

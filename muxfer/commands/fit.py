@@ -17,16 +17,16 @@ from muxfer.analysis.power_law import Interval
 from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Prediction, fit_isoflop, predict
 from muxfer.commands.csv_columns import read_columns
 from muxfer.commands.result import CommandResult
+from muxfer.config.study import StudyKind
 from muxfer.errors import BadInput, NotAYes
 from muxfer.files import user_path, validate_writable
 from muxfer.report.figures.laws import laws_figure
 from muxfer.report.format import TERMINAL
 from muxfer.study.isoflop import points_of
 from muxfer.study.match import proxy_task
-from muxfer.study.recorded import recorded, records_of
+from muxfer.study.recorded import read_study
 from muxfer.study.resolve import resolve, words_of
 from muxfer.study.session import open_ledger
-from muxfer.study.trials import remaining
 from muxfer.trial import Study
 
 NAMES = {"params": "parameters", "tokens": "tokens", "loss": "loss", "fid": "FID"}
@@ -117,16 +117,16 @@ def table_points(path: str) -> Points:
 def _study_points(name: str, overrides: Sequence[str]) -> tuple[Study, Points, Path, int]:
     """The recorded study that was meant, its points, its folder, and how many of its trials are still to run."""
     request = resolve(name, overrides, planned=True)
-    if request.config.search.sampler != "isoflop":
+    if request.config.search.kind is not StudyKind.ISOFLOP:
         raise BadInput(
             f"sweep {name} is no isoFLOP study (search.sampler {request.config.search.sampler}): give one, as isoflop"
             " is, or a table of trained models, --table FILE.csv"
         )
     with open_ledger(request, existing=True) as ledger:
-        study, config, trials = recorded(request, ledger)
-        records = records_of(ledger, study, trials)
-    points = points_of(records, proxy_task(config, study))
-    return study, points, request.folder / study.label, len(remaining(trials, records))
+        recorded = read_study(request, ledger)
+    study = recorded.study
+    points = points_of(recorded.records, proxy_task(recorded.config, study))
+    return study, points, request.files_of(study).path, recorded.unfinished
 
 
 def _compared(

@@ -11,7 +11,7 @@ from typing import Any
 
 from muxfer.commands.result import CommandResult
 from muxfer.config.settings import place_of, with_setting
-from muxfer.config.study import Config
+from muxfer.config.study import Config, StudyKind
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.models.count import Measure, counter
@@ -103,7 +103,7 @@ def costs(request: Request) -> tuple[dict[str, Any], str]:
 
 
 def _settings(config: Config, count: Measure) -> list[Setting]:
-    if config.search.sampler != "isoflop":
+    if config.search.kind is not StudyKind.ISOFLOP:
         return grid(config.search)
     from muxfer.study.isoflop import isoflop_settings
 
@@ -146,7 +146,7 @@ def _proposals(config: Config, target: Task, budget: float, count: Measure) -> l
     What the study itself has is tried too, however small.
     """
     search, training = config.search, config.training
-    if search.sampler == "isoflop":
+    if search.kind is StudyKind.ISOFLOP:
         raise BadInput("--budget: an isoFLOP study has its budgets in search.flops, and needs no proposal")
     own = [int(width) for width in search.grids.get("width", (config.model.width,))]
     smallest = min(config.model.base_width // 2, *own)

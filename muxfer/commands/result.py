@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class CommandResult:
-    """What a command has to say: `data` under --json, else `text`."""
+    """`data` is printed under --json, `text` otherwise."""
 
     data: Mapping[str, Any]
     text: str

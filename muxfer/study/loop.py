@@ -1,52 +1,50 @@
-"""The loop that brings a study to its finished state: skip what the ledger holds, run the rest, record, ask for more.
+"""The loop that brings a study to its finished state: skip what is recorded, run the rest, record, propose more.
 
-It knows protocols only (Ledger, Lease, Executor), so the same loop drives Ray and a plain process, MLflow and a test's
-ledger. Run it again and there is nothing to do: that is what makes it safe under kill -9, cron and requeue.
+It knows protocols only (Ledger, Lease, Executor, Progress). So one loop drives Ray, a single process and a test's
+ledger. A finished study has nothing to run: that makes the loop safe under kill -9, cron and requeue.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from muxfer.errors import StudyBusy, TrialsFailed
 from muxfer.executors.base import Executor, TrialJob, TrialUpdate
+from muxfer.files import StudyFolder
 from muxfer.ledger.base import Lease, Ledger
 from muxfer.models import plugins
 from muxfer.study.retention import Retention
 from muxfer.study.trials import remaining
 from muxfer.trial import Record, Study, Trial
 
+UPDATE_SECONDS = 0.2
+"""How long the loop waits for updates before it looks at the lease and the deadline again."""
+
 
 class Progress(Protocol):
-    """What a person sees while it runs."""
+    """What a person sees while a study runs."""
 
     def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None: ...
 
     def more(self, trials: Sequence[Trial]) -> None:
-        """All trials that are known by now, when a round is over."""
+        """All trials that are known at the end of a round."""
 
-    def update(self, report: TrialUpdate) -> None: ...
+    def update(self, update: TrialUpdate) -> None: ...
 
     def stop(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What one call of `run_study` did: the records of what it ended, what it left, and its seconds of training.
+class StudyRun:
+    """What one call of `run_study` did: the records of the trials that ended, and its seconds of training.
 
-    `unfinished` counts the known trials that it left: a search that learns would ask for more after them.
+    `unfinished` counts the known trials that are still to run. A search that learns would propose more after them.
     """
 
     records: tuple[Record, ...]
     unfinished: int
     train_seconds: float = 0.0
-
-
-def trial_folder(folder: Path, study: Study, trial: Trial) -> Path:
-    """Where a trial's attempts and checkpoints lie."""
-    return folder / study.label / "trials" / trial.key
 
 
 def run_study(
@@ -56,63 +54,38 @@ def run_study(
     study: Study,
     ledger: Ledger,
     lease: Lease,
+    files: StudyFolder,
     start_executor: Callable[[], Executor],
-    folder: Path,
     progress: Progress,
     more: Callable[[Sequence[Record]], Sequence[Trial]] | None = None,
     deadline: float | None = None,
     retention: Retention | None = None,
-) -> Ran:
-    """Run the trials that no settled record answers, and write every point and record to the ledger.
+) -> StudyRun:
+    """Run the trials without a settled record, and write every point and record to the ledger.
 
-    `more` is asked with all records once the trials are settled: it returns them and the next round's, or them alone
-    at the end. None: there is one round. A round with a failed trial is the last one, for the next would not be what
-    it should: run it again. `folder` holds one folder a study. `deadline` (of time.monotonic) stops in order: no new
-    trial starts after it, and those in flight stay resumable. `retention` decides which checkpoints stay of trials that
-    are over; None: all that their workers kept. Raises StudyBusy when another driver took the lease
-    over, TrialsFailed when the machinery under the trials died, or a trial was halted.
+    `more` takes all records at the end of a round. It returns all trials, with those of the next round if there is
+    one. None: there is one round. A round with a failed trial is the last: the next would depend on its result.
+    `deadline` (of time.monotonic) stops in order: no new trial starts, and trials in flight stay resumable.
+    `retention` decides which checkpoints of ended trials stay; None: all. Raises StudyBusy when another driver took
+    the lease over. Raises TrialsFailed when the machinery under the trials died, or a trial was halted.
     """
     if retention is not None:
         retention.begin(records, epoch=lease.epoch)
     todo = remaining(trials, records)
     if not todo:
-        return Ran(records=(), unfinished=0)
+        return StudyRun(records=(), unfinished=0)
     executor = start_executor()
-    ran: dict[str, Record] = {}
-    seconds: dict[str, float] = {}
+    recorder = _Recorder(ledger=ledger, progress=progress, retention=retention)
     progress.start(trials, records, slots=executor.slots)
     try:
         while todo:
-            jobs = {
-                t.key: TrialJob(
-                    trial=t, folder=str(trial_folder(folder, study, t)), epoch=lease.epoch, plugins=plugins.allowed()
-                )
-                for t in todo
-            }
+            jobs = _jobs(todo, files, epoch=lease.epoch)
             executor.submit([*jobs.values()])
-            while not jobs.keys() <= ran.keys():
-                if not lease.held():
-                    raise StudyBusy(f"another driver took study {study.label} over; this one stops and writes no more")
-                if deadline is not None and time.monotonic() > deadline:
-                    more = None
-                    break
-                for report in executor.updates(0.2):
-                    if report.key not in seconds:
-                        ledger.begin(jobs[report.key].trial)
-                    ledger.report(report.key, report.points)
-                    seconds[report.key] = report.train_seconds
-                    if report.record is not None:
-                        ran[report.key] = report.record
-                        ledger.settle(report.record)
-                        if retention is not None:
-                            retention.settle(report.record, running=seconds.keys() - ran.keys())
-                    progress.update(report)
-                    if report.halted is not None:
-                        raise TrialsFailed(report.halted)
-            if more is None or not all(record.outcome.settled for record in ran.values()):
+            in_time = _run_round(jobs, executor, recorder, study=study, lease=lease, deadline=deadline)
+            if not in_time or more is None or recorder.any_failed:
                 break
-            trials = more([*records, *ran.values()])
-            todo = remaining(trials, [*records, *ran.values()])
+            trials = more([*records, *recorder.records])
+            todo = remaining(trials, [*records, *recorder.records])
             progress.more(trials)
     except BaseException:
         executor.kill()
@@ -120,5 +93,70 @@ def run_study(
     finally:
         progress.stop()
     executor.close()
-    left = [trial for trial in remaining(trials, [*records, *ran.values()]) if trial.key not in ran]
-    return Ran(records=tuple(ran.values()), unfinished=len(left), train_seconds=sum(seconds.values()))
+    ended = recorder.ended
+    unfinished = [trial for trial in remaining(trials, [*records, *ended.values()]) if trial.key not in ended]
+    return StudyRun(
+        records=tuple(ended.values()), unfinished=len(unfinished), train_seconds=sum(recorder.train_seconds.values())
+    )
+
+
+@dataclass(kw_only=True)
+class _Recorder:
+    """Passes each update on to the ledger, the retention and the progress; keeps the records of this call."""
+
+    ledger: Ledger
+    progress: Progress
+    retention: Retention | None
+    ended: dict[str, Record] = field(default_factory=dict)
+    train_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def records(self) -> Collection[Record]:
+        return self.ended.values()
+
+    @property
+    def any_failed(self) -> bool:
+        return not all(record.outcome.settled for record in self.records)
+
+    def take(self, update: TrialUpdate, trial: Trial) -> None:
+        """Raises TrialsFailed when the update says that the trial was halted."""
+        if update.key not in self.train_seconds:
+            self.ledger.begin(trial)
+        self.ledger.report(update.key, update.points)
+        self.train_seconds[update.key] = update.train_seconds
+        if update.record is not None:
+            self.ended[update.key] = update.record
+            self.ledger.settle(update.record)
+            if self.retention is not None:
+                self.retention.settle(update.record, running=self.train_seconds.keys() - self.ended.keys())
+        self.progress.update(update)
+        if update.halted is not None:
+            raise TrialsFailed(update.halted)
+
+
+def _jobs(trials: Sequence[Trial], files: StudyFolder, *, epoch: int) -> dict[str, TrialJob]:
+    allowed = plugins.allowed()
+    return {
+        trial.key: TrialJob(trial=trial, folder=str(files.trial(trial.key)), epoch=epoch, plugins=allowed)
+        for trial in trials
+    }
+
+
+def _run_round(
+    jobs: Mapping[str, TrialJob],
+    executor: Executor,
+    recorder: _Recorder,
+    *,
+    study: Study,
+    lease: Lease,
+    deadline: float | None,
+) -> bool:
+    """Record updates until every job has ended. False: the deadline passed before that."""
+    while not jobs.keys() <= recorder.ended.keys():
+        if not lease.held():
+            raise StudyBusy(f"another driver took study {study.label} over; this one stops and writes no more")
+        if deadline is not None and time.monotonic() > deadline:
+            return False
+        for update in executor.updates(UPDATE_SECONDS):
+            recorder.take(update, jobs[update.key].trial)
+    return True

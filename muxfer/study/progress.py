@@ -32,7 +32,7 @@ class Unheard:
             self._stream.flush()
 
 
-class Progress:
+class TerminalProgress:
     """Counts trials and, by their FLOPs, the time that is left; draws to `stream`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:

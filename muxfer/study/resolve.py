@@ -12,7 +12,7 @@ from muxfer.config.parse import parse
 from muxfer.config.study import Config
 from muxfer.config.task import ImageFolder
 from muxfer.errors import BadInput
-from muxfer.files import user_path
+from muxfer.files import StudyFolder, user_path
 from muxfer.ledger.tracking_uri import default_tracking_uri, sqlite_path
 from muxfer.redaction import with_variable_names
 from muxfer.study.trials import study_of
@@ -40,9 +40,12 @@ class Request:
         return str(with_variable_names({"description": self.config.description}, self.variables)["description"])
 
     @property
-    def home(self) -> Path:
-        """The study's own folder."""
-        return self.folder / self.study.label
+    def files(self) -> StudyFolder:
+        return self.files_of(self.study)
+
+    def files_of(self, study: Study) -> StudyFolder:
+        """Where a study of this ledger keeps its files."""
+        return StudyFolder(self.folder / study.label)
 
     @property
     def overridden(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from muxfer.config.study import Config
+from muxfer.config.study import Config, StudyKind
 from muxfer.study.search import Fixed, Searcher, grid
 from muxfer.study.trials import trials_of, validate_search
 from muxfer.trial import NUMERICS_VERSION, Record, Trial
@@ -23,9 +23,9 @@ def proposing(config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERS
 
 def searcher_of(config: Config) -> Searcher:
     search = config.search
-    if search.sampler == "grid":
+    if search.kind is StudyKind.GRID:
         return Fixed(known=tuple(grid(search)))
-    if search.sampler == "isoflop":
+    if search.kind is StudyKind.ISOFLOP:
         from muxfer.models.count import counter
         from muxfer.study.isoflop import isoflop_settings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from muxfer.config.parse import setting_value
 from muxfer.config.settings import key_content, place_of, with_setting
-from muxfer.config.study import Config
+from muxfer.config.study import Config, StudyKind
 from muxfer.config.task import Task, to_plain
 from muxfer.errors import BadInput
 from muxfer.study.cost import estimated_flops
@@ -29,7 +29,7 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
         if (place := place_of(setting)) is not None:
             content[place[0]].pop(place[1], None)  # of before: see ADDED_LATER
     search: dict[str, Any] = {"axis": config.search.axis, "hp": config.search.hp, "varied": varied}
-    if config.search.sampler != "grid":
+    if config.search.kind is not StudyKind.GRID:
         search["sampler"] = config.search.sampler
     identity = {**content, "search": search, "data_fingerprint": fingerprint, "numerics": NUMERICS_VERSION}
     return Study(name=name, key=content_hash({"name": name, "identity": identity}), identity=identity)

@@ -1,91 +1,88 @@
-"""What a target hands out: averaged weights, lineage, scales and samples."""
+"""What a target hands out: averaged weights, their description, and a picture of samples."""
 
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
-from muxfer.files import content_of
-from muxfer.report.figures import replace_file
-from muxfer.study.resolve import PrintLine
-from muxfer.transfer.target import TargetRun
+from muxfer.files import TargetFolder, content_of, replace_file
 from muxfer.trial import Record, Trial
 
 if TYPE_CHECKING:
+    import torch
+
     from muxfer.mup import ScalePlan
     from muxfer.training.checkpoint import Snapshot
 
-WEIGHTS = "ema.safetensors"
-"""What a target hands out; its SHA-256 stands in the target.json beside it."""
 
-
-def handed_out(folder: Path) -> bytes | None:
-    """The averaged weights that lie in a target's folder, as written; None where they are not, or damaged."""
-    content = content_of(folder / WEIGHTS)
+def verified_weights(files: TargetFolder) -> bytes | None:
+    """The content of the averaged weights. None where they are missing, or differ from the recorded SHA-256 sum."""
+    content = content_of(files.weights)
     try:
-        written = json.loads(content_of(folder / "target.json") or b"")["sha256"][WEIGHTS]
+        recorded_sum = json.loads(content_of(files.description) or b"")["sha256"][files.weights.name]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if content is not None and hashlib.sha256(content).hexdigest() == written else None
+    return content if content is not None and hashlib.sha256(content).hexdigest() == recorded_sum else None
 
 
-def is_out(folder: Path, record: Record | None) -> bool:
-    """Whether what a target hands out lies there whole, and its run in this very ledger has it too."""
-    if record is None or content_of(folder / "target.of") != str(record.run_id).encode():
+def is_handed_out(files: TargetFolder, record: Record | None) -> bool:
+    """Whether every file is there and whole, and comes from the run that this very ledger has."""
+    if record is None or content_of(files.run_id) != str(record.run_id).encode():
         return False
-    return handed_out(folder) is not None and content_of(folder / "samples.png") is not None
+    return verified_weights(files) is not None and content_of(files.samples) is not None
 
 
-def that_hold(records: Sequence[Record], trial: Trial, checkpoints: Path, print_line: PrintLine) -> Sequence[Record]:
-    """The records, but for a finished target's whose last checkpoint is damaged: it goes on from the one before."""
-    done = next((record for record in records if record.key == trial.key and record.metric is not None), None)
-    if done is None or (step := newest(done, checkpoints).step) == done.step:
-        return records
-    print_line(f"the target's checkpoint of step {done.step} is damaged: it goes on from that of step {step}")
-    return [record for record in records if record is not done]
-
-
-def newest(record: Record, checkpoints: Path) -> "Snapshot":
-    """A finished target as its newest checkpoint that passes its manifest has it; BadInput where none does."""
+def newest_snapshot(record: Record, checkpoints: Path) -> "Snapshot":
+    """A finished target's newest checkpoint that passes its manifest; BadInput where none does."""
     from muxfer.training import checkpoint
 
     found = checkpoint.load_newest(checkpoints, key=record.key)
     if found is None:
         raise BadInput(
             f"the target is trained (run {record.run_id}) but its checkpoints are not on this host, or damaged"
-            f" ({checkpoints}): take {WEIGHTS} from the run's artifacts in MLflow, or bring the study's folder here,"
-            " or delete the run in MLflow to train it anew"
+            f" ({checkpoints}): take ema.safetensors from the run's artifacts in MLflow, or bring the study's folder"
+            " here, or delete the run in MLflow to train it anew"
         )
     return found.snapshot
 
 
-def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: "ScalePlan", task: Task) -> list[Path]:
-    """Averaged weights, lineage and plan, and last a picture of samples: what the target hands out."""
-    import torch
+def write_outputs(
+    files: TargetFolder, trial: Trial, trained: "Snapshot", scales: "ScalePlan", task: Task
+) -> list[Path]:
+    """Write weights, description and samples, in that order, and return the files.
+
+    `trial` is described as it stands: its task may hold names of variables. `task` has their values.
+    """
     from safetensors.torch import save
+
+    ema = trained.tensors["ema"]
+    content = save(dict(ema))
+    weights = replace_file(files.weights, content)
+    description = {
+        "lineage": dict(trial.lineage),
+        "task": trial.task,
+        "plan": scales.to_dict(),
+        "sha256": {weights.name: hashlib.sha256(content).hexdigest()},
+    }
+    described = replace_file(files.description, json.dumps(description, indent=2).encode())
+    return [weights, described, replace_file(files.samples, _samples_png(files, task, dict(ema)))]
+
+
+def _samples_png(files: TargetFolder, task: Task, weights: "dict[str, torch.Tensor]") -> bytes:
+    """A grid of samples of every class, drawn with the averaged weights."""
+    import torch
 
     from muxfer.data.source import load_dataset
     from muxfer.evaluation.diffusers_sampling import sample, save_grid
     from muxfer.models.build import build_model, conditioning
 
-    content = save(dict(trained.tensors["ema"]))
-    weights = replace_file(folder / WEIGHTS, content)
-    sums = {WEIGHTS: hashlib.sha256(content).hexdigest()}
-    origin = {
-        "lineage": dict(target.trial.lineage),
-        "task": target.trial.task,
-        "plan": scales.to_dict(),
-        "sha256": sums,
-    }
-    about = replace_file(folder / "target.json", json.dumps(origin, indent=2).encode())
     data = load_dataset(task.data)
     model, _ = build_model(task, replicate=0)
-    model.load_state_dict(trained.tensors["ema"], strict=False)
+    model.load_state_dict(weights, strict=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     labels = [label for label in range(data.num_classes) for _ in range(task.evaluation.samples_per_class)]
     predict = conditioning(task.model, data.captions).to(device)
@@ -100,13 +97,13 @@ def write_results(folder: Path, target: TargetRun, trained: "Snapshot", scales: 
         learn_sigma=task.model.learn_sigma,
         device=device,
     )
-    temporary = folder / f".samples.png.{os.getpid()}.tmp"  # of a killed command the next one sweeps it
+    temporary = files.path / f".samples.png.{os.getpid()}.tmp"  # the next command removes that of a killed one
     try:
-        content = save_grid(images, labels, temporary, class_names=data.class_names).read_bytes()
+        return save_grid(images, labels, temporary, class_names=data.class_names).read_bytes()
     except OSError as error:
         raise BadInput(
-            f"{folder} can't be written ({error.strerror or error}): free some space, then run the same command again"
+            f"{files.path} can't be written ({error.strerror or error}): free some space, then run the same command"
+            " again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return [weights, about, replace_file(folder / "samples.png", content)]

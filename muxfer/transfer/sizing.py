@@ -6,13 +6,13 @@ Refused: a target that has a size already, a study without budgets, one that has
 from dataclasses import replace
 
 from muxfer.analysis.scaling_law import fit_isoflop
-from muxfer.config.study import Target
+from muxfer.config.study import StudyKind, Target
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.models.count import measure
 from muxfer.study.isoflop import points_of, target_size
 from muxfer.study.match import proxy_task
-from muxfer.study.recorded import recorded, records_of
+from muxfer.study.recorded import read_study
 from muxfer.study.resolve import Request, resolve, words_of
 from muxfer.study.session import open_ledger
 
@@ -30,13 +30,14 @@ def sized_target(request: Request, base: Task, flops: float, law: str | None) ->
         raise BadInput(f"target.{said[0]} and --flops both say how large the target is: give one")
     name, *overrides = [request.name, *request.overrides] if law is None else words_of(law, "--law")
     source = resolve(name, overrides, planned=True)
-    if source.config.search.sampler != "isoflop":
+    if source.config.search.kind is not StudyKind.ISOFLOP:
         raise BadInput(
             f"sweep {name} is no isoFLOP study, and its fit can't size a target: name one that is, --law isoflop"
         )
     with open_ledger(source, existing=True) as ledger:
-        study, config, trials = recorded(source, ledger)
-        found = fit_isoflop(points_of(records_of(ledger, study, trials), proxy_task(config, study)))
+        study = read_study(source, ledger)
+    config = study.config
+    found = fit_isoflop(points_of(study.records, proxy_task(config, study.study)))
     if found.why:
         raise BadInput(f"the fit of {name} gives no law ({found.why}): it can't size a target; see muxfer fit {name}")
     batch_size = target.batch_size or base.training.batch_size
@@ -50,7 +51,7 @@ def sized_target(request: Request, base: Task, flops: float, law: str | None) ->
         flops_by=config.search.flops_by,
     )
     told = (
-        f"sized by the fit of {study.label} at {flops:.3g} FLOPs: width {size.width}, depth {size.depth},"
+        f"sized by the fit of {study.study.label} at {flops:.3g} FLOPs: width {size.width}, depth {size.depth},"
         f" {size.params:,} parameters, {size.steps} steps; it predicts a loss of {size.loss:.4g}"
     )
     return replace(target, width=size.width, depth=size.depth, steps=size.steps), told

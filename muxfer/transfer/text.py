@@ -37,7 +37,7 @@ def watch_text(band: LossBand | str, *, guarded: bool) -> str:
     )
 
 
-def ended(record: Record, target: TargetRun) -> str:
+def failure_text(record: Record, target: TargetRun) -> str:
     """Why there is no result, and what to do."""
     if record.outcome is not Outcome.DIVERGED:
         return f"the target {record.outcome} at step {record.step}: {record.error or 'see its loss'}"

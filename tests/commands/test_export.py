@@ -19,14 +19,11 @@ from safetensors.torch import load_file
 
 from muxfer.commands.export import _new_folder, export, find, model_of, weights_of
 from muxfer.commands.transfer import transfer
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
 from muxfer.models.diffusers_weights import save, to_diffusers
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome, Record, Study
 from proxy_models import FAMILIES
@@ -71,25 +68,19 @@ def train(*overrides: str, lost: Mapping[str, str] | None = None) -> dict[Outcom
     The keys `lost` are recorded with a checkpoint that is not on this host.
     """
     asked = resolve("lr-width", overrides)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+    with drive(asked) as session:
         trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
-        ran = run_study(
+        ran = session.run(
             trials,
-            [],
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
         )
         finished = next(record for record in ran.records if record.outcome is Outcome.FINISHED)
         for key, checkpoint in (lost or {}).items():
-            ledger.begin(replace(trials[0], key=key))
-            ledger.settle(replace(finished, key=key, checkpoint=checkpoint))
-        ledger.flush(60)
+            session.ledger.begin(replace(trials[0], key=key))
+            session.ledger.settle(replace(finished, key=key, checkpoint=checkpoint))
+        session.ledger.flush(60)
         keys = {trial.key for trial in trials}
-        return {record.outcome: record for record in ledger.records(asked.study) if record.key in keys}
+        return {record.outcome: record for record in session.records() if record.key in keys}
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +281,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_earlier_export(trained: 
     asked = resolve("lr-width", DIT)
     with open_ledger(asked) as ledger:
         study, record = find(ledger, trained.dit.key, where="here")
-    written = to_diffusers(model_of(study, record, asked.home), weights_of(record, asked.home))
+    written = to_diffusers(model_of(study, record, asked.files.path), weights_of(record, asked.files.path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:

@@ -11,16 +11,16 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from muxfer.analysis.scaling_law import Points, fit_isoflop
+from muxfer.analysis.isoflop_points import Points
+from muxfer.analysis.scaling_law import fit_isoflop
 from muxfer.commands.fit import fit
 from muxfer.commands.sweep import proposing
 from muxfer.config.settings import with_setting
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.models.count import measure
 from muxfer.report.figures.laws import laws_figure
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive
 from muxfer.trial import Outcome, Record
 
 COLUMNS = ("flops", "params", "tokens", "loss")
@@ -174,15 +174,12 @@ def recorded_study(*overrides):
     """A study whose losses lie on parabolas around 0.35 sqrt(C) parameters, in a ledger of its own."""
     asked = resolve("isoflop", [*SMALL, *overrides])
     trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
-    with (
-        open_ledger(asked) as ledger,
-        driving(asked, asked.study, ledger, to_plain(asked.config)),
-    ):
+    with drive(asked) as session:
         for trial in trials:
             params = counted(with_setting(asked.config.task, trial.setting).model).parameters
             x = math.log(params / (0.35 * trial.setting["flops"] ** 0.5))
-            ledger.begin(trial)
-            ledger.settle(
+            session.ledger.begin(trial)
+            session.ledger.settle(
                 Record(
                     key=trial.key,
                     setting=trial.setting,
@@ -202,9 +199,9 @@ def test_a_recorded_study_is_fitted_and_drawn_beside_its_report():
     assert answer.exit_code == 0
     assert answer.data["params"]["exponent"] == pytest.approx(0.5, abs=1e-6)
     assert answer.data["loss"]["exponent"] == pytest.approx(-0.05, abs=1e-6)
-    assert answer.data["figure"] == str(asked.home / "isoflop.png")
+    assert answer.data["figure"] == str(asked.files.path / "isoflop.png")
     assert answer.data["notes"] == []
-    assert len(read(asked.home / "isoflop.csv")) == len(trials)
+    assert len(read(asked.files.path / "isoflop.csv")) == len(trials)
 
 
 def test_a_study_that_is_no_isoflop_study_is_refused():

@@ -8,13 +8,10 @@ from click.testing import CliRunner
 
 from muxfer.cli import main
 from muxfer.commands.plan import plan
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome
 
@@ -32,20 +29,14 @@ def empty_folder(tmp_path, monkeypatch):
 def train(*overrides):
     """The record of the first trial, trained in this very process and kept in a real ledger."""
     asked = resolve("lr-width", overrides)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+    with drive(asked) as session:
         [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
-        [record] = run_study(
+        [record] = session.run(
             [trial],
-            [],
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
         ).records
-        ledger.begin(replace(trial, key="failed"))
-        ledger.settle(replace(record, key="failed", outcome=Outcome.FAILED, metric=None, train_seconds=1e6))
+        session.ledger.begin(replace(trial, key="failed"))
+        session.ledger.settle(replace(record, key="failed", outcome=Outcome.FAILED, metric=None, train_seconds=1e6))
     return record
 
 

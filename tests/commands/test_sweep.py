@@ -9,14 +9,11 @@ import pytest
 from muxfer.commands.clean import clean
 from muxfer.commands.retry import retry
 from muxfer.commands.sweep import sweep
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.executors import ray_sessions
 from muxfer.executors.inline import InlineExecutor
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import Request, resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
 from tests.typed import start
 
@@ -33,18 +30,13 @@ TINY = [
 ]
 
 
-def drive(asked: Request, executor: InlineExecutor) -> None:
+def run_trials(asked: Request, executor: InlineExecutor) -> None:
     """One driver's work on a study: the trials that are not settled yet."""
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-        run_study(
+    with drive(asked) as session:
+        session.run(
             grid_trials(asked.config, fingerprint=asked.fingerprint),
-            ledger.records(asked.study),
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
+            session.records(),
             start_executor=lambda: executor,
-            folder=asked.folder,
-            progress=Progress(),
         )
 
 
@@ -54,16 +46,16 @@ def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     asked = resolve("lr-width", TINY)
-    drive(asked, InlineExecutor(worker="nowhere:Nobody"))
+    run_trials(asked, InlineExecutor(worker="nowhere:Nobody"))
     return asked
 
 
 def test_a_retry_leaves_what_another_driver_settled_while_it_waited(failed: Request) -> None:
     answer = retry(
-        "lr-width", TINY, print_line=lambda told: drive(failed, InlineExecutor()) if "once more" in told else None
+        "lr-width", TINY, print_line=lambda told: run_trials(failed, InlineExecutor()) if "once more" in told else None
     )
     assert (answer.data["retried"], answer.data["trials"]) == (0, [])
-    assert list(failed.home.glob("trials/*/attempt-*/step-*")), "the other's checkpoint"
+    assert list(failed.files.path.glob("trials/*/attempt-*/step-*")), "the other's checkpoint"
     with open_ledger(failed) as ledger:
         assert [record.metric is None for record in ledger.records(failed.study)] == [False]
 
@@ -74,7 +66,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     asked = resolve("lr-width", TINY)
-    drive(asked, InlineExecutor())
+    run_trials(asked, InlineExecutor())
     sweep("lr-width", TINY, print_line=print)
     return asked
 
@@ -87,7 +79,7 @@ def test_a_page_goes_to_another_ledger_too_once_that_holds_the_study(
 
     before = pages()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    drive(trained, InlineExecutor())
+    run_trials(trained, InlineExecutor())
     sweep("lr-width", TINY, print_line=print)
     assert len(after := pages()) == len(before) + 1
     sweep("lr-width", TINY, print_line=print)
@@ -95,7 +87,7 @@ def test_a_page_goes_to_another_ledger_too_once_that_holds_the_study(
 
 
 def test_a_pipe_in_the_place_of_a_pages_stamp_is_not_waited_for(trained: Request, tmp_path: Path) -> None:
-    stamp = trained.home / "report.of"
+    stamp = trained.files.path / "report.of"
     kept = stamp.read_bytes()
     stamp.unlink()
     os.mkfifo(stamp)
@@ -109,7 +101,7 @@ def test_a_pipe_in_the_place_of_a_pages_stamp_is_not_waited_for(trained: Request
 
 
 def test_a_folder_in_the_place_of_a_pages_stamp_is_refused(trained: Request) -> None:
-    stamp = trained.home / "report.of"
+    stamp = trained.files.path / "report.of"
     stamp.unlink()
     stamp.mkdir()
     with pytest.raises(BadInput, match=r"report\.of can't be written .Is a directory."):
@@ -119,26 +111,26 @@ def test_a_folder_in_the_place_of_a_pages_stamp_is_refused(trained: Request) -> 
 def test_a_study_that_was_moved_and_linked_is_not_cleaned_and_the_line_says_where_it_is(
     failed: Request, tmp_path: Path
 ) -> None:
-    moved = failed.home.rename(tmp_path / "larger disk")
-    failed.home.symlink_to(moved)
+    moved = failed.files.path.rename(tmp_path / "larger disk")
+    failed.files.path.symlink_to(moved)
     with pytest.raises(BadInput, match=f"is a link to {moved}: remove the link and what it leads to by hand"):
         clean("lr-width", [], confirmed=lambda told: True)
-    assert (failed.home.is_symlink(), moved.is_dir()) == (True, True)
+    assert (failed.files.path.is_symlink(), moved.is_dir()) == (True, True)
 
 
 def test_what_cannot_be_removed_is_told_in_one_line(failed: Request) -> None:
     def replaced(told: str) -> bool:
-        shutil.rmtree(failed.home)
-        failed.home.write_text("somebody else's")
+        shutil.rmtree(failed.files.path)
+        failed.files.path.write_text("somebody else's")
         return True
 
     with pytest.raises(BadInput, match="can't be removed as a whole .Not a directory.: mend that, then run the same"):
         clean("lr-width", [], confirmed=replaced)
-    assert failed.home.read_text() == "somebody else's"
+    assert failed.files.path.read_text() == "somebody else's"
 
 
 def test_a_spool_of_another_ledger_is_left_to_that_one(failed: Request) -> None:
-    spool = failed.home / "spool-0123abcd-000001.jsonl"
+    spool = failed.files.path / "spool-0123abcd-000001.jsonl"
     spool.write_text("{}\n")
     with pytest.raises(
         BadInput, match="let muxfer sweep lr-width finish first with the ledger that it was written for"
@@ -152,7 +144,7 @@ def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     recorded = resolve("lr-width", [*TINY, "optimizer.parametrization=standard"])
-    drive(recorded, InlineExecutor(worker="nowhere:Nobody"))
+    run_trials(recorded, InlineExecutor(worker="nowhere:Nobody"))
 
     class OnJoinedCluster(InlineExecutor):
         """Leaves its storage as one that is killed does."""
@@ -164,5 +156,5 @@ def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(tmp
     monkeypatch.setattr("muxfer.executors.ray_tune.RayExecutor", OnJoinedCluster)
     answer = retry("lr-width", [*TINY, "compute.address=127.0.0.1:6379"], print_line=print)
     assert (answer.data["retried"], answer.data["failed"]) == (1, 0)
-    assert len(list(recorded.home.glob(".ray-*"))) == 1
-    assert list(recorded.folder.iterdir()) == [recorded.home]
+    assert len(list(recorded.files.path.glob(".ray-*"))) == 1
+    assert list(recorded.folder.iterdir()) == [recorded.files.path]

@@ -11,14 +11,11 @@ import pytest
 from muxfer.commands.export import weights_of
 from muxfer.commands.result import CommandResult
 from muxfer.commands.transfer import transfer
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput, StudyBusy, TrialsFailed
 from muxfer.executors.inline import InlineExecutor
 from muxfer.report.figures import replace_file
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.transfer.outputs import handed_out
 from muxfer.trial import Record
@@ -38,19 +35,14 @@ STUDY = [
 TARGET = ["target.width=32", "target.steps=30", "evaluation.sampling_steps=2", "evaluation.samples_per_class=1"]
 
 
-def drive(overrides: list[str], *, trials: int | None = None) -> None:
+def run_trials(overrides: list[str], *, trials: int | None = None) -> None:
     """One driver's work on a study: its first trials, or all, that are not settled yet."""
     asked = resolve("lr-width", overrides)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-        run_study(
+    with drive(asked) as session:
+        session.run(
             grid_trials(asked.config, fingerprint=asked.fingerprint)[:trials],
-            ledger.records(asked.study),
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
+            session.records(),
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
         )
 
 
@@ -75,7 +67,7 @@ class Target:
 
     def checkpoints(self) -> list[Path]:
         """The averaged weights in each checkpoint, the last one first."""
-        found = self.asked.home.glob(f"trials/{self.record().key}/attempt-*/step-*/ema.safetensors")
+        found = self.asked.files.path.glob(f"trials/{self.record().key}/attempt-*/step-*/ema.safetensors")
         return sorted(found, key=lambda path: path.parent.name, reverse=True)
 
 
@@ -84,7 +76,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("launch"))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        drive(STUDY)
+        run_trials(STUDY)
         yield Target()
 
 
@@ -137,11 +129,11 @@ def test_a_target_of_which_nothing_whole_is_left_is_refused_and_no_file_replaced
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_copy_that_was_damaged_is_neither_handed_out_nor_exported(target: Target, damage: str) -> None:
     DAMAGES[damage](target.folder / "ema.safetensors")
-    trial = target.asked.home / "trials" / target.record().key
-    away = trial.rename(target.asked.home / "away")
+    trial = target.asked.files.path / "trials" / target.record().key
+    away = trial.rename(target.asked.files.path / "away")
     try:
         with pytest.raises(BadInput, match="not on this host, or damaged"):
-            weights_of(target.record(), target.asked.home)
+            weights_of(target.record(), target.asked.files.path)
         with pytest.raises(BadInput, match="not on this host, or damaged"):
             target.again()
     finally:
@@ -205,9 +197,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(alone: Path) -> None:
     study = [*STUDY, "search.base_lr=[2**-6,2**-5]"]
-    drive(study, trials=1)
+    run_trials(study, trials=1)
     with pytest.raises(StudyBusy, match="changed while this command waited for it: run the same command again"):
-        transfer("lr-width", [*study, *TARGET], print_line=lambda told: drive(study), force=True)
+        transfer("lr-width", [*study, *TARGET], print_line=lambda told: run_trials(study), force=True)
     assert not list(alone.rglob("target-*")), "nothing was launched"
     assert transfer("lr-width", [*study, *TARGET], print_line=print, force=True).data["metric"] is not None
 
@@ -215,7 +207,7 @@ def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(
 def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(alone: Path) -> None:
     study = [*STUDY, "training.steps=40", "training.report_every=2"]
     wrong = [*study, *TARGET, "target.steps=120", "target.base_lr=2**-2"]
-    drive(study)
+    run_trials(study)
     with pytest.raises(TrialsFailed, match="was halted at step .*; its curve: "):
         transfer("lr-width", wrong, print_line=print, force=True)
     [curve] = alone.rglob("target-band.png")

@@ -11,15 +11,12 @@ import pytest
 import torch
 
 from muxfer.commands.dry_run import dry_run
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
-from muxfer.study.loop import run_study
-from muxfer.study.progress import Progress
 from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
 from muxfer.study.search import is_finalist
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -42,41 +39,36 @@ TINY = [
 KILLED = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_study import drive
-drive({TINY!r}, before_round_2=lambda: os.kill(os.getpid(), signal.SIGKILL))
+from test_study import run_trials
+run_trials({TINY!r}, before_round_2=lambda: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
-def drive(overrides, *, before_round_2=lambda: None, deadline=None):
+def run_trials(overrides, *, before_round_2=lambda: None, deadline=None):
     """What one call of the sweep does, but for Ray and the report: what it ran, and the ledger's records.
 
     On one thread, as in a slot: another number of threads adds in another order, and the last digits differ.
     """
     torch.set_num_threads(1)
     asked = resolve("lr-width", overrides)
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+    with drive(asked) as session:
         propose = proposing(asked.config, fingerprint=asked.fingerprint)
 
         def more(records):
-            ledger.flush(60)
+            session.ledger.flush(60)
             before_round_2()
             return propose(records)
 
-        before = ledger.records(asked.study)
-        ran = run_study(
+        before = session.records()
+        ran = session.run(
             propose(before),
             before,
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
             more=more,
             deadline=deadline,
         )
-        ledger.flush(60)
-        return ran, {record.key: record for record in ledger.records(asked.study)}
+        session.ledger.flush(60)
+        return ran, {record.key: record for record in session.records()}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +78,7 @@ def empty_ledger(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.chdir(folder)
-        drive(TINY, deadline=0.0)
+        run_trials(TINY, deadline=0.0)
     return folder / "mlflow.db"
 
 
@@ -104,9 +96,9 @@ def empty_folder(tmp_path, monkeypatch, empty_ledger):
 
 def test_a_search_stopped_in_a_round_or_killed_between_two_ends_where_the_uninterrupted_one_does(empty_folder):
     empty_folder("whole")
-    ran, records = drive(TINY, deadline=0.0)
+    ran, records = run_trials(TINY, deadline=0.0)
     assert (ran.records, ran.unfinished, records) == ((), 3, {})
-    ran, whole = drive(TINY)
+    ran, whole = run_trials(TINY)
     assert len(ran.records) == len(whole) == 7
     assert ran.unfinished == 0
     search = resolve("lr-width", TINY).config.search
@@ -121,14 +113,14 @@ def test_a_search_stopped_in_a_round_or_killed_between_two_ends_where_the_uninte
     listed = dry_run("lr-width", TINY).data
     assert [row["state"] for row in listed["trials"]] == ["done"] * 3 + ["run"] * 3
     assert listed["to_ask"] == 1
-    ran, resumed = drive(TINY)
+    ran, resumed = run_trials(TINY)
     assert len(ran.records) == 4
     assert {key: record.metric for key, record in resumed.items()} == {key: r.metric for key, r in whole.items()}
 
-    ran, again = drive(TINY)
+    ran, again = run_trials(TINY)
     assert (ran.records, ran.unfinished) == ((), 0)
     assert again.keys() == whole.keys()
-    ran, longer = drive([*TINY, "search.num_settings=7", "search.finalists=0", "search.finalist_steps=null"])
+    ran, longer = run_trials([*TINY, "search.num_settings=7", "search.finalists=0", "search.finalist_steps=null"])
     assert len(ran.records) == 1
     assert longer.keys() > whole.keys()
 
@@ -139,20 +131,14 @@ def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(empty_fo
     asked = resolve("lr-width", TINY)
     propose = proposing(asked.config, fingerprint="another one")
     rounds = []
-    with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
-        ran = run_study(
+    with drive(asked) as session:
+        ran = session.run(
             propose([]),
-            [],
-            study=asked.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=InlineExecutor,
-            folder=asked.folder,
-            progress=Progress(),
             more=lambda records: rounds.append(records) or propose(records),
         )
-        ledger.flush(60)
-        assert propose(ledger.records(asked.study)) == propose([])
+        session.ledger.flush(60)
+        assert propose(session.records()) == propose([])
     assert [record.outcome for record in ran.records] == ["failed"] * 3
     assert (ran.unfinished, rounds) == (0, [])
 

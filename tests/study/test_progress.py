@@ -10,7 +10,7 @@ import pytest
 
 from muxfer.executors.base import TrialUpdate
 from muxfer.report.format import show_seconds, show_setting
-from muxfer.study.progress import Progress
+from muxfer.study.progress import TerminalProgress
 from muxfer.trial import Outcome, Record, Trial
 
 
@@ -41,7 +41,7 @@ def failed(number, *, step):
 
 
 def drive(stream):
-    progress = Progress(stream)
+    progress = TerminalProgress(stream)
     progress.start([trial(number) for number in (1, 2, 3)], [ended(1, 0.9).record], slots=2)
     progress.update(TrialUpdate(key="2", step=10))
     progress.update(ended(2, 0.5))
@@ -60,7 +60,7 @@ def test_elsewhere_each_event_is_a_line_without_colour():
 
 
 def test_a_next_round_is_counted_and_said_once():
-    progress = Progress(stream := io.StringIO())
+    progress = TerminalProgress(stream := io.StringIO())
     progress.start([trial(1)], [], slots=1)
     progress.update(ended(1, 0.5))
     progress.more([trial(1), trial(2)])
@@ -81,7 +81,7 @@ def test_on_a_terminal_it_is_a_table_with_the_lowest_loss_so_far_and_the_time_le
 
 
 def test_a_step_is_named_of_a_trial_that_was_resumed_alone():
-    progress = Progress(stream := io.StringIO())
+    progress = TerminalProgress(stream := io.StringIO())
     progress.start([trial(1), trial(2)], [], slots=2)
     progress.update(TrialUpdate(key="1", step=34))
     progress.update(TrialUpdate(key="2", step=74))
@@ -101,7 +101,7 @@ def clock(monkeypatch):
 
 
 def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock):
-    progress = Progress(io.StringIO())
+    progress = TerminalProgress(io.StringIO())
     progress.start([trial(1)], [], slots=1)
     progress.update(TrialUpdate(key="1", step=90))
     assert progress._left() == "?", "nobody knows yet how fast it is"
@@ -130,7 +130,7 @@ def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock
     ],
 )
 def test_nor_does_it_once_the_trial_is_over(clock, first, last, left):
-    progress = Progress(io.StringIO())
+    progress = TerminalProgress(io.StringIO())
     other = dataclasses.replace(trial(1), key="other")
     progress.start([trial(1), other], [], slots=1)
     for step in first:
@@ -161,7 +161,7 @@ def test_a_reader_that_went_away_and_a_full_disk_stop_nothing(error, terminal, m
         def flush(self):
             self.write("")
 
-    drive_into = Progress(Gone())
+    drive_into = TerminalProgress(Gone())
     drive_into.start([trial(1)], [], slots=1)
     drive_into.update(ended(1, 0.5))
     drive_into.stop()

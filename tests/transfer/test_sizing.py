@@ -5,11 +5,10 @@ import math
 import pytest
 
 from muxfer.commands.sweep import proposing
-from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.models.count import measure
 from muxfer.study.resolve import resolve
-from muxfer.study.session import driving, open_ledger
+from muxfer.study.session import drive
 from muxfer.transfer.sizing import sized_target
 from muxfer.trial import Outcome, Record
 
@@ -43,14 +42,14 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", "")
         asked = resolve("isoflop", ISOFLOP)
-        with open_ledger(asked) as ledger, driving(asked, asked.study, ledger, to_plain(asked.config)) as lease:
+        with drive(asked) as session:
             for trial in proposing(asked.config, fingerprint=asked.fingerprint)([]):
                 flops = trial.setting["flops"]
                 model = asked.config.model.__class__(**{**vars(asked.config.model), "width": trial.setting["width"]})
                 params = measure(model).parameters
                 off = math.log(params / best_params(flops))
-                ledger.begin(trial)
-                ledger.settle(
+                session.ledger.begin(trial)
+                session.ledger.settle(
                     Record(
                         key=trial.key,
                         setting=trial.setting,
@@ -58,7 +57,7 @@ def folder(tmp_path_factory):
                         outcome=Outcome.FINISHED,
                         metric=(flops / 1e10) ** -0.03 * (1 + 0.02 * off**2) + 1e-5 * math.sin(100 * off),
                         step=trial.setting["steps"],
-                        epoch=lease.epoch,
+                        epoch=session.lease.epoch,
                         num_parameters=params,
                     )
                 )
