@@ -1,4 +1,4 @@
-"""Plain data that others wrote is taken in the form that it should have; in any other it is refused, and told why."""
+"""Plain data from ledgers and files is read in the expected form. Any other form is refused with the reason."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ RECORD = Record(key="k", setting={"width": 16}, replicate=0, outcome=Outcome.FIN
 
 
 @pytest.mark.parametrize(
-    ("changed", "why"),
+    ("changed", "reason"),
     [
         ({"step": "x"}, "step is 'x': expected a whole number"),
         ({"step": True}, "step is True: expected a whole number"),
@@ -33,18 +33,18 @@ RECORD = Record(key="k", setting={"width": 16}, replicate=0, outcome=Outcome.FIN
         ({"metric": None}, "a finished record cannot have metric None"),
     ],
 )
-def test_a_record_of_another_form_is_refused_with_what_is_wrong(changed, why):
-    with pytest.raises(ValueError, match=f"^{why}"):
+def test_record_of_wrong_form_is_refused_with_reason(changed, reason):
+    with pytest.raises(ValueError, match=f"^{reason}"):
         Record.from_dict(RECORD | changed)
 
 
 @pytest.mark.parametrize("data", [None, 5, [RECORD], {"outcome": "finished"}])
-def test_what_is_no_record_at_all_is_refused(data):
+def test_other_data_is_refused_as_a_record(data):
     with pytest.raises(ValueError, match="expected keys and values|key is missing"):
         Record.from_dict(data)
 
 
-def test_what_other_versions_wrote_or_did_not_is_read():
+def test_unknown_and_missing_optional_keys_are_read():
     assert Record.from_dict(RECORD | {"new": [1]}) == Record.from_dict(RECORD)
     old = {name: RECORD[name] for name in ("key", "setting", "replicate", "outcome", "metric", "step")}
     assert Record.from_dict(old) == Record.from_dict(RECORD)
@@ -53,19 +53,19 @@ def test_what_other_versions_wrote_or_did_not_is_read():
 
 
 @pytest.mark.parametrize("key", IDENTITY)
-def test_an_identity_without_what_its_readers_need_is_refused(key):
+def test_identity_without_a_required_key_is_refused(key):
     with pytest.raises(ValueError, match=f"^{key} is missing"):
         expect(Identity, {name: value for name, value in IDENTITY.items() if name != key})
     with pytest.raises(ValueError, match=rf"^{key} is \[\]: expected"):
         expect(Identity, {**IDENTITY, key: []})
 
 
-def test_the_place_of_a_nested_key_is_told():
+def test_error_names_the_path_of_a_nested_key():
     with pytest.raises(ValueError, match="^model.family is missing"):
         expect(Identity, {**IDENTITY, "model": {"name": "dit"}})
 
 
-def test_a_list_and_a_truth_are_of_a_form_too():
+def test_lists_and_booleans_are_validated():
     class Form(TypedDict):
         names: Sequence[str]
         right: bool
@@ -79,7 +79,7 @@ def test_a_list_and_a_truth_are_of_a_form_too():
         expect(Form, {"names": [], "right": 1})
 
 
-def test_of_all_that_may_stand_in_a_files_place_a_file_alone_is_read(tmp_path):
+def test_content_of_reads_regular_files_alone(tmp_path):
     file, link = tmp_path / "file", tmp_path / "link"
     file.write_bytes(b"mine")
     link.symlink_to(file)

@@ -1,10 +1,10 @@
-"""Compose a study's configuration with Hydra: a file of sweeps/ over the groups of conf/, overrides behind.
+"""Compose a study's configuration with Hydra: a file of sweeps/ over the groups of conf/, and then the overrides.
 
-The user's own ./sweeps and ./conf stand before the packaged ones. Hydra's compose API is used, never `@hydra.main`
-(it does not mix with sub-commands) and never `instantiate` (nothing named in a config is imported). What comes out is
-plain data; `muxfer.parse` gives it types. Refused here: a name or an override that climbs out of the folders, a
-configuration that Hydra cannot compose. What the files themselves may be is `hydra_files`, what stands in ${...} is
-`hydra_values`.
+The user's own ./sweeps and ./conf come before the packaged ones. Hydra's compose API is used. `@hydra.main` is not,
+because it does not mix with sub-commands. `instantiate` is not, because nothing named in a config may be imported. The
+result is plain data, and `config.parse` gives it types. A name or an override that leads out of the folders is refused
+here, as is a configuration that Hydra cannot compose. `hydra_files` restricts the files, `hydra_values` what ${...} may
+hold.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from muxfer.redaction import remember_variables
 PACKAGE = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PRIMARY = "no-sweep"
-"""The primary configuration alone, under a name that Hydra finds: it looks for `base` only behind another one."""
+"""The primary configuration alone. It needs this name, because Hydra searches for `base` only from another one."""
 SEARCHED = re.compile(r"search\.(?P<name>[a-z0-9_]+)=.*")
 POWER = re.compile(r"((?:^|[\[,:(]) *)(2\^[+-]?[\d.]+)(?= *(?:[\]},)]|$))")
 SEARCH_KEYS = frozenset((*SETTINGS, *(key.name for key in dataclasses.fields(Search))))
@@ -35,7 +35,7 @@ MAX_NESTED = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """A configuration as plain data, and by dotted path the texts of those values that the environment gives."""
+    """A configuration as plain data, and by dotted path the ${...} text of each value that the environment gives."""
 
     plain: Mapping[str, Any]
     variables: Mapping[str, str]
@@ -68,7 +68,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
-    """As `compose`, with what came from the environment."""
+    """As `compose`, with the values that came from the environment."""
     if name not in sweep_names() or not NAME.fullmatch(name):
         raise BadInput(f"unknown sweep {name[:64]!r}: {nearest(name[:64], sweep_names())}")
     _validate_given(overrides)
@@ -76,9 +76,9 @@ def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
 
 
 def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As `compose`, where NAME may also be a model of conf/model: then the primary configuration with that model.
+    """As `compose`, but NAME may also be a model of conf/model. Then the primary configuration takes that model.
 
-    A sweep and a model of the same name: the sweep wins, as it does for every other command.
+    If a sweep and a model have the same name, the sweep is meant, as for every other command.
     """
     if name in sweep_names():
         return compose(name, overrides)
@@ -113,11 +113,11 @@ def _compose(name: str, overrides: list[str]) -> Composed:
     ConfigStore.instance().store(name=PRIMARY, node={"defaults": ["base", "_self_"]})
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # Hydra's own, on how a list of defaults might be written better
+            warnings.catch_warnings(action="ignore"),  # Hydra's advice on lists of defaults
             hydra_files.guarded(),
             initialize_config_dir(str(first), version_base="1.3"),
         ):
-            others, searched = _parted([_quoted(override) for override in overrides])
+            others, searched = _separate_search([_quoted(override) for override in overrides])
             config = hydra_compose(name, overrides=[*others, f"hydra.searchpath=[{path}]"])
             for key, value in searched.items():
                 OmegaConf.update(config, key, value, merge=False, force_add=True)
@@ -127,14 +127,14 @@ def _compose(name: str, overrides: list[str]) -> Composed:
         plain, variables = hydra_values.resolve(config)
     except MuxferError:
         raise
-    except Exception as error:  # Hydra, OmegaConf and YAML at work on what was given: whatever they object to is that
+    except Exception as error:  # Hydra, OmegaConf and YAML raise many kinds for a wrong input
         raise BadInput(_one_line(error, name if overrides else None)) from None
     remember_variables(variables)
     return Composed(plain=plain, variables=variables)
 
 
 def _quoted(override: str) -> str:
-    """What people write and Hydra's grammar has not, in quotes: ~/pictures, which no shell expands there, and 2^-7."""
+    """Quote what Hydra's grammar lacks: ~/pictures, which no shell expands inside KEY=VALUE, and 2^-7."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     key, equals, value = override.partition("=")
@@ -145,28 +145,28 @@ def _quoted(override: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The overrides for Hydra, and the values of those that name a known key of `search`.
+def _separate_search(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split overrides into those for Hydra, and the values of those that name a known key of `search`.
 
-    A list over a space, or a space over a list or another space: Hydra would merge the two, and can't. And what is
-    searched need not stand in the sweep's file: no + is asked for.
+    Hydra would merge a list with a space, or two spaces, and fail. A searched setting also needs no + when the sweep's
+    file lacks it.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     others, searched = [], {}
     for override in overrides:
-        found = SEARCHED.fullmatch(override)
-        if found and found["name"] in SEARCH_KEYS and "${" not in override:
+        match = SEARCHED.fullmatch(override)
+        if match and match["name"] in SEARCH_KEYS and "${" not in override:
             (parsed,) = OverridesParser.create().parse_overrides([override])
             if not parsed.is_sweep_override():
-                searched[f"search.{found['name']}"] = parsed.value()
+                searched[f"search.{match['name']}"] = parsed.value()
                 continue
         others.append(override)
     return others, searched
 
 
 def _validate_given(overrides: Sequence[str]) -> None:
-    """Refuse overrides, and a primary configuration of the user's, that could do more than choose values."""
+    """Refuse overrides that could do more than choose values, and a primary configuration of the user's own."""
     if len(overrides) > MAX_OVERRIDES:
         raise BadInput(f"{len(overrides)} overrides: expected at most {MAX_OVERRIDES}; write a sweep of your own")
     for override in overrides:
@@ -203,18 +203,18 @@ def _depth(text: str) -> int:
 
 
 def _one_line(error: BaseException, sweep: str | None) -> str:
-    """The sentence of a Hydra or OmegaConf error that a user can act on; names come with the nearest right one."""
+    """Turn an error of Hydra or OmegaConf into one sentence with a remedy, and the nearest known name."""
     from hydra.errors import OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        return _misread(error.override, error.message)
+        return _grammar_error(error.override, error.message)
     text = " ".join(str(error).split())[:2000]
     if variable := re.search(r"Environment variable '([^']+)' not found", text):
         where = re.search(r"full_key: (\S+)", text)
-        told = f"{where[1]} reads " if where else ""
-        return f"{told}the environment variable {variable[1]}, which is not set: set it, or give another value"
-    if lost := re.search(r"Interpolation key '([^']+)' not found", text):
-        return f"${{{lost[1]}}} stands for no key of the configuration: name one, or write the value out"
+        reader = f"{where[1]} reads " if where else ""
+        return f"{reader}the environment variable {variable[1]}, which is not set: set it, or give another value"
+    if missing := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"${{{missing[1]}}} is no key of the configuration: name one, or write the value itself"
     unknown = re.search(r"not in struct full_key: (\S+)", text)
     if key := unknown or re.search(r"Could not override '([^']+)'", text):
         config = _compose(sweep, []).plain if sweep else {}
@@ -226,20 +226,20 @@ def _one_line(error: BaseException, sweep: str | None) -> str:
         return f"unknown {group or 'configuration'} {wanted!r}: {nearest(wanted, options)}"
     if "Ambiguous value" in text:
         return f"{text.split(' 1. ')[0]}: to give a list use key=[value1,value2]"
-    told = text.split(" See https")[0][:300]
-    return f"the configuration can't be composed: {told or type(error).__name__}"
+    reason = text.split(" See https")[0][:300]
+    return f"the configuration cannot be composed: {reason or type(error).__name__}"
 
 
-def _misread(override: str, told: str) -> str:
-    """Why Hydra's parser refuses an override: what a function in it objects to, or its grammar."""
-    if told.startswith("Error parsing override"):
-        told = " ".join(told.partition("\n")[2].partition("\nSee https")[0].split())[:300]
-        return f"override {override[:60]!r}: {told}"
+def _grammar_error(override: str, message: str) -> str:
+    """The reason why Hydra's parser refuses an override: an error of a function in it, or the grammar."""
+    if message.startswith("Error parsing override"):
+        reason = " ".join(message.partition("\n")[2].partition("\nSee https")[0].split())[:300]
+        return f"override {override[:60]!r}: {reason}"
     if any(override.count(opened) != override.count(closed) for opened, closed in ("[]", "{}", "()")):
         remedy = "close each bracket that is opened"
     else:
-        remedy = "write a text with signs or brackets in it as 'key=\"text\"'"
-    return f"override {override[:60]!r} is not of Hydra's grammar: {remedy}"
+        remedy = "write a text that holds signs or brackets as 'key=\"text\"'"
+    return f"override {override[:60]!r} does not follow Hydra's grammar: {remedy}"
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:

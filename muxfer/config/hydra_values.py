@@ -1,8 +1,8 @@
-"""What may stand in ${...}: another key, or a variable of the environment; and what became of each of these.
+"""Resolve ${...} in a configuration. It may name another key or an environment variable, and nothing else.
 
-OmegaConf unfolds a reference wherever it stands, so thirty lines that each name the next one twice would never end:
-their number is counted before. Its other resolvers are of no use to a study, and refused. A value that the environment
-gives is told apart from all others, so that it can be recorded by its variable's name.
+OmegaConf expands every reference. Thirty lines that each name the next one twice would never end, so the expanded
+values are counted first. OmegaConf's other resolvers are of no use to a study, and are refused. A value from the
+environment is marked, so that it can be recorded by its variable's name.
 """
 
 import re
@@ -21,11 +21,11 @@ DEFAULT = re.compile(r"""[^{}$,'"]*""")
 FIRST, LAST = "\ue000", "\ue001"
 MARK = re.compile(f"{FIRST}(\\d+){LAST}")
 RECORDED = ("search", "check", "target", "published")
-"""Groups whose values stand in the records and verdicts themselves: they can't come from a variable."""
+"""Groups whose values are written into records and verdicts. They must not come from a variable."""
 
 
 def resolve(config: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """A checked configuration as plain data, and by dotted path the text of each value that the environment gives."""
+    """A validated configuration as plain data, and by dotted path the text of each value from the environment."""
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(config, resolve=False)
@@ -41,10 +41,10 @@ def resolve(config: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def validate(raw: Any) -> None:
-    """Refuse, before anything is resolved, what stands for itself, for far too much, or for what no study needs."""
+    """Refuse references of other kinds, circular ones, and those that expand to too much. Nothing is resolved yet."""
     for path, text in _texts(raw, ()):
-        for found in OPENED.finditer(text):
-            if not ALLOWED.match(text, found.start()):
+        for opening in OPENED.finditer(text):
+            if not ALLOWED.match(text, opening.start()):
                 raise BadInput(
                     f"{'.'.join(map(str, path))} is {text[:60]!r}: expected ${{key}}, ${{oc.env:NAME}} or"
                     " ${oc.decode:${oc.env:NAME}}"
@@ -52,10 +52,10 @@ def validate(raw: Any) -> None:
     sizes: dict[tuple[Any, ...], int] = {}
 
     def size(path: tuple[Any, ...], value: Any) -> int:
-        """How many values this one unfolds into; long texts count for several."""
+        """Count the values that this one expands to. A long text counts as several."""
         if path in sizes:
             if sizes[path] < 0:
-                raise BadInput(f"{'.'.join(map(str, path))} stands for itself: write its value out")
+                raise BadInput(f"{'.'.join(map(str, path))} refers to itself: write the value itself")
             return sizes[path]
         sizes[path] = -1
         count = 1
@@ -67,13 +67,10 @@ def validate(raw: Any) -> None:
             count += len(value) // 64
             for name in REFERENCE.findall(value):
                 target = _target(name, path)
-                found = _at(raw, target)
-                if found is not None:
-                    count += size(target, found)
+                if (referred := _at(raw, target)) is not None:
+                    count += size(target, referred)
         if count > MAX_VALUES:
-            raise BadInput(
-                f"{'.'.join(map(str, path))} unfolds into more than {MAX_VALUES} values: write fewer ${{...}}"
-            )
+            raise BadInput(f"{'.'.join(map(str, path))} expands to more than {MAX_VALUES} values: write fewer ${{...}}")
         sizes[path] = count
         return count
 
@@ -81,11 +78,11 @@ def validate(raw: Any) -> None:
 
 
 def _target(name: str, path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The path that a reference names: from the top, or with leading dots from where it stands."""
-    rest = name.lstrip(".")
-    up = len(name) - len(rest)
+    """The path that a reference names: from the top, or relative to the reference if it starts with dots."""
+    relative = name.lstrip(".")
+    up = len(name) - len(relative)
     base = tuple(map(str, path[: max(0, len(path) - up)])) if up else ()
-    return (*base, *(part for part in re.split(r"[.\[\]]+", rest) if part))
+    return (*base, *(part for part in re.split(r"[.\[\]]+", relative) if part))
 
 
 def _at(raw: Any, path: tuple[str, ...]) -> Any:
@@ -112,7 +109,7 @@ def _texts(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...],
 
 @contextmanager
 def _marking(marks: list[str]) -> Iterator[None]:
-    """While this lasts, the environment gives marks, each of which stands for its text in `marks`."""
+    """Make the environment return marks while this lasts. Each mark stands for its text in `marks`."""
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
@@ -126,14 +123,14 @@ def _marking(marks: list[str]) -> Iterator[None]:
             raise BadInput(f"${{oc.env:{str(name)[:40]}}}: expected the name of an environment variable")
         if not default:
             return mark(f"${{oc.env:{name}}}")
-        told = "null" if default[0] is None else str(default[0])
-        if not DEFAULT.fullmatch(told) or len(default) > 1 or MARK.search(told):
+        text = "null" if default[0] is None else str(default[0])
+        if not DEFAULT.fullmatch(text) or len(default) > 1 or MARK.search(text):
             raise BadInput(f"${{oc.env:{name},...}}: expected a default without quotes, commas, braces or $")
-        return mark(f"${{oc.env:{name},{told}}}")
+        return mark(f"${{oc.env:{name},{text}}}")
 
     def decode(expr: Any, _parent_: Any, _node_: Any) -> Any:
         if isinstance(expr, str) and MARK.search(expr):
-            return mark(f"${{oc.decode:{_named(expr, marks)}}}")
+            return mark(f"${{oc.decode:{_without_marks(expr, marks)}}}")
         return oc.decode(expr, _parent_=_parent_, _node_=_node_)
 
     OmegaConf.register_new_resolver("oc.env", env, replace=True)
@@ -145,18 +142,18 @@ def _marking(marks: list[str]) -> Iterator[None]:
         OmegaConf.register_new_resolver("oc.decode", oc.decode, replace=True)
 
 
-def _named(text: str, marks: list[str]) -> str:
-    return MARK.sub(lambda found: marks[int(found[1])], text)
+def _without_marks(text: str, marks: list[str]) -> str:
+    return MARK.sub(lambda mark: marks[int(mark[1])], text)
 
 
 def _compare(value: Any, marked: Any, marks: list[str], path: str, variables: dict[str, str]) -> None:
-    """Collect the texts of what is marked; refuse what the environment decides in any other way."""
+    """Collect the texts of marked values. Refuse a value that depends on the environment in any other way."""
     if isinstance(marked, str) and MARK.search(marked):
         if path.split(".")[0] in RECORDED:
             raise BadInput(
-                f"{path} reads an environment variable: what is searched or checked is recorded, write it out"
+                f"{path} reads an environment variable: what is searched or checked is recorded, write the value itself"
             )
-        text = _named(marked, marks)
+        text = _without_marks(marked, marks)
         if isinstance(value, Mapping | list) or (text.startswith("${oc.decode:") and not marked.endswith(LAST)):
             raise BadInput(f"{path} is {text[:60]}: expected a single value from the environment")
         variables[path] = text
@@ -167,4 +164,4 @@ def _compare(value: Any, marked: Any, marks: list[str], path: str, variables: di
         for i, (item, other) in enumerate(zip(value, marked, strict=True)):
             _compare(item, other, marks, f"{path}.{i}" if path else str(i), variables)
     elif type(value) is not type(marked) or (value != marked and value == value):
-        raise BadInput(f"{path} depends on the environment in a way that can't be recorded: give ${{oc.env:NAME}}")
+        raise BadInput(f"{path} depends on the environment in a way that cannot be recorded: give ${{oc.env:NAME}}")

@@ -1,4 +1,4 @@
-"""The settings that a study may vary: where each stands in a task, and how it is carried to a target."""
+"""The settings that a study may vary: the key of the task that each sets, and how each transfers to a target."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ SETTINGS: dict[str, str | None] = {
     "ema_fraction": "training.ema_fraction",
     "flops": None,
 }
-"""What a study can vary, by its name under `search`, and the key of the task that it sets. `flops` is a budget: it sets
-no key, the steps that it pays for do (isoFLOP studies)."""
+"""What a study can vary, by its name under `search`, and the key of the task that it sets. `flops` is the budget of an
+isoFLOP study. It sets no key itself, but decides the steps."""
 AXES = ("width", "depth", "batch_size", "steps", "flops")
-"""The settings along which an optimum may transfer; all others may be the optimum that does."""
+"""The settings along which an optimum may transfer. All other settings may be tuned."""
 TRANSFER = {
     "base_lr": "carried",
     "output_multiplier": "carried",
@@ -35,9 +35,9 @@ TRANSFER = {
     "weight_decay": "regularization",
     "label_dropout": "regularization",
 }
-"""What becomes of a tuned setting at the target. `carried`: it transfers in width, the target takes it as it is.
-`horizon`: it is bound to the length of training, and goes over as a share of the steps. `regularization`: its best
-value depends on how often the data are seen, so it is left behind where they are seen more than once."""
+"""How a tuned setting reaches the target. `carried`: it transfers in width, so the target uses the same value.
+`horizon`: it belongs to the length of training, so it is carried as a share of the steps. `regularization`: its best
+value depends on how often the data is seen, so it is not carried where the data is seen more than once."""
 NOT_IN_KEY = (
     "data.path",  # the data's fingerprint stands for it
     "training.checkpoint_every",
@@ -47,19 +47,19 @@ NOT_IN_KEY = (
     "evaluation.guidance",
     "evaluation.samples_per_class",
 )
-"""The task's keys that do not enter a trial's key: they cannot change what is trained or how it is scored."""
+"""The task's keys that stay out of a trial's key: they cannot change what is trained or how it is scored."""
 ADDED_LATER = {
     "model.base_depth": None,
     "model.block": "adaln_zero",
     "model.frequency_shift": 0.0,
     "objective.repa_weight": 0.0,
 }
-"""Keys that came after the first release, with the value that stands for what was before: at it they stay out of a
-trial's key, so that the trials of older ledgers are still found."""
+"""Keys that were added after the first release, with the value that gives the earlier behaviour. At this value a key
+stays out of a trial's key, so that the trials in older ledgers still match."""
 
 
 def place_of(name: str) -> tuple[str, str] | None:
-    """Group and key of the task that a setting sets; None: it sets none."""
+    """The group and key of the task that a setting sets, or None."""
     path = SETTINGS[name]
     return None if path is None else (path.split(".")[0], path.split(".")[1])
 
@@ -77,7 +77,7 @@ def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_setting(task: Task, setting: Mapping[str, float | int | str]) -> Task:
-    """The task at one setting of the study, checked again: a width may not fit the head dim."""
+    """The task at one setting of the study, validated again: a width may not fit the head dim."""
     changes: dict[str, dict[str, Any]] = {}
     for name, value in setting.items():
         if (place := place_of(name)) is not None:

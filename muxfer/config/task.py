@@ -75,7 +75,7 @@ class RectifiedFlow:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     repa_weight: float = 0.0
-    """Weight of the cosine loss between a middle block and a frozen encoder's output (REPA, Yu et al. 2025, eq. 8)."""
+    """Weight of the cosine loss of a middle block to a frozen encoder's features (REPA, Yu et al. 2025, eq. 8)."""
 
     def validate(self) -> None:
         validate_positive(self, "objective", "logit_std")

@@ -1,4 +1,4 @@
-"""Where configurations come from: the user's folders in front, nothing outside them, one line when it fails."""
+"""Composition reads the user's folders first and nothing outside the folders. A failure is one line."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from muxfer.config.hydra_compose import compose, compose_model, composed, model_names, sweep_names
 from muxfer.config.parse import parse
 from muxfer.errors import BadInput
-from muxfer.redaction import hidden, resolved
+from muxfer.redaction import with_values, with_variable_names
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def write(folder, name, text):
     file.write_text(text)
 
 
-def test_a_users_group_and_sweep_stand_before_the_packaged_ones(empty_folder):
+def test_users_groups_and_sweeps_come_before_packaged_ones(empty_folder):
     write(empty_folder, "conf/training/mine.yaml", "steps: 7\nbatch_size: 3\n")
     write(empty_folder, "conf/compute/local.yaml", "slots: 1\n")
     write(empty_folder, "sweeps/my-sweep.yaml", "defaults:\n  - base\n  - override training: mine\n  - _self_\n")
@@ -32,72 +32,72 @@ def test_a_users_group_and_sweep_stand_before_the_packaged_ones(empty_folder):
     assert {"lr-width", "my-sweep"} <= set(sweep_names())
 
 
-def test_a_users_sweep_of_the_same_name_wins(empty_folder):
+def test_users_sweep_replaces_packaged_sweep_of_same_name(empty_folder):
     write(empty_folder, "sweeps/lr-width.yaml", "defaults:\n  - base\n  - _self_\nsearch:\n  width: [16]\n")
     assert compose("lr-width")["search"]["width"] == [16]
 
 
-def test_a_users_conf_supplies_groups_never_the_primary_configuration(empty_folder):
+def test_users_primary_configuration_is_refused(empty_folder):
     write(empty_folder, "conf/base.yaml", "evil: true\n")
     with pytest.raises(BadInput, match="groups and sweeps only"):
         compose("lr-width")
 
 
 @pytest.mark.parametrize("name", ["lr-widht", "../lr-width", "/etc/passwd", "", "lr-width\n", "a" * 10_000, "base"])
-def test_an_unknown_sweep_is_refused_with_the_nearest_name(name):
+def test_unknown_sweep_is_refused_with_nearest_name(name):
     with pytest.raises(BadInput, match="lr-width"):
         compose(name)
 
 
-def test_an_alias_bomb_is_refused_before_it_is_parsed(empty_folder):
+def test_alias_bomb_is_refused_before_parsing(empty_folder):
     bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
     write(empty_folder, "conf/model/bomb.yaml", bomb)
     with pytest.raises(BadInput, match="aliases"):
         compose("lr-width", ["model=bomb"])
 
 
-def test_a_folder_with_a_space_is_read(empty_folder, monkeypatch):
+def test_folder_name_may_hold_a_space(empty_folder, monkeypatch):
     spaced = empty_folder / "my studies"
     write(spaced, "conf/training/mine.yaml", "steps: 7\nbatch_size: 3\n")
     monkeypatch.chdir(spaced)
     assert compose("lr-width", ["training=mine"])["training"] == {"steps": 7, "batch_size": 3}
 
 
-def test_an_editors_lock_file_is_no_configuration(empty_folder):
+def test_editors_lock_file_is_ignored(empty_folder):
     (empty_folder / "conf" / "model").mkdir(parents=True)
     (empty_folder / "conf" / "model" / ".#dit.yaml").symlink_to("ann@host.1")
     (empty_folder / "conf" / "model" / "folder.yaml").mkdir()
     assert compose("lr-width")["model"]["family"] == "dit"
 
 
-def test_a_description_may_hold_dots(empty_folder):
+def test_description_may_hold_dots(empty_folder):
     assert compose("lr-width", ["description=a..b"])["description"] == "a..b"
 
 
 @pytest.mark.parametrize("text", ["a: [", "\t- x", "a: b: c", "- 1\n- 2\n", "\x00"])
-def test_malformed_yaml_is_one_line(empty_folder, text):
+def test_malformed_yaml_is_refused_in_one_line(empty_folder, text):
     write(empty_folder, "conf/model/broken.yaml", text)
     with pytest.raises(BadInput) as refused:
         parse(compose("lr-width", ["model=broken"]))
     assert "\n" not in str(refused.value)
 
 
-def test_the_same_call_twice_gives_the_same_configuration():
+def test_composing_twice_gives_the_same_configuration():
     assert compose("lr-width", ["model.depth=2"]) == compose("lr-width", ["model.depth=2"])
 
 
-def test_an_override_of_a_users_interpolation_is_resolved(empty_folder):
+def test_override_reaches_an_interpolated_key(empty_folder):
     assert compose("lr-width", ["data.image_size=16"])["model"]["image_size"] == 16
 
 
-def test_a_model_s_name_means_the_primary_configuration_with_it():
+def test_model_name_composes_primary_configuration_with_that_model():
     config = compose_model("pixart", ["model.depth=2"])
     assert (config["model"]["family"], config["model"]["depth"]) == ("pixart", 2)
     assert config["optimizer"] == compose("lr-width")["optimizer"]
     assert compose_model("lr-width", ["model=pixart", "model.depth=2"])["model"] == config["model"]
 
 
-def test_a_user_s_model_has_a_name_too_and_stands_before_the_packaged_one(empty_folder):
+def test_users_model_comes_before_packaged_one(empty_folder):
     write(empty_folder, "conf/model/mine.yaml", "family: mine\n")
     write(empty_folder, "conf/model/dit.yaml", "family: changed\n")
     assert "mine" in model_names()
@@ -105,36 +105,36 @@ def test_a_user_s_model_has_a_name_too_and_stands_before_the_packaged_one(empty_
     assert compose_model("dit")["model"] == {"family": "changed"}
 
 
-def test_of_a_sweep_and_a_model_of_one_name_the_sweep_is_meant(empty_folder):
+def test_sweep_wins_over_model_of_same_name(empty_folder):
     write(empty_folder, "sweeps/dit.yaml", "defaults:\n  - base\n  - override model: pixart\n  - _self_\n")
     assert compose_model("dit")["model"]["family"] == "pixart"
 
 
 @pytest.mark.parametrize("name", ["dti", "model/dit", "../dit", "dit.yaml", "", "dit\n", "no-sweep", "d" * 10_000])
-def test_an_unknown_model_is_refused_with_the_nearest_name(name):
+def test_unknown_model_is_refused_with_nearest_name(name):
     with pytest.raises(BadInput, match="unknown sweep or model .*(did you mean|known: )"):
         compose_model(name)
 
 
 @pytest.mark.parametrize("override", ["model=pixart", "+model=pixart"])
-def test_two_models_are_refused(override):
+def test_second_model_is_refused(override):
     with pytest.raises(BadInput, match="dit is the model already"):
         compose_model("dit", [override])
 
 
 @pytest.mark.parametrize("name", ["no-sweep", "dit"])
-def test_a_sweep_is_never_a_model(name):
+def test_compose_refuses_a_model_name(name):
     with pytest.raises(BadInput, match="unknown sweep"):
         compose(name)
 
 
-def test_a_model_with_an_alias_bomb_is_refused_as_a_sweep_is(empty_folder):
+def test_model_with_alias_bomb_is_refused(empty_folder):
     write(empty_folder, "conf/model/bomb.yaml", "a: &a ['#', x]\nb: ['#', *a]\n")
     with pytest.raises(BadInput, match="aliases"):
         compose_model("bomb")
 
 
-def test_references_that_name_each_other_twice_are_counted_not_unfolded(empty_folder):
+def test_doubling_references_are_counted_before_expansion(empty_folder):
     lines = "".join(f"k{i}: ['${{k{i + 1}}}', '${{k{i + 1}}}']\n" for i in range(40))
     write(empty_folder, "sweeps/mine.yaml", f"defaults: [base, _self_]\n{lines}k40: [1]\n")
     with pytest.raises(BadInput, match="more than 10000 values"):
@@ -142,7 +142,7 @@ def test_references_that_name_each_other_twice_are_counted_not_unfolded(empty_fo
 
 
 @pytest.mark.parametrize("entry", ["../../out/evil", "{/model@x: ../../out/evil}", "{override model: ../../out/evil}"])
-def test_a_list_of_defaults_that_climbs_out_of_the_folder_is_refused(empty_folder, entry):
+def test_defaults_that_lead_out_of_the_folder_are_refused(empty_folder, entry):
     write(empty_folder, "out/evil.yaml", "evil: true\n")
     write(empty_folder, "sweeps/mine.yaml", f"defaults: [base, {entry}, _self_]\n")
     with pytest.raises(BadInput, match=r"inside the folder"):
@@ -150,7 +150,7 @@ def test_a_list_of_defaults_that_climbs_out_of_the_folder_is_refused(empty_folde
 
 
 @pytest.mark.parametrize("entry", ["{climb}@model", "{{optional model@x: {out}}}"])
-def test_nor_does_it_climb_over_the_root_out_of_hydras_own_package(empty_folder, entry):
+def test_defaults_that_lead_out_of_hydras_package_are_refused(empty_folder, entry):
     write(empty_folder, "out/evil.yaml", "mlp_ratio: 3.0\n")
     out = f"{empty_folder}/out/evil"
     write(
@@ -162,7 +162,7 @@ def test_nor_does_it_climb_over_the_root_out_of_hydras_own_package(empty_folder,
         compose("mine")
 
 
-def test_a_pipe_in_place_of_a_file_does_not_block(empty_folder):
+def test_pipe_in_place_of_a_file_is_refused_without_blocking(empty_folder):
     write(empty_folder, "conf/model/x.yaml", "")
     os.mkfifo(empty_folder / "conf" / "model" / "pipe.yaml")
     with pytest.raises(BadInput, match="no regular file"):
@@ -170,12 +170,12 @@ def test_a_pipe_in_place_of_a_file_does_not_block(empty_folder):
 
 
 @pytest.mark.parametrize("text", ["${oc.select:model.width}", "'${${oc.env:HOME}}'", "${hydra:runtime.cwd}"])
-def test_what_no_study_needs_is_not_interpolated(text):
+def test_other_interpolations_are_refused(text):
     with pytest.raises(BadInput, match="expected"):
         compose("lr-width", [f"description={text}"])
 
 
-def test_a_value_from_the_environment_is_known_by_its_name(monkeypatch):
+def test_environment_values_are_recorded_by_variable_name(monkeypatch):
     monkeypatch.setenv("STEPS", "12")
     monkeypatch.setenv("WORD", "hunter22")
     given = [
@@ -183,28 +183,28 @@ def test_a_value_from_the_environment_is_known_by_its_name(monkeypatch):
         "description=a-${oc.env:WORD}",
         "output_dir=${description}",
     ]
-    found = composed("lr-width", [*given, "ledger.tracking_uri=${oc.env:NOT_SET,sqlite:///x.db}"])
-    assert found.plain["training"]["steps"] == 12
-    assert (found.plain["description"], found.plain["output_dir"]) == ("a-hunter22", "a-hunter22")
-    assert found.plain["ledger"]["tracking_uri"] == "sqlite:///x.db"
-    assert found.variables == {
+    config = composed("lr-width", [*given, "ledger.tracking_uri=${oc.env:NOT_SET,sqlite:///x.db}"])
+    assert config.plain["training"]["steps"] == 12
+    assert (config.plain["description"], config.plain["output_dir"]) == ("a-hunter22", "a-hunter22")
+    assert config.plain["ledger"]["tracking_uri"] == "sqlite:///x.db"
+    assert config.variables == {
         "training.steps": "${oc.decode:${oc.env:STEPS}}",
         "description": "a-${oc.env:WORD}",
         "output_dir": "a-${oc.env:WORD}",
         "ledger.tracking_uri": "${oc.env:NOT_SET,sqlite:///x.db}",
     }
-    kept = hidden(found.plain, found.variables)
+    kept = with_variable_names(config.plain, config.variables)
     assert "hunter22" not in str(kept)
-    assert resolved(kept, {}) == found.plain
+    assert with_values(kept, {}) == config.plain
 
 
-def test_a_variable_that_is_not_set_is_told_in_one_line(monkeypatch):
+def test_unset_variable_is_named_in_one_line(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(BadInput, match=r"description reads the environment variable NOT_SET, which is not set"):
         compose("lr-width", ["description=${oc.env:NOT_SET}"])
 
 
-def test_what_is_searched_stands_in_records_and_is_not_read_from_the_environment(monkeypatch):
+def test_search_values_from_the_environment_are_refused(monkeypatch):
     monkeypatch.setenv("RATE", "0.1")
     with pytest.raises(BadInput, match="search.base_lr reads an environment variable"):
         compose("lr-width", ["search.base_lr='${oc.decode:${oc.env:RATE}}'"])
@@ -215,7 +215,7 @@ SPACE = "search.base_lr={uniform:[-9,-5],log2:true}"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "left"),
+    ("overrides", "expected"),
     [
         ([SPACE], {"uniform": [-9, -5], "log2": True}),
         ([SPACE, LIST], [1e-3, 2e-3]),
@@ -225,11 +225,11 @@ SPACE = "search.base_lr={uniform:[-9,-5],log2:true}"
         (["search.base_lr=[${model.width}]"], [64]),
     ],
 )
-def test_a_space_takes_the_place_of_a_list_and_a_list_of_a_space(overrides, left):
-    assert compose("lr-width", overrides)["search"]["base_lr"] == left
+def test_search_override_replaces_list_by_space_and_space_by_list(overrides, expected):
+    assert compose("lr-width", overrides)["search"]["base_lr"] == expected
 
 
-def test_a_space_of_a_users_sweep_is_replaced_by_a_list(empty_folder):
+def test_search_override_replaces_space_of_users_sweep(empty_folder):
     write(
         empty_folder,
         "sweeps/mine.yaml",
@@ -239,7 +239,7 @@ def test_a_space_of_a_users_sweep_is_replaced_by_a_list(empty_folder):
     assert compose("mine", [SPACE])["search"]["base_lr"] == {"uniform": [-9, -5], "log2": True}
 
 
-def test_what_is_searched_needs_no_plus_and_a_misspelt_key_is_told():
+def test_search_override_needs_no_plus_and_misspelt_key_is_refused():
     search = compose("lr-width", ["search.num_settings=8", "search.grad_clip=[1,2]", "search.sampler=tpe"])["search"]
     assert (search["num_settings"], search["grad_clip"], search["sampler"]) == (8, [1, 2], "tpe")
     with pytest.raises(BadInput, match=r"unknown key search.grad_clp"):
@@ -256,25 +256,25 @@ def test_what_is_searched_needs_no_plus_and_a_misspelt_key_is_told():
         ("{grid:[2^-9,2^-8]}", (2.0**-9, 2.0**-8)),
     ],
 )
-def test_a_power_of_two_may_be_typed_as_it_is_printed(given, read):
+def test_power_of_two_is_read_as_printed(given, read):
     config = parse(compose("lr-width", [f"search.base_lr={given}", "optimizer.base_lr=2^-6"]))
     assert config.search.grids["base_lr"] == read
     assert config.optimizer.base_lr == 2.0**-6
 
 
-def test_a_power_of_two_in_a_quoted_text_stays_as_it_is():
+def test_power_of_two_in_quoted_text_stays_text():
     assert compose("lr-width", ["description='2^-9, and 2^-8'"])["description"] == "2^-9, and 2^-8"
 
 
 @pytest.mark.parametrize("value", ["~", "~/pictures", "~ann/my pictures", '~/a"b\\', "~/a,b", "~/${description}"])
-def test_a_path_may_begin_with_a_tilde(value):
+def test_path_may_begin_with_tilde(value):
     given = ["description=d", f"output_dir={value}", "data=image_folder", f"data.path={value}"]
     config = compose("lr-width", [*given, "data.image_size=32"])
     assert config["output_dir"] == config["data"]["path"] == value.replace("${description}", "d")
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("search.base_lr=[1,2", "close each bracket"),
         ("training.steps=[1,2", "close each bracket"),
@@ -283,21 +283,21 @@ def test_a_path_may_begin_with_a_tilde(value):
         ("training.steps=range(1,2,3,4)", "too many positional arguments"),
     ],
 )
-def test_what_hydra_cannot_read_is_named_with_a_remedy(override, told):
+def test_override_outside_hydras_grammar_is_refused_with_remedy(override, message):
     with pytest.raises(BadInput) as refused:
         compose("lr-width", [override])
     assert str(refused.value).startswith(f"override {override!r}")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("composing", [lambda key: compose("lr-width", [key]), lambda key: compose_model("dit", [key])])
-def test_of_an_unknown_key_that_is_near_none_the_groups_are_told(composing):
+def test_unknown_key_without_near_name_lists_the_groups(composing):
     with pytest.raises(BadInput) as refused:
         composing("foo=3")
-    told = str(refused.value)
-    assert told.startswith("unknown key foo: known: check, checkpoints, compute, data, ")
-    assert told.endswith(", training; muxfer config NAME prints every key")
-    assert "model.width" not in told
+    message = str(refused.value)
+    assert message.startswith("unknown key foo: known: check, checkpoints, compute, data, ")
+    assert message.endswith(", training; muxfer config NAME prints every key")
+    assert "model.width" not in message
 
 
 def test_two_lists_for_one_setting_are_refused():
@@ -305,6 +305,6 @@ def test_two_lists_for_one_setting_are_refused():
         compose("lr-width", ["search.base_lr=[1],[2]"])
 
 
-def test_a_wrong_key_of_a_model_is_told_with_the_nearest():
+def test_unknown_model_key_is_refused_with_nearest_name():
     with pytest.raises(BadInput, match=r"unknown key model.widht: did you mean 'model.width'"):
         compose_model("dit", ["model.widht=3"])

@@ -1,4 +1,4 @@
-"""A configuration is checked once, at the boundary, and refused in one line that says what to do."""
+"""A configuration is validated once, when it is parsed. A refusal is one line that says what to do."""
 
 import json
 
@@ -13,7 +13,7 @@ DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["model.widht=3"], "unknown key model.widht: did you mean 'model.width'"),
         (["traning.steps=3"], "did you mean 'training.steps'"),
@@ -69,40 +69,40 @@ DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform
         (["training.warmup_steps=1000"], "expected 0 to training.steps 180"),
         (["training.label_dropout=1"], "expected a number in [0, 1)"),
         (["model.width=1,2"], "to give a list use key=[value1,value2]"),
-        (["model.width=["], "is not of Hydra's grammar: close each bracket"),
+        (["model.width=["], "does not follow Hydra's grammar: close each bracket"),
         (["data=../../etc/passwd"], "named inside ./conf"),
         (["data=/etc/passwd"], "named inside ./conf"),
         (["hydra.run.dir=/tmp/evil"], "not part of a study"),
         (["nothing"], "expected key=value"),
     ],
 )
-def test_a_bad_override_is_refused_in_one_line(make_config, overrides, told):
+def test_bad_override_is_refused_in_one_line(make_config, overrides, message):
     with pytest.raises(BadInput) as refused:
         make_config(*overrides)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
 
 
-def test_a_grid_takes_numbers_and_powers_of_two_and_is_sorted(make_config):
+def test_grid_reads_numbers_and_powers_of_two_and_is_sorted(make_config):
     assert make_config("search.base_lr=[2**-3,1e-3]").search.grids["base_lr"] == (1e-3, 0.125)
     assert make_config("search.base_lr=0.25").search.grids["base_lr"] == (0.25,)
 
 
-def test_widths_of_a_grid_are_whole_numbers(make_config):
+def test_grid_widths_are_whole_numbers(make_config):
     assert make_config().search.grids["width"] == (32, 64, 128)
     assert all(type(width) is int for width in make_config().search.grids["width"])
     with pytest.raises(BadInput, match="expected a whole number"):
         make_config("search.width=[32.5]")
 
 
-def test_plain_data_is_read_back_as_the_same_configuration(make_config):
+def test_parse_inverts_to_plain(make_config):
     config = make_config("objective=ddpm", "search.seeds=2")
     assert parse(to_plain(config)) == config
     assert parse_task(to_plain(config.task)) == config.task
 
 
-def test_spaces_hold_what_was_given_and_are_read_back_from_plain_data(make_config):
+def test_spaces_survive_json(make_config):
     config = make_config(
         "search.sampler=tpe",
         "search.num_settings=4",
@@ -120,7 +120,7 @@ def test_spaces_hold_what_was_given_and_are_read_back_from_plain_data(make_confi
     assert parse(json.loads(json.dumps(to_plain(config)))) == config
 
 
-def test_a_settings_value_has_the_type_of_its_key():
+def test_setting_value_has_the_type_of_its_key():
     assert type(setting_value("batch_size", 64.0)) is int
     assert type(setting_value("base_lr", 1)) is float
     with pytest.raises(BadInput, match="search.batch_size is 64.5: expected a whole number"):

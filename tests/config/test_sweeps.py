@@ -1,4 +1,4 @@
-"""Every packaged study composes at both of its scales, and the paper's can be planned where neither data nor GPU is."""
+"""Every packaged study composes at both scales. Its paper scale is planned without data or GPU."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ GRIDS = {
     "mmdit-random": {"width": (512,)},
     "isoflop": {"flops": (1e17, 3e17, 6e17, 1e18, 3e18, 6e18), "depth": tuple(range(2, 16))},
 }
-"""What the papers' studies run over."""
+"""The grids of the papers' studies."""
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_is_on_the_digits_by_default_and_on_planned_data_as_the_paper_has_it(name):
+def test_study_uses_digits_by_default_and_described_data_at_paper_scale(name):
     embedded, paper = composed(name, "embedded"), composed(name, "paper")
     assert embedded.data.name == "digits"
     assert paper.data.name == "planned"
@@ -65,63 +65,63 @@ def test_a_study_is_on_the_digits_by_default_and_on_planned_data_as_the_paper_ha
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_the_papers_grids(name):
+def test_paper_scale_has_the_papers_grids(name):
     assert composed(name, "paper").search.grids == GRIDS[name]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_papers_scale_plans_without_data_gpu_or_ledger(name, empty_folder):
-    found = paper_plan(name)
-    json.dumps(found.data, allow_nan=False)
-    assert found.data["trials"] == sum(size["trials"] for size in found.data["sizes"])
-    assert found.data["proxy_flops"] == pytest.approx(sum(s["trials"] * s["flops"] for s in found.data["sizes"]))
-    assert found.data["tuning_ratio_flops"] > 0
-    assert found.data["hours"] is None
-    assert "not measured" in found.text
+def test_paper_scale_is_planned_without_data_gpu_or_ledger(name, empty_folder):
+    result = paper_plan(name)
+    json.dumps(result.data, allow_nan=False)
+    assert result.data["trials"] == sum(size["trials"] for size in result.data["sizes"])
+    assert result.data["proxy_flops"] == pytest.approx(sum(s["trials"] * s["flops"] for s in result.data["sizes"]))
+    assert result.data["tuning_ratio_flops"] > 0
+    assert result.data["hours"] is None
+    assert "not measured" in result.text
     assert list(empty_folder.iterdir()) == []
 
 
 def test_pixart_tunes_for_5_5_percent_of_its_target():
-    found = paper_plan("pixart-lr").data
-    assert found["trials"] == 5
-    assert found["tuning_ratio"] == pytest.approx(0.055, abs=5e-4)
-    own, target = found["sizes"][0]["parameters"], found["target"]["parameters"]
-    assert found["tuning_ratio_counted"] == pytest.approx(5 * 5 * own / (30 * target))
+    result = paper_plan("pixart-lr").data
+    assert result["trials"] == 5
+    assert result["tuning_ratio"] == pytest.approx(0.055, abs=5e-4)
+    own, target = result["sizes"][0]["parameters"], result["target"]["parameters"]
+    assert result["tuning_ratio_counted"] == pytest.approx(5 * 5 * own / (30 * target))
 
 
 def test_mmdit_tunes_for_14_5_percent_of_one_pretraining_and_2_9_percent_of_the_experts():
-    answer = paper_plan("mmdit-random")
-    assert answer.data["trials"] == 85
-    assert answer.data["tuning_ratio"] == pytest.approx(0.145, abs=5e-4)
-    assert answer.data["experts_ratio"] == pytest.approx(0.029, abs=5e-4)
-    assert "14.5 %" in answer.text
-    assert "2.9 %" in answer.text
+    result = paper_plan("mmdit-random")
+    assert result.data["trials"] == 85
+    assert result.data["tuning_ratio"] == pytest.approx(0.145, abs=5e-4)
+    assert result.data["experts_ratio"] == pytest.approx(0.029, abs=5e-4)
+    assert "14.5 %" in result.text
+    assert "2.9 %" in result.text
 
 
 @pytest.mark.parametrize("name", ["lr-width", "mmdit-random"])
-def test_planned_data_refuse_to_be_trained_on_in_one_line(name):
+def test_training_on_described_data_is_refused_in_one_line(name):
     with pytest.raises(BadInput, match=r"not on this machine.*data=image_folder") as refused:
         resolve(name, ["scale=paper"])
     assert "\n" not in str(refused.value)
 
 
-def test_pictures_of_ones_own_take_the_place_of_planned_data():
+def test_image_folder_replaces_described_data():
     config = parse(compose("lr-width", ["scale=paper", "data=image_folder", "data.path=pictures"]))
     assert (config.data.name, config.model.channels, config.search.grids["width"]) == ("image_folder", 3, WIDTHS)
 
 
-def test_the_scale_gives_way_to_the_command_line():
+def test_command_line_overrides_the_scale():
     config = parse(compose("lr-width", ["scale=paper", "search.width=[72]", "training.steps=7", "objective=ddpm"]))
     assert (config.search.grids["width"], config.training.steps) == ((72,), 7)
 
 
-def test_scales_left_the_studies_of_before_as_they_were():
-    asked = resolve("lr-width", [])
-    assert asked.study.label == "lr-width-6988d735"
-    assert grid_trials(asked.config, fingerprint=asked.fingerprint)[0].key == "654a9d0fafae45a3"
+def test_default_scale_keeps_earlier_study_and_trial_keys():
+    request = resolve("lr-width", [])
+    assert request.study.label == "lr-width-6988d735"
+    assert grid_trials(request.config, fingerprint=request.fingerprint)[0].key == "654a9d0fafae45a3"
 
 
-def test_the_control_differs_from_lr_width_in_the_parametrization_alone():
+def test_control_differs_from_lr_width_in_parametrization_alone():
     for scale in ("embedded", "paper"):
         ours, control = (composed(name, scale) for name in ("lr-width", "sp-control"))
         assert control.optimizer == dataclasses.replace(ours.optimizer, parametrization="standard")
@@ -129,7 +129,7 @@ def test_the_control_differs_from_lr_width_in_the_parametrization_alone():
         assert control.search == ours.search
 
 
-def test_planned_data_are_known_by_their_description():
+def test_described_data_is_identified_by_its_description():
     data = DescribedData(name="planned", image_size=8, channels=4, num_samples=100, num_classes=3, text_tokens=5)
     known = describe_data(data)
     assert (known.num_classes, len(known.captions[0].split()) + 1) == (3, 5)
