@@ -1,1 +1,1 @@
-"""Real images: read once, and drawn as a function of seed, replicate and step."""
+"""Data sets in memory, what models read besides pictures, and the batches that training draws."""

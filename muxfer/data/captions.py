@@ -1,7 +1,7 @@
-"""Captions as a text encoder would hand them over, where none is configured: a frozen table, random but fixed.
+"""Embed captions with a fixed random table, in place of a text encoder where none is configured.
 
-Each word has one row that depends on the word alone, so that a caption means the same in every data set, process and
-version. Refuses nothing: every text has words, if only the end.
+Each word has one row that depends on the word alone. So a caption means the same in every data set, process and
+version. No text is refused: even the empty one has the end token.
 
 Axes: K captions, L tokens, E text features, P pooled features.
 """
@@ -21,7 +21,7 @@ END = "<end>"
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Embedded captions; the last row is the empty caption. The mask is True where a token stands."""
+    """Embedded captions. The last row is the empty caption. The mask is True where there is a token."""
 
     text_KLE: torch.Tensor
     mask_KL: torch.Tensor
@@ -32,12 +32,12 @@ class Captions:
 
 
 def tokens_of(caption: str) -> list[str]:
-    """Words and punctuation of a caption in lower case, and the end."""
+    """The words and the punctuation of a caption in lower case, and the end token."""
     return [*re.findall(r"\w+|[^\w\s]", caption.lower()), END]
 
 
 def embed_captions(captions: Sequence[str], *, text_dim: int, pooled_dim: int) -> Captions:
-    """Features of unit variance for each caption, in order, and for the empty one behind them."""
+    """Features of unit variance for each caption, in order, and for the empty caption after them."""
     tokens = [tokens_of(caption) for caption in (*captions, "")]
     length = max(map(len, tokens))
     text_KLE = torch.zeros(len(tokens), length, text_dim)
@@ -46,7 +46,7 @@ def embed_captions(captions: Sequence[str], *, text_dim: int, pooled_dim: int) -
     for row, words in enumerate(tokens):
         text_KLE[row, : len(words)] = torch.stack([_row("token", word, text_dim) for word in words])
         mask_KL[row, : len(words)] = True
-        # Not the mean: a pooled row has unit variance, as a token's has. A word that comes twice adds up.
+        # Not the mean: a pooled row has unit variance, as a token's row has. The rows of a repeated word add up.
         counts = Counter(words)
         total_P = sum(count * _row("pooled", word, pooled_dim) for word, count in counts.items())
         pooled_KP[row] = total_P / math.hypot(*counts.values())

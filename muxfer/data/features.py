@@ -1,6 +1,6 @@
-"""Features of a frozen image encoder, for REPA, where none are configured: random convolutions, the same everywhere.
+"""Make image features for REPA with fixed random convolutions, in place of a pretrained encoder.
 
-Computed once, before training, on the CPU: one vector a patch, as a pretrained encoder's patch tokens would come.
+They are computed once, before training, on the CPU. There is one vector a patch, like a pretrained encoder's tokens.
 
 Axes: N pictures, C channels, H and W pixels, T patches, E features.
 """
@@ -16,11 +16,11 @@ BATCH = 1024
 
 @torch.no_grad()
 def frozen_features(x_NCHW: torch.Tensor, *, patch: int, dim: int) -> torch.Tensor:
-    """[N, T, E] of pictures in [-1, 1]: a 3x3 convolution, ReLU, and one over each patch, less the mean of them all.
+    """Features [N, T, E] of pictures in [-1, 1]: a 3x3 convolution, ReLU, and a convolution over each patch.
 
-    The weights follow from the sizes alone. The mean goes because it is most of what a ReLU lets through: on the
-    digits (patch 2, 32 features) one constant vector came within 0.33 of every patch in 1 - cosine, and without the
-    mean within 0.93 (2026-11). Patches are in rows, as a patch embedding has them.
+    The mean over all patches is subtracted. It is most of what a ReLU lets through: on the digits (patch 2, 32
+    features) one constant vector came within 0.33 of every patch in 1 - cosine, and without the mean within 0.93
+    (2026-11). The weights follow from the sizes alone. Patches come row by row, as in a patch embedding.
     """
     channels = x_NCHW.shape[1]
     generator = generator_of("features", channels, patch, dim)

@@ -1,4 +1,4 @@
-"""From a data configuration to a data set: read once a process."""
+"""Load the data set that a study names, or describe it where a plan needs no pixels. A process reads it once."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,20 +12,21 @@ from muxfer.errors import BadInput
 from muxfer.trial import content_hash
 
 _loaded: dict[Any, Dataset] = {}
+"""The data set that was loaded last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """What a plan needs to know of data."""
+    """The facts about data that a plan needs."""
 
     num_classes: int
     captions: tuple[str, ...]
-    """One a class; of planned data a single one, as long as theirs."""
+    """One caption a class. Describe-only data have a single caption, as long as theirs."""
     fingerprint: str
 
 
 def describe_data(data: Data) -> DataDescription:
-    """The data as a plan sees them: read where they are here, taken at their word where they are only planned."""
+    """Describe data without their pixels. Describe-only data are taken as configured, others are loaded."""
     if isinstance(data, DescribedData):
         caption = " ".join(["word"] * ((data.text_tokens or 1) - 1))
         fingerprint = content_hash(["planned", dataclasses.asdict(data)])
@@ -35,7 +36,10 @@ def describe_data(data: Data) -> DataDescription:
 
 
 def load_dataset(data: Data) -> Dataset:
-    """The data in memory; a process keeps what it loaded last, for the next trial. Raises BadInput."""
+    """Load data into memory. A process keeps the last data set for its next trial, until a file changes.
+
+    Raises BadInput for describe-only data and for data that can't be read.
+    """
     if isinstance(data, DescribedData):
         raise BadInput(
             f"the data are planned, {data.num_samples:,} pictures of {data.channels}x{data.image_size}x"

@@ -1,6 +1,13 @@
-"""Batches, timesteps and noise as a function of seed, replicate and step; and the next batch ahead of time."""
+"""Make batches of training and validation, and prepare the next one in a thread.
 
-from collections.abc import Callable
+Each training batch, with its times, noise and dropped labels, is a function of (study seed, replicate, step). A CPU
+generator draws it. So all settings of a study see the same batches, and a resume needs no generator state. Validation
+uses a fixed grid of times and noise.
+
+Axes: B batch, C channels, H and W pixels.
+"""
+
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,12 +16,18 @@ import torch
 from muxfer.data.dataset import Split
 from muxfer.randomness import generator_of
 
+VALIDATION_BATCH = 256
+"""Validation noise is drawn by batch, so another number gives another metric and needs another NUMERICS_VERSION."""
+VALIDATION_MAX_PICTURES = 2048
+"""A larger validation split is cut to this many pictures. They are ordered by content hash, so the cut is random."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's material: u is the quantile of the time (float64), y has dropped labels replaced by num_classes.
+    """The material of one step.
 
-    `index` says which pictures of the split these are.
+    `u` is the quantile of the time (float64). In `y` a dropped label is num_classes. `index` holds the pictures'
+    places in the split.
     """
 
     x_BCHW: torch.Tensor
@@ -25,7 +38,7 @@ class Batch:
 
 
 class Stream:
-    """Batches by step: epoch after epoch in an order of its own, a batch may span two of them."""
+    """Training batches by step. Each epoch has an order of its own, and a batch may span epochs."""
 
     def __init__(
         self, split: Split, *, num_classes: int, batch_size: int, label_dropout: float, seed: int, replicate: int
@@ -38,7 +51,7 @@ class Stream:
         self._orders: dict[int, torch.Tensor] = {}
 
     def batch(self, step: int) -> Batch:
-        index_B = self._index(step)
+        index_B = self.index(step)
         generator = generator_of(*self._source, "step", step)
         u_B = torch.rand(len(index_B), generator=generator, dtype=torch.float64)
         drop_B = torch.rand(len(index_B), generator=generator) < self._label_dropout
@@ -51,7 +64,8 @@ class Stream:
             index_B=index_B,
         )
 
-    def _index(self, step: int) -> torch.Tensor:
+    def index(self, step: int) -> torch.Tensor:
+        """The places in the split of a step's pictures [B]."""
         num_pictures = len(self._split)
         start, stop = step * self._batch_size, (step + 1) * self._batch_size
         parts = []
@@ -61,6 +75,7 @@ class Stream:
         return torch.cat(parts)
 
     def _order(self, epoch: int) -> torch.Tensor:
+        """The order of an epoch's pictures. The last two are kept."""
         if epoch not in self._orders:
             while len(self._orders) >= 2:
                 self._orders.pop(next(iter(self._orders)))
@@ -69,7 +84,27 @@ class Stream:
         return self._orders[epoch]
 
 
-class Ahead:
+def validation_batches(split: Split, *, num_timesteps: int) -> Iterator[Batch]:
+    """The fixed grid of validation: every picture at each of the times (i + 0.5) / num_timesteps, with fixed noise."""
+    num_pictures = num_validation_pictures(split)
+    for i in range(num_timesteps):
+        u = (i + 0.5) / num_timesteps
+        for start in range(0, num_pictures, VALIDATION_BATCH):
+            x_BCHW = split.images(slice(start, min(start + VALIDATION_BATCH, num_pictures)))
+            yield Batch(
+                x_BCHW=x_BCHW,
+                y_B=split.labels_N[start : start + len(x_BCHW)],
+                u_B=torch.full((len(x_BCHW),), u, dtype=torch.float64),
+                noise_BCHW=torch.randn(x_BCHW.shape, generator=generator_of("validation", i, start)),
+                index_B=torch.arange(start, start + len(x_BCHW)),
+            )
+
+
+def num_validation_pictures(split: Split) -> int:
+    return min(len(split), VALIDATION_MAX_PICTURES)
+
+
+class BatchPrefetcher:
     """Prepares the next step's batch in a thread, so that a GPU does not wait for the CPU's random numbers."""
 
     def __init__(self, prepare: Callable[[int], Batch]) -> None:
@@ -77,12 +112,11 @@ class Ahead:
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._next: tuple[int, Future[Batch]] | None = None
 
-    def take(self, step: int) -> Batch:
-        ready = self._next
-        batch = (
-            ready[1].result()
-            if ready is not None and ready[0] == step
-            else self._pool.submit(self._prepare, step).result()
-        )
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, prepared in advance when it follows the last one."""
+        if self._next is not None and self._next[0] == step:
+            batch = self._next[1].result()
+        else:
+            batch = self._pool.submit(self._prepare, step).result()
         self._next = (step + 1, self._pool.submit(self._prepare, step + 1))
         return batch

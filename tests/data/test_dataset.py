@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from muxfer.config.task import Digits, ImageFolder
-from muxfer.data import image_folder
+from muxfer.data.image_folder import decode_picture
 from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
 from muxfer.errors import BadInput
@@ -55,7 +55,7 @@ def test_data_is_read_once_a_process(digits):
 
 def test_every_epoch_shows_every_picture_once(digits):
     batches = stream(digits)
-    index = torch.cat([batches._index(step) for step in range(50)])
+    index = torch.cat([batches.index(step) for step in range(50)])
     first, second = index[:1493], index[1493:2986]
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(1493))
     assert first.tolist() != second.tolist()
@@ -63,7 +63,7 @@ def test_every_epoch_shows_every_picture_once(digits):
 
 def test_a_batch_may_span_epochs_or_exceed_the_data(digits):
     batches = stream(digits, batch_size=4000)
-    index = torch.cat([batches._index(step) for step in range(2)])
+    index = torch.cat([batches.index(step) for step in range(2)])
     assert torch.bincount(index).tolist() == [5 + (i in index[5 * 1493 :].tolist()) for i in range(1493)]
 
 
@@ -154,7 +154,7 @@ def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
     bars = np.zeros((8, 24, 3), dtype=np.uint8)
     bars[:, 8:16] = (255, 0, 0)
     Image.fromarray(bars).save(folder / "wide.png")
-    pixels = image_folder._decode(folder / "wide.png", 4, 3)
+    pixels = decode_picture(folder / "wide.png", 4, 3)
     assert pixels[0, :, 1:3].min() > 240
     assert pixels[1:].max() == 0
 
@@ -162,7 +162,7 @@ def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by a quarter clockwise: what is left goes to the top
     turned.save(folder / "turned.jpg", exif=exif, quality=100)
-    pixels = image_folder._decode(folder / "turned.jpg", 8, 1)
+    pixels = decode_picture(folder / "turned.jpg", 8, 1)
     assert pixels[0, 0].float().mean() > 240
     assert pixels[0, -1].float().mean() < 15
 
@@ -172,14 +172,14 @@ def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
 def test_every_mode_is_converted(tmp_path, mode, channels):
     file = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
     picture(0, mode=mode).save(file)
-    assert image_folder._decode(file, 8, channels).shape == (channels, 8, 8)
+    assert decode_picture(file, 8, channels).shape == (channels, 8, 8)
 
 
 def test_sixteen_bits_are_scaled_and_transparency_is_white(tmp_path):
     Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert image_folder._decode(tmp_path / "deep.png", 8, 1).unique().tolist() == [128]
+    assert decode_picture(tmp_path / "deep.png", 8, 1).unique().tolist() == [128]
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert image_folder._decode(tmp_path / "clear.png", 8, 3).unique().tolist() == [255]
+    assert decode_picture(tmp_path / "clear.png", 8, 3).unique().tolist() == [255]
 
 
 def test_copies_of_a_picture_stay_on_one_side(folder):

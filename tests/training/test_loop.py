@@ -75,7 +75,7 @@ def test_how_the_time_is_divided_changes_nothing(make_trainer):
         pieces += often.advance(0.0)
     assert pieces == points == often.points
     assert [point.step for point in points if point.name == "train_loss"] == [4, 8, 12, 16, 20, 24, 28, 30]
-    assert same(once.averaged_state(), often.averaged_state())
+    assert same(once.state().tensors["ema"], often.state().tensors["ema"])
 
 
 def test_a_tiny_run_gives_the_golden_numbers(make_trainer):
@@ -104,7 +104,6 @@ def test_validation_leaves_the_trained_weights_and_their_mode(make_trainer):
     assert same(before, dict(trainer.model.named_parameters()))
     assert trainer.model.training
     with trainer.averaged() as model:
-        assert same(trainer.averaged_state(), trainer.averaged_state())
         assert not torch.equal(model.readout.weight, before["readout.weight"])
 
 
@@ -115,14 +114,14 @@ def test_the_averaged_weights_are_of_those_visited(make_trainer):
         visited.append(trainer.model.embed.weight.detach().clone())
     shares = torch.tensor([0.75 ** (19 - i) for i in range(20)])
     expected = (torch.stack(visited) * (shares / shares.sum())[:, None, None]).sum(0)
-    torch.testing.assert_close(trainer.averaged_state()["embed.weight"], expected)
+    torch.testing.assert_close(trainer.state().tensors["ema"]["embed.weight"], expected)
 
 
-def test_averaged_state_fills_another_model(make_trainer, make_model):
+def test_the_averaged_weights_of_a_snapshot_fill_another_model(make_trainer, make_model):
     trainer = make_trainer()
     trainer.advance(FOREVER)
     other = make_model(seed=5)
-    other.load_state_dict(trainer.averaged_state())
+    other.load_state_dict(trainer.state().tensors["ema"])
     x_BCHW, t_B, y_B = torch.randn(2, 1, 8, 8), torch.tensor([5.0, 500.0]), torch.tensor([1, 2])
     with trainer.averaged() as model:
         assert torch.equal(model(x_BCHW, t_B, y_B), other(x_BCHW, t_B, y_B))
