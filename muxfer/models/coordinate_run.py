@@ -1,6 +1,7 @@
 """The coordinate check of a task: its own model, data, loss and optimizer at several widths or depths.
 
-Always on the CPU, at a constant and small rate, without clipping; the rest is as the task has it.
+It runs on the CPU, at a constant small rate and without clipping. Everything else is as in the task. Imports torch when
+it is imported: light code imports this module inside the function that needs it.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ from muxfer.training import objective
 from muxfer.training.optim import build_adamw
 
 PROBE_STEP = 1_000_000
-"""Number of the batch that the coordinate check looks at and never trains on."""
+"""Number of the fixed batch that the check measures on and never trains on."""
 CHECK_EPS = 1e-20
-"""AdamW's eps in a coordinate check. Zero gates leave the first gradients of a block near the usual 1e-8, which then
-hides the slope of a rate (QK-norm gains: -0.3). The rule for eps itself is held by tests."""
+"""AdamW's eps in a coordinate check. With zero gates a block's first gradients are near the usual eps of 1e-8, which
+then hides the slope of a rate (QK-norm gains: -0.3). The rule for eps has tests of its own."""
 
 
 def check_coordinates(
@@ -44,7 +45,7 @@ def check_coordinates(
     batch_size: int,
     mutant: Mutant | None = None,
 ) -> CoordinateCheck:
-    """The check over widths or depths (`axis`). With a `mutant` the plan is broken by it first: then it should fail."""
+    """The coordinate check over widths or depths (`axis`). A `mutant` breaks the plan first: the check should fail."""
 
     def make_run(size: int, seed: int) -> Run:
         sized = with_setting(small, {axis: size})
@@ -60,7 +61,7 @@ def check_coordinates(
 
 
 def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
-    """The task's model, scaled by this plan, with real batches of its data."""
+    """One run of the task's model, scaled by this plan, on real batches of its data."""
     data = load_dataset(task.data)
     model, plan = build_model(task, replicate=replicate, plan=plan)
     _pair_finite(model, plan, task, replicate=replicate)
@@ -107,9 +108,10 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
 
 
 def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: int) -> None:
-    """Give tensors that do not grow the base width's values, where their law is the same: a slope needs no such noise.
+    """Copy the base width's values into tensors that do not grow, where initialization and scale are the same.
 
-    Without it a 3x3 convolution between one channel and one, behind the readout, moves a slope by 0.5.
+    Otherwise their random draw adds noise to the slopes. A 3x3 convolution from one channel to one, behind the readout,
+    moved a slope by 0.5.
     """
     if plan.width == plan.base_width:
         return
@@ -126,8 +128,8 @@ def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: in
 def changes_training(task: Task, mutant: Mutant, *, width: int, replicate: int = 0) -> bool:
     """Whether a mutant changes a number that training at this width depends on.
 
-    False is a proof that it cannot be seen: every rate, decay, eps and fold is the same, and so is every initial weight
-    to the bit (a zero weight whose deviation is wrong, or a rule for what the model does not have).
+    False proves that no check can see it: every rate, decay, eps and fold is equal, and every initial weight is equal
+    to the bit. Examples are a wrong deviation of a zero weight, and a rule for a parameter that the model lacks.
     """
     sized = with_setting(task, {"width": width})
     plan = scale_plan(sized)

@@ -1,15 +1,24 @@
-"""Parameters and multiply-accumulates of a model, counted on the meta device."""
+"""Counts a model's parameters and multiply-accumulates, and tries its forward, all on the meta device.
+
+Imports torch when it is imported: light code imports this module inside the function that needs it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from muxfer.config.models import Declared, Model
 from muxfer.config.study import Config
 from muxfer.config.task import to_plain
+from muxfer.data.source import describe_data
 from muxfer.errors import BadInput
 from muxfer.models.build import EXAMPLE_CAPTIONS, conditioning
+from muxfer.models.families import family_of
+from muxfer.mup.forward_check import refuse_changing_forward
 from muxfer.trial import content_hash
 
 
@@ -26,9 +35,7 @@ _counted: dict[str, ModelCost] = {}
 
 
 def counter(config: Config) -> Measure:
-    """`measure` for the data's captions; a process counts each model once."""
-    from muxfer.data.source import describe_data
-
+    """`measure` for the captions of the configured data. A process counts each model once."""
     captions = describe_data(config.data).captions
 
     def count(model: Model) -> ModelCost:
@@ -41,15 +48,10 @@ def counter(config: Config) -> Measure:
 
 
 def validate_forward(model: Model) -> None:
-    """Refuse a class of others whose forward fails, returns no image, or knows the width; of ours, tests hold it.
+    """Refuse a declared class whose forward fails, returns no image, or uses a number that changes with the width.
 
-    On the meta device, at the base width and twice that.
+    The forward runs on the meta device, at the base width and at twice that. Our own families are covered by tests.
     """
-    import torch
-
-    from muxfer.models.families import family_of
-    from muxfer.mup.forward_check import refuse_changing_forward
-
     if not isinstance(model, Declared):
         return
 
@@ -57,16 +59,15 @@ def validate_forward(model: Model) -> None:
         with torch.device("meta"):
             built = family_of(model).build(width).eval()
             image = torch.empty(1, model.channels, model.image_size, model.image_size)
-            given = (image, torch.empty(1), torch.zeros(1, dtype=torch.long))
+            inputs = (image, torch.empty(1), torch.zeros(1, dtype=torch.long))
         predict = conditioning(model, EXAMPLE_CAPTIONS).to("meta")
-        return partial(_check_output, model, partial(predict, built, *given), width)
+        return partial(_validate_output, model, partial(predict, built, *inputs), width)
 
     refuse_changing_forward(prepare, width=model.base_width, other_width=2 * model.base_width)
 
 
-def _check_output(model: Declared, forward: Callable[[], Any], width: int) -> None:
-    import torch
-
+def _validate_output(model: Declared, forward: Callable[[], Any], width: int) -> None:
+    """Run the forward once. Refuse it where it fails or its output is not one image of the expected shape."""
     try:
         with torch.device("meta"):
             out = forward()
@@ -88,12 +89,7 @@ def _check_output(model: Declared, forward: Callable[[], Any], width: int) -> No
 
 
 def measure(model: Model, captions: Sequence[str] = EXAMPLE_CAPTIONS) -> ModelCost:
-    """Count on the meta device: no memory is taken, whatever the size. Text is as long as the longest caption."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from muxfer.models.families import family_of
-
+    """Count on the meta device, which takes no memory whatever the size. Text is as long as the longest caption."""
     with torch.device("meta"), torch.no_grad():
         built = family_of(model).build(model.width).eval()
         predict = conditioning(model, captions)

@@ -1,9 +1,9 @@
-"""Carries weights between our families and diffusers' classes: the names change, the numbers never do.
+"""Carries weights between our families and diffusers' classes: names change, numbers never do.
 
-Each family has one section below: a function from its configuration to a Counterpart, which says what diffusers calls
-the model and every tensor of it. Both directions read that one table. Refused: families, options and shapes that
-diffusers' classes lack, states with other tensors than the configuration has, and states whose copies of one tensor
-differ (diffusers' DiT keeps its embedders once a block).
+Each family has one section below: a function from its configuration to a Counterpart, which maps the model and each of
+its tensors to diffusers' names. Both directions read that one table. Refuses families, options and shapes that
+diffusers' classes lack, and states whose tensors are not those of the configuration. Also refuses states whose copies
+of one tensor differ: diffusers' DiT keeps one copy of its embedders per block. Imports torch when it is imported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ State = Mapping[str, torch.Tensor]
 class Carried:
     """One tensor of ours, cut along its first dimension into one equal piece for each entry of `theirs`.
 
-    An entry holds the names that its piece has there: more than one where diffusers keeps copies. `swapped`: the two
-    halves of the tensor stand in the other order there (shift and scale of a modulation).
+    An entry holds diffusers' names of its piece: more than one where diffusers keeps copies. `swapped`: diffusers has
+    the two halves of the tensor in the other order (shift and scale of a modulation).
     """
 
     ours: str
@@ -35,10 +35,10 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class Counterpart:
-    """What diffusers calls a model of ours: the class, the arguments that build it, and where each tensor goes.
+    """Diffusers' class for a model of ours, the arguments that build it, and where each tensor goes.
 
-    `left_out` are prefixes of our names that diffusers has no use for (what only training needs); `computed` are names
-    of theirs that the class computes from its arguments.
+    `left_out` are prefixes of our tensors that diffusers does not use, because only training needs them. `computed` are
+    diffusers' names of tensors that the class computes from its arguments.
     """
 
     class_name: str
@@ -49,12 +49,12 @@ class Counterpart:
 
 
 def to_diffusers(model: Model, state: State) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
-    """Class name, arguments and state of the model as diffusers has it; pieces are views of the tensors given."""
+    """Class name, arguments and state of the model in diffusers. Pieces are views of the given tensors."""
     if isinstance(model, Declared):
         return _declared_class(model), _declared_config(model), dict(state)
     counterpart = counterpart_of(model)
     given = {name: tensor for name, tensor in state.items() if not name.startswith(counterpart.left_out)}
-    _check_names(given, {carried.ours for carried in counterpart.tensors}, "the configuration")
+    _validate_names(given, {carried.ours for carried in counterpart.tensors}, "the configuration")
     theirs: dict[str, torch.Tensor] = {}
     for carried in counterpart.tensors:
         tensor = given[carried.ours]
@@ -65,14 +65,14 @@ def to_diffusers(model: Model, state: State) -> tuple[str, dict[str, Any], dict[
 
 
 def from_diffusers(model: Model, state: State) -> dict[str, torch.Tensor]:
-    """Our state of the model from diffusers' one; without what only training needs."""
+    """Our state of the model from diffusers' state, without the tensors that only training needs."""
     if isinstance(model, Declared):
         _declared_class(model)
         return dict(state)
     counterpart = counterpart_of(model)
     given = {name: tensor for name, tensor in state.items() if name not in counterpart.computed}
     known = {name for carried in counterpart.tensors for names in carried.theirs for name in names}
-    _check_names(given, known, f"{counterpart.class_name} of this configuration")
+    _validate_names(given, known, f"{counterpart.class_name} of this configuration")
     ours = {}
     for carried in counterpart.tensors:
         pieces = [_the_same(names, given) for names in carried.theirs]
@@ -82,7 +82,7 @@ def from_diffusers(model: Model, state: State) -> dict[str, torch.Tensor]:
 
 
 def counterpart_of(model: Model) -> Counterpart:
-    """Where the model's class and tensors are in diffusers. BadInput where it has none."""
+    """Diffusers' class for this model, and its tensors there. Raises BadInput where there is none."""
     if model.family not in COUNTERPARTS:
         raise _no_such_model()
     if model.mlp_ratio != 4:
@@ -93,9 +93,9 @@ def counterpart_of(model: Model) -> Counterpart:
 
 
 def save(folder: Path, class_name: str, config: Mapping[str, Any], state: State) -> int:
-    """Write what `diffusers.CLASS.from_pretrained(folder)` reads; returns the number of parameters.
+    """Write what `diffusers.CLASS.from_pretrained(folder)` reads. Returns the number of parameters.
 
-    What the class computes from its arguments (position tables) may be missing in `state`, nothing else.
+    Only tensors that the class computes from its arguments (position tables) may be missing in `state`.
     """
     import diffusers
 
@@ -112,12 +112,12 @@ def _no_such_model() -> BadInput:
     return BadInput("diffusers has no such model: export knows dit (adaln_zero), pixart, mmdit")
 
 
-def _check_names(state: State, known: set[str], what: str) -> None:
+def _validate_names(state: State, known: set[str], what: str) -> None:
     for name in sorted(set(state) ^ known):
-        told = (
+        difference = (
             f"the weights have {name}, {what} has not" if name in state else f"{what} has {name}, the weights have not"
         )
-        raise BadInput(f"{told}: these are weights of another model")
+        raise BadInput(f"{difference}: these are weights of another model")
 
 
 def _the_same(names: Sequence[str], state: State) -> torch.Tensor:
@@ -133,7 +133,10 @@ def _swap(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _layer(ours: str, *theirs: str | tuple[str, ...]) -> list[Carried]:
-    """Weight and bias of one linear of ours and of the linears that its rows are there, each by one name or several."""
+    """Weight and bias of one linear of ours, whose rows are one or more linears in diffusers.
+
+    `theirs` has the name of each of those linears, or all names where diffusers keeps copies.
+    """
     names = [(name,) if isinstance(name, str) else name for name in theirs]
     return [
         Carried(ours=f"{ours}.{kind}", theirs=tuple(tuple(f"{name}.{kind}" for name in same) for same in names))
@@ -193,7 +196,7 @@ def _dit(model: Dit) -> Counterpart:
 
 
 def _self_attention_and_mlp(ours: str, theirs: str) -> list[Carried]:
-    """The part of a block that DiT and PixArt share, here and there."""
+    """The part of a block that DiT and PixArt share."""
     return [
         *_layer(f"{ours}.attn.qkv", *(f"{theirs}.attn1.to_{letter}" for letter in "qkv")),
         *_layer(f"{ours}.attn.proj", f"{theirs}.attn1.to_out.0"),
@@ -226,13 +229,14 @@ def _pixart(model: Pixart) -> Counterpart:
     config = {
         "caption_channels": model.text_dim,
         "cross_attention_dim": model.width,
-        "interpolation_scale": 1,  # left out it is image_size // 64, and the positions are others
+        "interpolation_scale": 1,  # its default is image_size // 64, which gives other positions
         "use_additional_conditions": False,
     }
     return Counterpart(class_name="PixArtTransformer2DModel", config=_transformer(model) | config, tensors=tensors)
 
 
-# MMDiT: SD3Transformer2DModel. REPA's projector stays here; modulations without a gate have the scale first there.
+# MMDiT: SD3Transformer2DModel. REPA's projector is not carried. In diffusers a modulation without a gate has its scale
+# before its shift.
 
 
 def _mmdit(model: Mmdit) -> Counterpart:
@@ -253,7 +257,7 @@ def _mmdit(model: Mmdit) -> Counterpart:
         "joint_attention_dim": model.text_dim,
         "caption_projection_dim": model.width,
         "pooled_projection_dim": model.pooled_dim,
-        "pos_embed_max_size": model.image_size // model.patch,  # a larger table is cropped to other positions
+        "pos_embed_max_size": model.image_size // model.patch,  # a larger table would be cropped to other positions
         "qk_norm": "rms_norm" if model.qk_norm else None,
     }
     return Counterpart(
@@ -266,7 +270,7 @@ def _mmdit(model: Mmdit) -> Counterpart:
 
 
 def _stream(model: Mmdit, ours: str, theirs: str, *, added: bool, pre_only: bool) -> list[Carried]:
-    """One stream's half of a block; diffusers calls the text's weights added ones."""
+    """One stream's half of a block. Diffusers calls the text's weights `added`."""
     letters = [f"{theirs}.attn.{'add' if added else 'to'}_{letter}{'_proj' if added else ''}" for letter in "qkv"]
     tensors = _layer(f"{ours}.attn.qkv", *letters)
     if model.qk_norm:
@@ -289,7 +293,7 @@ def _scale_first(ours: str, theirs: str) -> list[Carried]:
     return [replace(carried, swapped=True) for carried in _layer(ours, theirs)]
 
 
-# A class of diffusers' own: its names are diffusers' already.
+# A declared class of diffusers: its names are diffusers' already.
 
 
 def _declared_class(model: Declared) -> str:
@@ -300,7 +304,7 @@ def _declared_class(model: Declared) -> str:
 
 
 def _declared_config(model: Declared) -> dict[str, Any]:
-    """Every argument of the class, defaults included, as the class itself records them."""
+    """Every argument of the class, defaults included, as the class records them."""
     with torch.device("meta"):
         built = family_of(model).build(model.width)
     config: Any = getattr(built, "config", None)

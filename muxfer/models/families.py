@@ -1,8 +1,9 @@
 """From a model's configuration to the class that builds it: our families, and registered classes of others.
 
-Nothing that a configuration names is imported unless it is registered: proxy_models, diffusers, or a plugin that the
-user's own command line names (`--plugin package.module`). Refused: a class of any other module, a name that is no
-torch module, sizes that are not plain arithmetic over the model's keys, arguments that the class does not take.
+A class that a configuration names is imported only if its module is registered. Registered are proxy_models, diffusers
+and the plugins that the command line names (`--plugin package.module`). Refuses a class of any other module, a name
+that is no torch module, sizes that are not plain arithmetic over the model's keys, and arguments that the class does
+not take. Imports torch when it is imported: light code imports this module inside the function that needs it.
 """
 
 import ast
@@ -24,21 +25,21 @@ from proxy_models import FAMILIES, TEXT, Family
 
 MAX_EXPRESSION_CHARACTERS = 200
 MAX_SIZE = 2**31
-"""A size from here on is a slip: no layer has it, and building so many of them would never end."""
+"""A size this large is a mistake: no layer has it, and building as many layers would never end."""
 
 
 def family_of(model: Model) -> Family:
-    """What builds this model and what is declared of it; `build` takes the width as its only free argument."""
+    """The family of this model, with a `build` that takes the width as its only argument."""
     if not isinstance(model, Declared):
         family = FAMILIES[model.family]
         if isinstance(model, Uvit) and model.text_dim is not None:
             family = dataclasses.replace(family, inputs=TEXT)
         if isinstance(model, Uvit) and model.skip == "linear":
-            # W[x; skip] replaces the trunk at every out-block, so no branch ends there to be scaled by depth.
+            # W[x; skip] replaces the trunk at every out-block, so there is no branch end to scale by depth.
             family = dataclasses.replace(family, branch_ends=())
         return dataclasses.replace(family, build=partial(_build, family, model))
     kind = _registered(model.target)
-    _check_forward(kind, model)
+    _validate_inputs(kind, model)
     return Family(
         build=partial(_build_declared, kind, model),
         inputs=model.inputs,
@@ -60,7 +61,7 @@ def _build_declared(kind: type[nn.Module], model: Declared, width: int) -> nn.Mo
     sizes = {argument: evaluate(text, names, argument) for argument, text in model.sizes.items()}
     try:
         return kind(**model.arguments, **sizes)
-    except Exception as error:  # of a class that is not ours: whatever it objects to is what it was given
+    except Exception as error:  # the class is not ours: whatever it raises, the given arguments caused it
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise BadInput(
             f"{model.target} can't be built at width {width}: {reason}; see model.sizes and model.arguments"
@@ -69,18 +70,18 @@ def _build_declared(kind: type[nn.Module], model: Declared, width: int) -> nn.Mo
 
 def _registered(target: str) -> type[nn.Module]:
     module_name, _, name = target.partition(":")
-    if module_name not in (known := {"diffusers", *allowed().names}):
+    if module_name not in (registered := {"diffusers", *allowed().names}):
         raise BadInput(
-            f"model.target {target[:80]!r} is of no registered module: {nearest(module_name[:60], known)}; a class of"
-            " your own is package.module:Class, with --plugin package.module on the command line"
+            f"model.target {target[:80]!r} is of no registered module: {nearest(module_name[:60], registered)}; a class"
+            " of your own is package.module:Class, with --plugin package.module on the command line"
         )
     try:
         module = importlib.import_module(module_name)
         kind = getattr(module, name, None)
-    except (ImportError, RuntimeError) as error:  # diffusers imports a class only when it is asked for
+    except (ImportError, RuntimeError) as error:  # diffusers imports a class on first access
         reason = str(error).strip().partition("\n")[0][:200]
         raise BadInput(f"model.target {target[:80]!r} can't be imported: {reason}") from error
-    if packages := getattr(kind, "_backends", None):  # what stands in diffusers for a class whose packages are missing
+    if packages := getattr(kind, "_backends", None):  # diffusers' placeholder for a class whose packages are missing
         raise BadInput(f"model.target {target[:80]!r} needs packages that are not all here: {', '.join(packages)}")
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise BadInput(f"model.target {target[:80]!r} is no torch module; {_nearest_class(module, name[:60])}")
@@ -88,17 +89,20 @@ def _registered(target: str) -> type[nn.Module]:
 
 
 def _nearest_class(module: Any, name: str) -> str:
-    """diffusers names hundreds of classes and imports none of them to be looked at."""
-    here = vars(module)
-    names = {key for key, value in here.items() if isinstance(value, type) and issubclass(value, nn.Module)}
-    names |= {key for key in dir(module) if key not in here and key.endswith(("Model", "1D", "2D", "3D"))}
+    """The hint for a name that is no torch module: the nearest class of the module, or how many there are.
+
+    diffusers names hundreds of classes and imports each on first access. So those are judged by their names.
+    """
+    loaded = vars(module)
+    names = {key for key, value in loaded.items() if isinstance(value, type) and issubclass(value, nn.Module)}
+    names |= {key for key in dir(module) if key not in loaded and key.endswith(("Model", "1D", "2D", "3D"))}
     if len(names) > 12 and not difflib.get_close_matches(name, names, n=1, cutoff=0.5):
         return f"{module.__name__} has {len(names)}, {sorted(names)[0]} the first"
     return nearest(name, names)
 
 
-def _check_forward(kind: type[nn.Module], model: Declared) -> None:
-    """Refuse inputs that forward does not take, and one that it needs and does not get."""
+def _validate_inputs(kind: type[nn.Module], model: Declared) -> None:
+    """Refuse an input that forward does not take, and a missing one that it needs."""
     _, *parameters = inspect.signature(kind.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -124,9 +128,10 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str | int, names: Mapping[str, float | None], argument: str) -> int | float:
-    """Plain arithmetic (+ - * / //) over names: a whole number where the result is one. BadInput otherwise.
+    """The value of plain arithmetic (+ - * / //) over names, as an int where it is a whole number.
 
-    Names have numbers, true and false count as 1 and 0; None: a key without a value.
+    `names` maps the model's keys to numbers, where true and false count as 1 and 0; None: a key without a value. Raises
+    BadInput for any other expression.
     """
     if not isinstance(expression, str):
         return expression

@@ -293,7 +293,7 @@ def test_the_condition_reaches_the_output(name):
         ("dit", {"arguments": {"num_layers": 2}}, "model.sizes.num_layers and model.arguments.num_layers are both"),
         ("dit", {"arguments": {"norm_eps": float("nan")}}, "model.arguments.norm_eps is nan: expected finite numbers"),
         ("dit", {"arguments": {"a": [1, {2: 3}]}}, "model.arguments.a.1 is {2: 3}: expected finite numbers"),
-        ("dit", {"arguments": {"no name": 1}}, "model.arguments.no name: expected the name of an argument"),
+        ("dit", {"arguments": {"no name": 1}}, "'no name': expected the name of an argument"),
         ("dit", {"arguments": {"haeds": 2}}, "unexpected keyword argument 'haeds'; see model.sizes and model.arg"),
         ("dit", {"arguments": {"norm_type": "rms"}}, "can't be built at width 64: Forward pass is not implemented"),
         ("dit", {"inputs": {"hidden_states": "picture"}}, "model.inputs.hidden_states is 'picture': expected one of"),
