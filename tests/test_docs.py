@@ -55,20 +55,24 @@ def typed(text):
     """The commands of a page, of indented lines and between backticks, each as its words after `muxfer`."""
     joined = text.replace("\\\n", " ")
     lines = re.findall(r"^    (?:\.venv/bin/)?muxfer (.+)$", joined, re.MULTILINE)
-    quoted = re.findall(r"`(?:\.venv/bin/)?muxfer ([^`]+)`", joined)
-    return [shlex.split(line, comments=True) for line in (*lines, *quoted) if "NAME" not in line]
+    quoted = re.findall(r"`(?:\.venv/bin/)?muxfer ([a-z][^`]*)`", joined)
+    commands = [tuple(shlex.split(line, comments=True)) for line in (*lines, *quoted) if "NAME" not in line]
+    return [words for words in commands if len(words) > 1 or words[0] not in NEEDS_A_NAME]
 
 
-COMMANDS = typed((ROOT / "README.md").read_text())
+NEEDS_A_NAME = {verb for verb, command in cli.main.commands.items() if any(p.required for p in command.params)}
+"""Commands that a sentence may name without their NAME: such a mention is no line to type."""
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+COMMANDS = [*dict.fromkeys(words for page in PAGES for words in typed(page.read_text()))]
 
 
-def test_the_commands_of_the_readme_are_found():
+def test_the_commands_of_the_pages_are_found():
     assert len(COMMANDS) > 30
     assert {words[0] for words in COMMANDS} <= set(cli.main.commands)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_of_the_readme_can_be_typed(words, tmp_path, monkeypatch):
+def test_every_command_of_the_pages_can_be_typed(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     verb, *rest = words
     given = cli.main.commands[verb].make_context(verb, rest).params
@@ -90,7 +94,7 @@ def test_the_readme_has_every_exit_code_and_every_command_that_leaves_with_6():
     }
 
 
-def test_the_pictures_of_the_readme_are_those_of_the_home_folder(tmp_path, monkeypatch):
+def test_the_pictures_of_the_pages_are_those_of_the_home_folder(tmp_path, monkeypatch):
     from PIL import Image
 
     for label in "ab":
