@@ -113,3 +113,26 @@ def test_the_pictures_of_the_pages_are_those_of_the_home_folder(tmp_path, monkey
 def test_what_a_page_links_to_exists(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", (DOCS / page).read_text()):
         assert (DOCS / target).exists(), target
+
+
+def test_the_table_of_the_readme_has_every_command_and_links_to_pages_that_exist():
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `muxfer (\w+)[^|]*\|[^|]*\| \[\w+\]\(([^)]+)\) \|$", text, re.MULTILINE)
+    assert {verb for verb, _ in rows} == set(cli.main.commands)
+    assert all((ROOT / page).exists() for _, page in rows)
+
+
+def test_the_tree_of_the_readme_has_every_package():
+    tree = (ROOT / "README.md").read_text().partition("## The repository")[2].partition("\n## ")[0]
+    packages = {file.parent.name for file in (ROOT / "muxfer").glob("*/__init__.py")}
+    assert set(re.findall(r"^      (\w+)/ ", tree, re.MULTILINE)) == packages
+    assert all((ROOT / name).exists() for name in re.findall(r"^    (\w+/)", tree, re.MULTILINE))
+
+
+def test_the_index_lists_every_page_and_every_page_begins_with_its_question():
+    index = (DOCS / "README.md").read_text()
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"^\| \[[^]]+\]\(([^)]+)\) \|", index, re.MULTILINE)) == pages
+    printed = {"benchmarks.md"}  # by its command, as a whole
+    for page in pages - printed:
+        assert (DOCS / page).read_text().splitlines()[2].startswith("This page answers: "), page
