@@ -1,17 +1,16 @@
 """`python -m benchmarks [--quick] [--only NAME]`: measure, print, and after a full run write docs/benchmarks.*.
 
---quick takes few samples and leaves the main job out; with it, or with --only, nothing is written.
+--quick takes few samples and leaves out the main job. A run with --quick or --only writes nothing.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from benchmarks import commands
-from benchmarks.page import busy_cores, machine, table, told
+from benchmarks.page import busy_cores, facts_line, machine, table
 from benchmarks.timing import Row
 
 DOCS = commands.ROOT / "docs"
@@ -22,19 +21,37 @@ MISSING = (
 )
 
 
-def late(module: str, name: str) -> Callable[..., list[Row]]:
-    """A benchmark whose module brings torch or MLflow, imported when it is its turn."""
-    return lambda **given: getattr(import_module(f"benchmarks.{module}"), name)(**given)
+class Benchmark(Protocol):
+    def __call__(self, *, quick: bool) -> list[Row]: ...
 
 
-BENCHMARKS: Mapping[str, Callable[..., list[Row]]] = {
+def _step(*, quick: bool) -> list[Row]:
+    from benchmarks.steps import step
+
+    return step(quick=quick)
+
+
+def _resume(*, quick: bool) -> list[Row]:
+    from benchmarks.storage import resume
+
+    return resume(quick=quick)
+
+
+def _ledger(*, quick: bool) -> list[Row]:
+    from benchmarks.storage import ledger
+
+    return ledger(quick=quick)
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
     "help": commands.help_,
     "model": commands.model,
-    "step": late("steps", "step"),
-    "resume": late("storage", "resume"),
-    "ledger": late("storage", "ledger"),
+    "step": _step,
+    "resume": _resume,
+    "ledger": _ledger,
     "sweep": commands.sweep,
 }
+"""In the order of the page. A benchmark that needs torch or MLflow imports it when it runs."""
 
 
 def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -44,7 +61,7 @@ def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "Written by `make bench`. Contestants run interleaved in one run; medians, with the smallest and largest in",
         "parentheses. On a shared machine only figures of the same row compare; `busy cores` is what others took.",
         "",
-        told(facts),
+        facts_line(facts),
         "",
         table(rows),
     ]
@@ -55,19 +72,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few samples, without the main job; writes nothing")
     parser.add_argument("--only", choices=sorted(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    request = parser.parse_args()
+    arguments = parser.parse_args()
     facts, rows = machine(), []
     for name, benchmark in BENCHMARKS.items():
-        if request.only in (None, name):
+        if arguments.only in (None, name):
             print(f"{name} ...", file=sys.stderr)
             facts[f"busy_cores_before_{name}"] = busy_cores()
-            rows += benchmark(quick=request.quick)
+            rows += benchmark(quick=arguments.quick)
     facts["busy_cores_at_the_end"] = busy_cores()
-    if request.only is None:
+    if arguments.only is None:
         rows += [Row(name=name, value=None, note=why) for name, why in MISSING]
     page = to_markdown(facts, rows)
     print(page)
-    if request.only is None and not request.quick:
+    if arguments.only is None and not arguments.quick:
         DOCS.mkdir(exist_ok=True)
         (DOCS / "benchmarks.md").write_text(page)
         document = {"machine": facts, "rows": [row.to_dict() for row in rows]}

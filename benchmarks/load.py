@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.commands import ROOT
-from benchmarks.page import between, busy_cores, machine, table, told
+from benchmarks.page import busy_cores, facts_line, machine, replace_section, table
 from benchmarks.reporter import CURVES
 from benchmarks.reporters import finished, writing
 from benchmarks.timing import Row, spread
@@ -198,10 +198,10 @@ def main() -> int:
         rows += reading(quick=given.quick, rounds=3)
     if given.only != "reading":
         rows += writing(quick=given.quick)
-    print(body := f"{told(facts)}\n\n{table(rows)}")
+    print(body := f"{facts_line(facts)}\n\n{table(rows)}")
     if not given.quick and given.only is None:
         DATA.write_text(json.dumps({"machine": facts, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
-        PAGE.write_text(between(PAGE.read_text(), "load", body))
+        PAGE.write_text(replace_section(PAGE.read_text(), "load", body))
     return 0 if all(row.met is not False for row in rows) else 1
 
 

@@ -1,4 +1,4 @@
-"""What a page shows."""
+"""What the printed pages share: facts of the machine, the table of figures, and sections that a run replaces."""
 
 import datetime
 import os
@@ -14,7 +14,7 @@ from benchmarks.timing import Row
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to judge the figures; no path and no host name."""
+    """What a reader needs to judge the figures. It holds no path and no host name."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -31,15 +31,16 @@ def machine() -> dict[str, Any]:
 
 
 def busy_cores() -> float:
-    """How many cores other processes keep busy while we wait for two seconds: the figures are good only near 0."""
+    """How many cores other processes use, measured over two seconds. The figures are good only near 0."""
     return round(psutil.cpu_percent(interval=2.0) / 100 * (os.cpu_count() or 1), 2)
 
 
-def told(facts: Mapping[str, Any]) -> str:
+def facts_line(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()) + "."
 
 
 def table(rows: Sequence[Row]) -> str:
+    """The figures in Markdown, one line each."""
     lines = ["| what | measured | goal | met | beside it | note |", "|---|---|---|---|---|---|"]
     for row in rows:
         value = "not measured" if row.value is None else f"{row.value}{row.unit}"
@@ -49,7 +50,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def between(page: str, name: str, body: str) -> str:
+def replace_section(page: str, name: str, body: str) -> str:
     """The page with `body` between its comments `NAME: begin` and `NAME: end`."""
     start, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
     before, _, rest = page.partition(start)

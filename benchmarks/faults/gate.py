@@ -1,4 +1,4 @@
-"""The gate."""
+"""Causes the faults of rows, several cases at a time, counts them, and prints the table."""
 
 import itertools
 import json
@@ -18,12 +18,14 @@ from benchmarks.faults.harness.settings import BRIEF, CACHE, ROOT
 
 LANES = 2
 CASE_SECONDS = 1500.0
+MAX_FAILURES = 3
 STATE = ROOT / "dist" / "faults.json"
+"""Where the full bench keeps its tallies between runs."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """How often a row was caused, from which seed to go on, what it took, and each failure with its seed."""
+    """How many faults of a row were caused, the next seed, the time it took, and each failure with its seed."""
 
     caused: int = 0
     next_seed: int = 0
@@ -31,73 +33,101 @@ class Tally:
     failures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
-    """Every row up to its number, LANES cases at a time, from both ends, and one that mostly waits beside them.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One case to run. `again`: it failed in an earlier run of the full bench, and may work now."""
 
-    No case starts after so many minutes; a row with three failures is given up.
-    """
-    known = json.loads(STATE.read_text()) if full and STATE.exists() else {}
-    tallies = {row.name: Tally(**known.get(row.name, {})) for row in rows}
-    lock = threading.Lock()
-    began = time.monotonic()
-    underway = dict.fromkeys(tallies, 0)
-    again = [(row, failure["seed"], failure["faults"]) for row in rows for failure in tallies[row.name].failures]
-    unproven = {(row.name, seed) for row, seed, _ in again}  # what failed in an earlier run may have been mended
+    row: Row
+    seed: int
+    faults: int
+    again: bool = False
 
-    def take(order: Sequence[Row], *, waiting: bool) -> tuple[Row, int, int] | None:
-        with lock:
-            if time.monotonic() - began > 60 * minutes:
+
+class Gate:
+    """The tallies of all rows, and which case comes next. Several threads share it; `_lock` guards all of it."""
+
+    def __init__(self, rows: Sequence[Row], *, full: bool, minutes: float) -> None:
+        self._full = full
+        self._known = json.loads(STATE.read_text()) if full and STATE.exists() else {}
+        self.tallies = {row.name: Tally(**self._known.get(row.name, {})) for row in rows}
+        self._lock = threading.Lock()
+        self._until = time.monotonic() + 60 * minutes
+        self._underway = dict.fromkeys(self.tallies, 0)
+        self._again = [
+            Job(row=row, seed=failure["seed"], faults=failure["faults"], again=True)
+            for row in rows
+            for failure in self.tallies[row.name].failures
+        ]
+        self._num_again = {row.name: len(self.tallies[row.name].failures) for row in rows}
+
+    def take(self, order: Sequence[Row], *, waiting: bool) -> Job | None:
+        """The next case: a failure of an earlier run, else the first row of `order` with the fewest under way.
+
+        None when the time is over or nothing is missing. A row with three new failures is given up.
+        """
+        with self._lock:
+            if time.monotonic() > self._until:
                 return None
-            if again:
-                return again.pop()
-            for row in sorted(order, key=lambda row: underway[row.name]):
-                if row.waits != waiting:
-                    continue
-                tally = tallies[row.name]
-                left = missing(row, tally, full=full) - underway[row.name]
-                failed = sum((row.name, failure["seed"]) not in unproven for failure in tally.failures)
-                if left > 0 and failed < 3:
-                    faults = min(row.batch, left)
+            if self._again:
+                return self._again.pop()
+            for row in sorted(order, key=lambda row: self._underway[row.name]):
+                tally = self.tallies[row.name]
+                remaining = missing(row, tally, full=self._full) - self._underway[row.name]
+                num_new_failures = len(tally.failures) - self._num_again[row.name]
+                if row.waits == waiting and remaining > 0 and num_new_failures < MAX_FAILURES:
+                    faults = min(row.batch, remaining)
                     seed, tally.next_seed = tally.next_seed, tally.next_seed + 1
-                    underway[row.name] += faults
-                    return row, seed, faults
+                    self._underway[row.name] += faults
+                    return Job(row=row, seed=seed, faults=faults)
             return None
 
-    def lane(cache: str, order: Sequence[Row], waiting: bool) -> None:
-        while (job := take(order, waiting=waiting)) is not None:
-            row, seed, faults = job
-            start = time.monotonic()
-            caused, told = run_case(row, seed, faults, cache=cache)
-            seconds = time.monotonic() - start
-            with lock:
-                tally = tallies[row.name]
-                if (row.name, seed) in unproven:  # counted then, and known until now
-                    unproven.remove((row.name, seed))
-                    tally.failures = [failure for failure in tally.failures if failure["seed"] != seed]
-                    tally.caused -= faults
-                else:
-                    underway[row.name] -= faults
-                tally.caused += caused
-                tally.seconds += seconds
-                if told is not None:
-                    tally.failures.append({"seed": seed, "faults": faults, "told": told})
-                if full:
-                    STATE.parent.mkdir(exist_ok=True)
-                    STATE.write_text(json.dumps({**known, **{name: vars(t) for name, t in tallies.items()}}))
-                ended = "ok" if told is None else "FAILED"
-                print(f"{row.name} seed {seed}: {ended}, {caused} in {seconds:.0f} s", file=sys.stderr, flush=True)
-                if told is not None:
-                    print(told, file=sys.stderr, flush=True)
+    def count(self, job: Job, *, caused: int, error: str | None, seconds: float) -> None:
+        """Add the end of a case to its row's tally, save the full bench's tallies, and print a line."""
+        with self._lock:
+            name, tally = job.row.name, self.tallies[job.row.name]
+            if job.again:  # it was counted when it failed, and its failure was kept until now
+                self._num_again[name] -= 1
+                tally.failures = [failure for failure in tally.failures if failure["seed"] != job.seed]
+                tally.caused -= job.faults
+            else:
+                self._underway[name] -= job.faults
+            tally.caused += caused
+            tally.seconds += seconds
+            if error is not None:
+                tally.failures.append({"seed": job.seed, "faults": job.faults, "error": error})
+            if self._full:
+                STATE.parent.mkdir(exist_ok=True)
+                STATE.write_text(json.dumps({**self._known, **{name: vars(t) for name, t in self.tallies.items()}}))
+            state = "ok" if error is None else "FAILED"
+            print(f"{name} seed {job.seed}: {state}, {caused} in {seconds:.0f} s", file=sys.stderr, flush=True)
+            if error is not None:
+                print(error, file=sys.stderr, flush=True)
 
+    def run_lane(self, cache: str, order: Sequence[Row], *, waiting: bool) -> None:
+        """Run one case after the other until none comes."""
+        while (job := self.take(order, waiting=waiting)) is not None:
+            start = time.monotonic()
+            caused, error = run_case(job.row, job.seed, job.faults, cache=cache)
+            self.count(job, caused=caused, error=error, seconds=time.monotonic() - start)
+
+
+def run(rows: Sequence[Row], *, full: bool, minutes: float) -> dict[str, Tally]:
+    """Cause every row as often as it asks, LANES cases at a time, from both ends of the table.
+
+    One case that mostly waits runs beside them. No case starts after so many minutes.
+    """
+    gate = Gate(rows, full=full, minutes=minutes)
     with tempfile.TemporaryDirectory(prefix="muxfer-faults-") as cache, ThreadPoolExecutor() as pool:
-        ways = [(rows, True), *itertools.islice(itertools.cycle([(rows, False), (rows[::-1], False)]), LANES)]
-        for ended in [pool.submit(lane, cache, order, waiting) for order, waiting in ways]:
-            ended.result()
-    return tallies
+        orders = itertools.islice(itertools.cycle([rows, rows[::-1]]), LANES)
+        lanes = [pool.submit(gate.run_lane, cache, rows, waiting=True)]
+        lanes += [pool.submit(gate.run_lane, cache, order, waiting=False) for order in orders]
+        for lane in lanes:
+            lane.result()
+    return gate.tallies
 
 
 def run_case(row: Row, seed: int, faults: int, *, cache: str, brief: bool = False) -> tuple[int, str | None]:
-    """One case in a process of its own: how often the fault was caused, and what went wrong, if anything did."""
+    """Run one case in a process of its own. Returns how many faults it caused, and the error if it failed."""
     command = [sys.executable, "-m", "benchmarks.faults", "--case", row.name, str(seed), str(faults)]
     environment = {**os.environ, CACHE: cache, "PYTHONPATH": str(ROOT), **({BRIEF: "1"} if brief else {})}
     try:
@@ -110,7 +140,7 @@ def run_case(row: Row, seed: int, faults: int, *, cache: str, brief: bool = Fals
 
 
 def passed(row: Row, tally: Tally, *, full: bool) -> bool:
-    """Whether nothing failed, and the gate was caused as a whole; the full bench adds up over several runs."""
+    """Whether nothing failed and nothing is missing. The full bench takes several runs, so it may miss some."""
     return not tally.failures and (full or missing(row, tally, full=False) == 0)
 
 
@@ -120,13 +150,14 @@ def missing(row: Row, tally: Tally, *, full: bool) -> int:
 
 
 def table(rows: Sequence[Row], tallies: Mapping[str, Tally], *, full: bool) -> str:
-    """One row a fault: caused, asked for, failures by seed, minutes, and the test that causes it once."""
+    """The table of docs/reliability.md: one line per row."""
     lines = ["| row and test | fault | right | caused | gate | full | failed | minutes |"]
     lines += ["|---|---|---|--:|--:|--:|---|--:|"]
     for row in rows:
         tally = tallies[row.name]
         failed = ", ".join(f"seed {failure['seed']}" for failure in tally.failures) or "none"
-        told = f" ({count:,} still to be caused)" if (count := missing(row, tally, full=full)) else ""
-        cells = [f"`{row.name}`", row.fault, row.right, f"{tally.caused:,}", f"{row.gate:,}", f"{row.full:,}"]
-        lines.append(f"| {' | '.join(cells)} | {failed}{told} | {tally.seconds / 60:.1f} |")
+        if count := missing(row, tally, full=full):
+            failed += f" ({count:,} still to be caused)"
+        cells = [f"`{row.name}`", row.fault, row.right, f"{tally.caused:,}", f"{row.gate:,}", f"{row.full:,}", failed]
+        lines.append(f"| {' | '.join(cells)} | {tally.seconds / 60:.1f} |")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""The table: each row's fault, what is right, and how often. The order is that of docs/reliability.md."""
+"""The rows of the bench, in the order of docs/reliability.md."""
 
 from benchmarks.faults.harness.row import Row
 from benchmarks.faults.inputs import configs
 from benchmarks.faults.inputs.earlier_ledgers import earlier_ledgers
 from benchmarks.faults.inputs.files import files
 from benchmarks.faults.inputs.names import names
-from benchmarks.faults.inputs.secrets import told_nowhere
+from benchmarks.faults.inputs.secrets import planted_secrets
 from benchmarks.faults.runtime import checkpoints, disks, killed, losses, outages, races
 
 ROWS = (
@@ -23,7 +23,7 @@ ROWS = (
     Row(
         name="trial-killed",
         fault="kill -9 of a trial's process, half of them as it begins to write a checkpoint",
-        right="the trial goes on from its last valid checkpoint; final weights bit-equal",
+        right="the trial resumes from its last valid checkpoint; final weights bit-equal",
         gate=30,
         full=100,
         batch=10,
@@ -34,7 +34,7 @@ ROWS = (
     Row(
         name="ray-killed",
         fault="kill -9 of Ray's gcs or raylet, also while Ray starts",
-        right="the command ends within 30 s with exit 3 and a line that says so; the next one finishes",
+        right="the command ends within 30 s with exit 3 and one line that names it; the next one finishes",
         gate=8,
         full=20,
         batch=4,
@@ -45,7 +45,7 @@ ROWS = (
     Row(
         name="stopped",
         fault="SIGINT, SIGTERM, SIGTERM to the group, SIGUSR1 in turn, at random moments from the first on",
-        right="the command ends within 30 s with 130 or 143; the same one goes on from the checkpoints",
+        right="the command ends within 30 s with 130 or 143; the same one resumes from the checkpoints",
         gate=32,
         full=120,
         batch=8,
@@ -88,8 +88,8 @@ ROWS = (
     ),
     Row(
         name="server-hangs",
-        fault="the MLflow server accepts and never answers for 10 s, then does all that it was asked",
-        right="training goes on, what comes through late makes no point or run twice, exit 0",
+        fault="the MLflow server accepts requests but responds to none for 10 s, then performs them all",
+        right="training goes on, late requests make no point or run twice, exit 0",
         gate=5,
         full=10,
         batch=5,
@@ -99,7 +99,7 @@ ROWS = (
     ),
     Row(
         name="server-answers-500",
-        fault="the MLflow server, or the balancer before it, answers 500, 502 or 503 for 4 s",
+        fault="the MLflow server, or the balancer in front of it, answers 500, 502 or 503 for 4 s",
         right="training goes on, the spool is replayed, no point or run twice, exit 0",
         gate=5,
         full=10,
@@ -110,8 +110,8 @@ ROWS = (
     ),
     Row(
         name="answer-dropped",
-        fault="an answer is lost after the commit; a create comes through after the next one",
-        right="the request is sent again and changes nothing; of two runs of a trial the same one always stays",
+        fault="a response is lost after the commit; a create request arrives after the next one",
+        right="the request is sent again and changes nothing; if a trial has two runs, the same one always stays",
         gate=6,
         full=10,
         batch=6,
@@ -119,8 +119,8 @@ ROWS = (
     ),
     Row(
         name="ledger-stays-away",
-        fault="the MLflow server goes away in training and does not come back",
-        right="all is trained, exit 4, the spool keeps it; when it is back the same command delivers, trains nothing",
+        fault="the MLflow server goes away during training and does not come back",
+        right="all is trained, exit 4, the spool keeps it; later the same command delivers, trains nothing",
         gate=5,
         full=10,
         waits=True,
@@ -130,7 +130,7 @@ ROWS = (
     Row(
         name="disk-full",
         fault="a full disk under the checkpoints, the spool, the database, the report",
-        right="the old checkpoint intact, one clear error (exit 3, 2, 4, 2), nothing cut is read; later it finishes",
+        right="the old checkpoint intact, one clear error (exit 3, 2, 4, 2), no cut file is read; later it finishes",
         gate=8,
         full=20,
         batch=2,
@@ -139,7 +139,7 @@ ROWS = (
     Row(
         name="checkpoint-damaged",
         fault="a checkpoint cut at 50 places, with one of 200 bits flipped, empty, missing, from another trial",
-        right="seen by its manifest; the one before it is used, and the final weights are bit-equal",
+        right="detected by its manifest; the one before it is used, and the final weights are bit-equal",
         gate=253,
         full=253,
         batch=253,
@@ -148,7 +148,7 @@ ROWS = (
     ),
     Row(
         name="drivers-at-once",
-        fault="2 to 8 drivers started at once on one fresh sweep, its SQLite database not there yet",
+        fault="2 to 8 drivers started at once on one fresh sweep, without a SQLite database yet",
         right="one works, the others end with 75 and name it; no trial run twice, no lock left",
         gate=15,
         full=50,
@@ -168,7 +168,7 @@ ROWS = (
     Row(
         name="holder-stopped",
         fault="SIGSTOP of a driver at a write, past its lease; another takes over, with its files or its own; SIGCONT",
-        right="it finds itself fenced and ends with 75; what it writes late bears an older epoch and no reader sees it",
+        right="it is fenced and ends with 75; its late writes have an older epoch, and no reader sees them",
         gate=5,
         full=20,
         case=races.holder_stopped,
@@ -176,7 +176,7 @@ ROWS = (
     Row(
         name="clock-steps",
         fault="a driver's wall clock steps by an hour, by a day, backwards, every second; it is killed or stopped",
-        right="leases and order don't care: taken over as ever, every point at its run's start plus its step",
+        right="leases and order do not depend on clocks; every point is at its run's start plus its step",
         gate=10,
         full=10,
         batch=5,
@@ -185,7 +185,7 @@ ROWS = (
     Row(
         name="losses",
         fault="NaN, infinite loss or gradient, every trial diverged, loss exactly 0",
-        right="outcomes with finite points, judged and reported; `transfer` takes none of them and says why",
+        right="outcomes with finite points, judged and reported; `transfer` takes none of them and gives the reason",
         gate=10,
         full=10,
         batch=10,
@@ -193,8 +193,8 @@ ROWS = (
     ),
     Row(
         name="earlier-ledgers",
-        fault="a ledger that an earlier version of ours wrote, and the same one with a newer schema",
-        right="sweep, verdict and report read it and run nothing; the newer one: exit 2 in one line, nothing written",
+        fault="a ledger of an earlier version of muxfer, and the same one with a newer schema",
+        right="sweep, verdict and report read it and run nothing; the newer schema: exit 2, one line, nothing written",
         gate=3,
         full=3,
         batch=3,
@@ -203,7 +203,7 @@ ROWS = (
     Row(
         name="bad-configs",
         fault="malformed and enormous YAML, alias bombs, mutated configurations and override strings, in process",
-        right="a plan, or one line, in under 5 s of the processor; never a traceback",
+        right="a plan, or one line, in under 5 s of processor time; never a traceback",
         gate=10_000,
         full=10_000,
         batch=1000,
@@ -213,7 +213,7 @@ ROWS = (
     Row(
         name="bad-configs-command",
         fault="the same through the command, and pipes, devices, folders and loops of links in place of files",
-        right="exit 2 in under 5 s of the processor with one line, or a valid answer; never a traceback",
+        right="exit 2 in under 5 s of processor time with one line, or a valid result; never a traceback",
         gate=100,
         full=100,
         batch=20,
@@ -232,8 +232,8 @@ ROWS = (
     ),
     Row(
         name="hostile-files",
-        fault="`_target_`, configurations outside the folder, pickles and worse in every file that we read",
-        right="refused; the canary never appears, and nothing of ours could have run it",
+        fault="`_target_`, configurations outside the folder, pickles and worse in every file that muxfer reads",
+        right="refused; the canary file never appears, and no code of muxfer could have run it",
         gate=60,
         full=60,
         batch=20,
@@ -248,6 +248,6 @@ ROWS = (
         full=20,
         batch=17,
         test=8,
-        case=told_nowhere,
+        case=planted_secrets,
     ),
 )

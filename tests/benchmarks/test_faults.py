@@ -1,7 +1,7 @@
 """Each row of the fault bench once. `make faults` causes them as often as its gate asks; see docs/reliability.md.
 
-They go three at a time, one more than the bench has lanes of work, for some wait for a server most of the time. Rows
-that have the same brief case in common share its one run.
+Three cases run at a time, one more than the bench has lanes, because some wait for a server most of the time. Rows
+with the same brief case share one run of it.
 """
 
 import json
@@ -13,7 +13,7 @@ from benchmarks.faults import __main__ as bench
 from benchmarks.faults import gate
 from benchmarks.faults.harness.settings import BRIEF
 from benchmarks.faults.rows import ROWS
-from benchmarks.page import between
+from benchmarks.page import replace_section
 
 SEED = 0
 LONGEST = (
@@ -21,57 +21,62 @@ LONGEST = (
     *("drivers-at-once", "drivers-at-once-server", "holder-stopped", "answer-dropped", "clock-steps"),
     *("earlier-ledgers", "losses", "hostile-names"),
 )
-"""Begun first, so that the short ones fill the end. The first two share one reference; the third needs none."""
+"""These start first, so that short cases fill the end. The first two share one reference; the third needs none."""
 
 
 @pytest.fixture(scope="module")
-def told(request, tmp_path_factory):
-    """By case what it said, of the rows that were asked for; what is begun goes on while others are looked at."""
+def results(request, tmp_path_factory):
+    """By case, the future of its result. Only the cases of selected tests run."""
     cache = str(tmp_path_factory.mktemp("faults"))
     tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    asked = {test.callspec.params["row"] for test in tests}
+    selected = {test.callspec.params["row"] for test in tests}
     assert set(LONGEST) <= {row.name for row in ROWS}
     rank = {name: number for number, name in enumerate(LONGEST)}
-    longest_first = sorted((row for row in ROWS if row in asked), key=lambda row: rank.get(row.name, len(rank)))
+    longest_first = sorted((row for row in ROWS if row in selected), key=lambda row: rank.get(row.name, len(rank)))
     with ThreadPoolExecutor(gate.LANES + 1) as lanes:
-        begun = {}
+        futures = {}
         for row in longest_first:
             case = row.brief or row.case
-            if case not in begun:
-                begun[case] = lanes.submit(gate.run_case, row, SEED, row.test, cache=cache, brief=True)
-        yield begun
+            if case not in futures:
+                futures[case] = lanes.submit(gate.run_case, row, SEED, row.test, cache=cache, brief=True)
+        yield futures
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_the_promise_holds_after(row, told):
-    caused, wrong = told[row.brief or row.case].result()
-    again = f"{BRIEF}=1 python -m benchmarks.faults --case {row.name} {SEED} {row.test}"
-    assert wrong is None, f"{again}\n{wrong}"
+def test_the_promise_holds_after(row, results):
+    caused, error = results[row.brief or row.case].result()
+    command = f"{BRIEF}=1 python -m benchmarks.faults --case {row.name} {SEED} {row.test}"
+    assert error is None, f"{command}\n{error}"
     assert caused == row.test
 
 
-def test_the_page_shows_what_the_gate_printed():
+def test_reliability_page_shows_the_recorded_gate_which_passed():
     tallies = {name: gate.Tally(**tally) for name, tally in json.loads(bench.DATA.read_text())["rows"].items()}
-    assert between(bench.PAGE.read_text(), "faults", gate.table(ROWS, tallies, full=False)) == bench.PAGE.read_text()
+    page = bench.PAGE.read_text()
+    assert replace_section(page, "faults", gate.table(ROWS, tallies, full=False)) == page
     assert all(gate.passed(row, tallies[row.name], full=False) for row in ROWS)
 
 
-def test_the_table_says_what_is_still_to_be_caused():
-    check_table(full=False)
-    check_table(full=True)
-
-
-def check_table(*, full):
+@pytest.mark.parametrize("full", [False, True], ids=["gate", "full bench"])
+def test_table_shows_how_many_faults_are_still_missing(full):
     row = next(row for row in ROWS if row.full > row.gate > 1)
-    asked = row.full if full else row.gate
+    goal = row.full if full else row.gate
+    failure = {"seed": 3, "faults": 1, "error": ""}
 
-    def told(**tally):
+    def line(**tally):
         return gate.table([row], {row.name: gate.Tally(**tally)}, full=full).splitlines()[-1]
 
-    assert f"| none ({asked:,} still to be caused) |" in told()
-    assert "| none (1 still to be caused) |" in told(caused=asked - 1)
-    failure = {"seed": 3, "faults": 1, "told": ""}
-    assert "| seed 3 (1 still to be caused) |" in told(caused=asked - 1, failures=[failure])
-    assert "| none |" in told(caused=asked)
-    assert gate.passed(row, gate.Tally(caused=asked - 1), full=full) is full, "the full bench goes on next time"
-    assert not gate.passed(row, gate.Tally(caused=asked, failures=[failure]), full=full)
+    assert f"| none ({goal:,} still to be caused) |" in line()
+    assert "| none (1 still to be caused) |" in line(caused=goal - 1)
+    assert "| seed 3 (1 still to be caused) |" in line(caused=goal - 1, failures=[failure])
+    assert "| none |" in line(caused=goal)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["gate", "full bench"])
+def test_a_row_passes_without_failures_and_only_the_full_bench_may_miss_some(full):
+    row = next(row for row in ROWS if row.full > row.gate > 1)
+    goal = row.full if full else row.gate
+    failure = {"seed": 3, "faults": 1, "error": ""}
+    assert gate.passed(row, gate.Tally(caused=goal), full=full)
+    assert gate.passed(row, gate.Tally(caused=goal - 1), full=full) is full
+    assert not gate.passed(row, gate.Tally(caused=goal, failures=[failure]), full=full)

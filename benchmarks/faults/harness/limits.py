@@ -1,4 +1,4 @@
-"""Limits."""
+"""Limits on processor time and wall time, for calls in this process and for a command."""
 
 import os
 import resource
@@ -12,34 +12,17 @@ from pathlib import Path
 from benchmarks.faults.harness.settings import ROOT
 
 CPU_SECONDS = 5.0
-"""Of its own: another case runs beside it, and the time on the wall is not ours."""
+"""Processor time of the call itself. Another case runs beside it, so wall time would measure that one too."""
 WALL_SECONDS = 60.0
 
 
-def run_command(home: Path, words: Sequence[str]) -> tuple[int, str, str, float]:
-    """A command's exit code, its two outputs, and its seconds of the processor."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "muxfer", *(os.fsencode(word) for word in words)],
-        cwd=home,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=WALL_SECONDS,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), seconds
-
-
 class TooLong(BaseException):
-    """Not an Exception: what reads bad input turns those into a refusal."""
+    """A call exceeded its limit. Not an Exception: code that reads bad input turns those into refusals."""
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Fail what takes too long: of the processor, or of the clock where it only waits."""
+    """Raise TooLong after CPU_SECONDS of processor time, or after WALL_SECONDS if the call only waits."""
 
     def stop(signum: int, frame: object) -> None:
         raise TooLong(f"it took more than {CPU_SECONDS:g} s")
@@ -53,3 +36,20 @@ def limited() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def run_command(home: Path, words: Sequence[str]) -> tuple[int, str, str, float]:
+    """Run `muxfer WORDS`: its exit code, its stdout and stderr, and the processor seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "muxfer", *(os.fsencode(word) for word in words)],
+        cwd=home,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=WALL_SECONDS,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), seconds

@@ -1,4 +1,4 @@
-"""One trial."""
+"""One trial of the bench's grid, trained in this process."""
 
 import hashlib
 from contextlib import chdir
@@ -17,7 +17,7 @@ def make_request(folder: Path) -> Request:
 
 
 def make_job(folder: Path) -> TrialJob:
-    """The first trial of the bench's grid, of width 16, in this process."""
+    """The first trial of the grid, of width 16, on one thread."""
     import torch
 
     from muxfer.study.trials import grid_trials
@@ -28,6 +28,14 @@ def make_job(folder: Path) -> TrialJob:
     return TrialJob(trial=trial, folder=str(folder / "trials" / trial.key), epoch=1)
 
 
+def train_to(job: TrialJob, step: int) -> TrialRun:
+    """Start the trial and train it up to this step."""
+    run = TrialRun(job)
+    while run.trainer.step < step:
+        run.advance(0.0)
+    return run
+
+
 def finish_trial(run: TrialRun) -> Record:
     while True:
         if (record := run.advance(1.0).record) is not None:
@@ -35,5 +43,6 @@ def finish_trial(run: TrialRun) -> Record:
 
 
 def weights_digest(job: TrialJob) -> str:
+    """SHA-256 of the averaged weights at the last step."""
     (file,) = Path(job.folder).glob(f"attempt-*/step-{STEPS:08d}/ema.safetensors")
     return hashlib.sha256(file.read_bytes()).hexdigest()

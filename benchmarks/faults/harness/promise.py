@@ -1,4 +1,13 @@
-"""The promise after a fault."""
+"""The promise that must hold after any fault, once the same command was typed again.
+
+- One FINISHED run a trial key.
+- Every point of it once.
+- Every number and every averaged weight bit for bit that of the uninterrupted sweep.
+- At most one checkpoint interval of work done again.
+- No process, lock or temporary file of ours left behind.
+
+All of it is read from the database and the disk, not through muxfer's own readers.
+"""
 
 import fcntl
 import hashlib
@@ -14,51 +23,54 @@ from benchmarks.faults.harness.settings import CACHE, STEPS
 from benchmarks.faults.harness.sweep import Sweep
 
 
-def results(answer: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {trial["key"]: [trial["outcome"], trial["metric"], trial["step"]] for trial in answer["trials"]}
-
-
-def assert_promise(sweep: Sweep, answer: Mapping[str, Any]) -> None:
-    """Hold what is there now to what the uninterrupted sweep left."""
+def assert_promise(sweep: Sweep, result: Mapping[str, Any]) -> None:
+    """Compare the folder, the database and the command's result with those of the uninterrupted sweep."""
     expected = reference(sweep.name, sweep.overrides)
-    given = results(answer)
-    assert given == expected["results"], f"other results than the uninterrupted sweep's: {given}"
-    assert answer["best"] == expected["best"]
+    trials = results(result)
+    assert trials == expected["results"], f"results differ from the uninterrupted sweep's: {trials}"
+    assert result["best"] == expected["best"]
     runs = sweep.runs()
-    assert runs.keys() == given.keys()
+    assert runs.keys() == trials.keys()
     for key, run in runs.items():
-        assert run.status == "FINISHED", f"trial {key} stands as {run.status}"
-        assert [list(point) for point in run.points] == expected["points"][key], f"trial {key}: other points"
+        assert run.status == "FINISHED", f"trial {key} has the status {run.status}"
+        points = [list(point) for point in run.points]
+        assert points == expected["points"][key], f"trial {key}: points differ from the uninterrupted sweep's"
         before = sweep.newest_checkpoint(key, before=run.epoch)
         done = run.record["step"] if run.record["outcome"] == "diverged" else STEPS
         assert run.record["resumed_at"] >= min(before, done), (
-            f"trial {key} began again at {run.record['resumed_at']} with a checkpoint at {before}"
+            f"trial {key} started again at {run.record['resumed_at']}, although it had a checkpoint at {before}"
         )
-    assert sweep.weights() == expected["weights"], "other weights than the uninterrupted sweep's"
-    sweep.nothing_left()
+    assert sweep.weights() == expected["weights"], "weights differ from the uninterrupted sweep's"
+    sweep.assert_clean()
+
+
+def results(result: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Outcome, metric and step of every trial in a sweep's JSON, by trial key."""
+    return {trial["key"]: [trial["outcome"], trial["metric"], trial["step"]] for trial in result["trials"]}
 
 
 def reference(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the sweep that nobody hurts ends with; made once where CACHE says, else once a process."""
+    """What the uninterrupted sweep ends with. It is trained once per CACHE folder, else once per process."""
     cache = Path(os.environ.setdefault(CACHE, tempfile.gettempdir() + f"/muxfer-faults-{os.getpid()}"))
     cache.mkdir(parents=True, exist_ok=True)
-    place = cache / (hashlib.sha256(json.dumps([name, *overrides]).encode()).hexdigest()[:16] + ".json")
-    with place.with_suffix(".lock").open("w") as lock:
+    file = cache / (hashlib.sha256(json.dumps([name, *overrides]).encode()).hexdigest()[:16] + ".json")
+    with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.exists():
+        if not file.exists():
             with tempfile.TemporaryDirectory(dir=cache) as folder:
-                sweep = Sweep(Path(folder), overrides, name=name)
-                began = time.monotonic()
-                answer = sweep.finish()
-                wall_seconds = time.monotonic() - began
-                points = {key: [list(point) for point in run.points] for key, run in sweep.runs().items()}
-                found = {
-                    "results": results(answer),
-                    "best": answer["best"],
-                    "points": points,
-                    "weights": sweep.weights(),
-                    "wall_seconds": wall_seconds,
-                }
-                sweep.nothing_left()
-            place.write_text(json.dumps(found))
-    return dict(json.loads(place.read_text()))
+                file.write_text(json.dumps(_run_uninterrupted(Sweep(Path(folder), overrides, name=name))))
+    return dict(json.loads(file.read_text()))
+
+
+def _run_uninterrupted(sweep: Sweep) -> dict[str, Any]:
+    began = time.monotonic()
+    result = sweep.finish()
+    wall_seconds = time.monotonic() - began
+    sweep.assert_clean()
+    return {
+        "results": results(result),
+        "best": result["best"],
+        "points": {key: [list(point) for point in run.points] for key, run in sweep.runs().items()},
+        "weights": sweep.weights(),
+        "wall_seconds": wall_seconds,
+    }

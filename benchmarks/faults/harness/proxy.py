@@ -1,11 +1,11 @@
-"""A proxy."""
+"""A proxy in front of a server. It can go away, hang, answer with errors, or lose single responses."""
 
-import contextlib
 import http.client
 import random
 import socket
 import socketserver
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,87 +16,95 @@ BROKEN = (
     (502, "text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>"),
     (503, "text/html", b"<html><body><h1>503 Service Unavailable</h1></body></html>"),
 )
-"""What servers, and the balancers before them, say when they can't."""
+"""Responses of servers, and of the balancers in front of them, when they fail."""
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "date", "server"}
+Response = tuple[int, dict[str, str], bytes]
+"""Status, headers, body."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """One request whose answer never comes: the first with this method and this end of its path.
+    """The first request with this method and this end of its path, whose response never arrives.
 
-    It is passed on and committed, and the connection closed without the answer. `late`: it is passed on only after
-    the client, which was told nothing, has sent a second one like it.
+    The request is forwarded and committed, then the connection is closed without a response. With `late` it is
+    forwarded only after the client, which got no response, has sent a second request like it.
     """
 
     method: str
     path_ends: str
     late: bool = False
 
-    def fits(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         path = path.partition("?")[0]
         return method == self.method and (path.endswith(self.path_ends) or f"{self.path_ends}/" in path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
+    """A request as the client sent it."""
+
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
 
+    def is_like(self, other: "Sent") -> bool:
+        return (self.method, self.path, self.body) == (other.method, other.path, other.body)
+
 
 @dataclass(kw_only=True)
 class _State:
-    """What the connections' threads share; `changed` guards all of it."""
+    """What the threads of the connections share. `changed` guards all of it."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     mode: str = "well"
     passed: int = 0
-    """Requests that were answered as they should since the last change of mode."""
+    """Requests that got the server's own response since the last change of mode."""
     held: int = 0
     to_lose: list[Lost] = field(default_factory=list)
     owed: list[tuple[Lost, Sent]] = field(default_factory=list)
+    """Late requests that came in and are not yet forwarded."""
     connections: set[socket.socket] = field(default_factory=set)
 
 
 class Proxy:
-    """Stands before the server at `port`. Well at first; `down`, `hang` and `break_` last until `mend`."""
+    """Stands in front of the server at `port`. It starts well; `down`, `hang` and `break_` last until `mend`."""
 
     def __init__(self, port: int, *, database: Path) -> None:
         self.database = database
         self.port = port
         self._state = _State()
-        self._door = _Door(("127.0.0.1", 0), self)
-        self._address = self._door.server_address
+        self._listener = _Listener(("127.0.0.1", 0), self)
+        self._address = self._listener.server_address
         self.uri = f"http://127.0.0.1:{self._address[1]}"
         self._open()
 
     @property
     def passed(self) -> int:
-        """How many requests got the server's answer since the last change."""
+        """How many requests got the server's own response since the last change of mode."""
         return self._state.passed
 
     def down(self) -> None:
-        """Nobody listens: connections are refused, those that are open are cut."""
+        """Refuse new connections and cut the open ones."""
         self._become("down")
-        self._door.shutdown()
-        self._door.server_close()
-        self._door = _Door(("127.0.0.1", int(self._address[1])), self)  # bound, so that nobody takes the port
+        self._listener.shutdown()
+        self._listener.server_close()
+        self._listener = _Listener(("127.0.0.1", int(self._address[1])), self)  # bound, so nobody takes the port
         with self._state.changed:
             for connection in self._state.connections:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def hang(self) -> None:
-        """Connections are accepted and requests read; at `mend` they are passed on, however late that is."""
+        """Accept connections and read requests, but forward them only after `mend`, however late that is."""
         self._become("hang")
 
     def break_(self) -> None:
-        """Every request is answered with an error of a server or of a balancer, and not passed on."""
+        """Respond to every request with an error of a server or a balancer, and forward none."""
         self._become("broken")
 
     def mend(self) -> None:
-        """Be well; returns once the requests that hung were passed on."""
+        """Be well again. Returns once the requests that hung were forwarded."""
         if self._become("well") == "down":
             self._open()
         with self._state.changed:
@@ -107,14 +115,14 @@ class Proxy:
             self._state.to_lose += lost
 
     def still_to_lose(self) -> list[Lost]:
-        """What no request has fitted yet, and what came in and was not passed on yet."""
+        """Losses that no request matched yet, and late requests that are not yet forwarded."""
         with self._state.changed:
             return [*self._state.to_lose, *(lost for lost, _ in self._state.owed)]
 
     def close(self) -> None:
         if self._become("well") != "down":
-            self._door.shutdown()
-        self._door.server_close()
+            self._listener.shutdown()
+        self._listener.server_close()
 
     def _become(self, mode: str) -> str:
         with self._state.changed:
@@ -123,11 +131,11 @@ class Proxy:
         return before
 
     def _open(self) -> None:
-        self._door.server_activate()
-        threading.Thread(target=self._door.serve_forever, args=(0.02,), daemon=True).start()
+        self._listener.server_activate()
+        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
 
-    def answer(self, sent: Sent) -> tuple[int, dict[str, str], bytes] | None:
-        """What the client is told; None: its connection is closed without a word."""
+    def respond(self, sent: Sent) -> Response | None:
+        """The response to the client. None: its connection is closed without one."""
         state = self._state
         with state.changed:
             mode = state.mode
@@ -137,7 +145,7 @@ class Proxy:
                 state.changed.wait_for(lambda: state.mode != "hang")
         if mode == "hang":
             try:
-                return self._pass_on(sent)
+                return self._forward(sent)
             finally:
                 with state.changed:
                     state.held -= 1
@@ -145,40 +153,46 @@ class Proxy:
         if mode == "broken":
             status, kind, body = random.Random(sent.path + str(len(sent.body))).choice(BROKEN)
             return status, {"Content-Type": kind}, body
-        if mode == "down":
-            return None
+        return None if mode == "down" else self._forward_or_lose(sent)
+
+    def _forward_or_lose(self, sent: Sent) -> Response | None:
+        state = self._state
         with state.changed:
-            lost = next((lost for lost in state.to_lose if lost.fits(sent.method, sent.path)), None)
-            owed = next((pair for pair in state.owed if _alike(pair[1], sent)), None)
+            lost = next((lost for lost in state.to_lose if lost.matches(sent.method, sent.path)), None)
+            owed = next((pair for pair in state.owed if pair[1].is_like(sent)), None)
             if lost is not None and owed is None:
                 state.to_lose.remove(lost)
                 if lost.late:
                     state.owed.append((lost, sent))
                     return None
-        answer = self._pass_on(sent)
+        response = self._forward(sent)
         if owed is not None:
-            self._pass_on(owed[1])
+            self._forward(owed[1])
             with state.changed:
                 state.owed.remove(owed)
-        return answer if lost is None or owed is not None else None
+        return response if lost is None or owed is not None else None
 
-    def _pass_on(self, sent: Sent) -> tuple[int, dict[str, str], bytes]:
+    def _forward(self, sent: Sent) -> Response:
         server = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             server.request(sent.method, sent.path, body=sent.body, headers=sent.headers)
-            answer = server.getresponse()
-            headers = {name: value for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP}
-            return answer.status, headers, answer.read()
+            response = server.getresponse()
+            headers = {name: value for name, value in response.getheaders() if name.lower() not in HOP_BY_HOP}
+            return response.status, headers, response.read()
         finally:
             server.close()
 
+    def add_connection(self, connection: socket.socket) -> None:
+        with self._state.changed:
+            self._state.connections.add(connection)
 
-def _alike(first: Sent, second: Sent) -> bool:
-    return (first.method, first.path, first.body) == (second.method, second.path, second.body)
+    def remove_connection(self, connection: socket.socket) -> None:
+        with self._state.changed:
+            self._state.connections.discard(connection)
 
 
-class _Door(ThreadingHTTPServer):
-    """The proxy's listener: bound when made, listening after `server_activate`."""
+class _Listener(ThreadingHTTPServer):
+    """Bound when it is made, and listening after `server_activate`."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -186,38 +200,35 @@ class _Door(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], proxy: Proxy) -> None:
         self.proxy = proxy
         super().__init__(address, _Handler, bind_and_activate=False)
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host's name up
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own looks up the host's name
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is what this is for."""
+        """Clients go away on purpose here, so their errors are not printed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Door
+    server: _Listener
 
     def handle(self) -> None:
-        state = self.server.proxy._state
-        with state.changed:
-            state.connections.add(self.connection)
+        self.server.proxy.add_connection(self.connection)
         try:
             super().handle()
         finally:
-            with state.changed:
-                state.connections.discard(self.connection)
+            self.server.proxy.remove_connection(self.connection)
 
     def _any(self) -> None:
         assert "chunked" not in self.headers.get("Transfer-Encoding", ""), "the proxy can't read chunks"
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
-        found = self.server.proxy.answer(Sent(method=self.command, path=self.path, headers=headers, body=body))
-        if found is None:
+        response = self.server.proxy.respond(Sent(method=self.command, path=self.path, headers=headers, body=body))
+        if response is None:
             self.close_connection = True
             return
-        status, answered, text = found
+        status, headers, text = response
         self.send_response_only(status)
-        for name, value in answered.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -226,4 +237,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Silent."""
+        """Print nothing."""

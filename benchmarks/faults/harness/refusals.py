@@ -1,4 +1,4 @@
-"""Refusals."""
+"""Calls that must be refused with BadInput."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from muxfer.errors import BadInput
 
 
 def refusal(act: Callable[[], object]) -> str:
-    """The line with which it is refused; empty if it is not."""
+    """The message of the refusal; empty if the call was not refused."""
     try:
         act()
     except BadInput as error:
@@ -14,11 +14,12 @@ def refusal(act: Callable[[], object]) -> str:
     return ""
 
 
-def assert_refused(act: Callable[[], object], *what: str) -> None:
+def assert_refused(act: Callable[[], object], *words: str) -> None:
+    """The call must be refused, with a message that contains each of the words."""
     try:
-        got = act()
+        value = act()
     except BadInput as error:
-        told = str(error)
+        message = str(error)
     else:
-        raise AssertionError(f"it was taken: {str(got)[:200]}")
-    assert all(word in told for word in what), told
+        raise AssertionError(f"it was accepted: {str(value)[:200]}")
+    assert all(word in message for word in words), message

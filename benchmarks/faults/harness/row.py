@@ -1,16 +1,19 @@
-"""One row of the fault bench."""
+"""One row of the fault bench, and the case that causes its fault."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 Case = Callable[[int, Path, int], int]
-"""`case(seed, empty folder, faults)`: cause so many faults, raise where the promise breaks; how many were caused."""
+"""`case(seed, empty folder, faults)` causes that many faults and returns how many it caused.
+
+It raises AssertionError where the promise is broken.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One fault: what it is, what is right, how often the gate and the full bench cause it, and `batch` a case."""
+    """One fault, what is right after it, and how often the gate and the full bench cause it."""
 
     name: str
     fault: str
@@ -19,9 +22,10 @@ class Row:
     full: int
     case: Case
     batch: int = 1
+    """How many faults one case of the gate causes."""
     test: int = 1
-    """How many faults the test suite's one case causes."""
+    """How many faults the one case of the test suite causes."""
     brief: Case | None = None
-    """The test suite's case, where it is another one: rows that name the same one share it."""
+    """The case of the test suite, if it differs from `case`. Rows with the same brief case share one run of it."""
     waits: bool = False
-    """Whether a case mostly waits: then it goes beside the others."""
+    """Whether a case waits most of the time. Such a case runs beside the others."""

@@ -1,6 +1,5 @@
-"""A real `mlflow server` on loopback, and a proxy before it that can go away, hang, answer 500, or lose an answer."""
+"""A real `mlflow server` on loopback, reached through a proxy that can fail in several ways."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.harness.proxy import Proxy
@@ -21,8 +20,8 @@ QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETR
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator["Proxy"]:
-    """A server with a database of its own in `folder`, and the proxy by which it is reached."""
+def serving(folder: Path) -> Iterator[Proxy]:
+    """A server with its own database in `folder`, and the proxy in front of it."""
     folder.mkdir()
     database = folder / "server.db"
     template = None if CACHE not in os.environ else Path(os.environ[CACHE], "server.db")
@@ -30,27 +29,7 @@ def serving(folder: Path) -> Iterator["Proxy"]:
         shutil.copy(template, database)
     with hold_port() as held:
         port = held.getsockname()[1]
-        store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-                *store,
-            ],
-            cwd=folder,
-            env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": ""},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = _start_server(folder, database, port)
         try:
             _wait_until_healthy(process, port)
             if template is not None and not template.exists():
@@ -64,17 +43,30 @@ def serving(folder: Path) -> Iterator["Proxy"]:
             finally:
                 proxy.close()
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def hold_port(port: int = 0) -> socket.socket:
-    """A free port of loopback that nobody else is given while this is open: a server may listen there beside it."""
+    """A free port of loopback. While it is open, nobody else is given the port, but a server may listen on it."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", port))
     return held
+
+
+def _start_server(folder: Path, database: Path, port: int) -> "subprocess.Popen[bytes]":
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *address, *store],
+        cwd=folder,
+        env={**os.environ, **QUIET, "MLFLOW_TRACKING_URI": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
@@ -85,5 +77,5 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
             return
         except OSError:
             assert process.poll() is None, f"mlflow server ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"mlflow server did not answer within {START_SECONDS:g} s"
+            assert time.monotonic() < deadline, f"mlflow server was not healthy within {START_SECONDS:g} s"
             time.sleep(0.05)

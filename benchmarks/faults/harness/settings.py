@@ -1,4 +1,4 @@
-"""Settings that the rows share."""
+"""The sweeps that the rows train, and the environment variables by which the gate speaks to a case."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 BRIEF = "MUXFER_FAULTS_BRIEF"
-"""Set where the test suite asks: its sweeps are smaller, and where a row names a brief case it has that."""
+"""The test suite sets this variable: sweeps are smaller, and a row with a brief case runs that one."""
+CACHE = "MUXFER_FAULTS_CACHE"
+"""The folder for the results of uninterrupted sweeps. One run of the bench makes each result once."""
 CHECKPOINT_EVERY = 10
 STEPS = 60
 GRID = (
@@ -21,7 +23,7 @@ GRID = (
     f"training.checkpoint_every={CHECKPOINT_EVERY}",
     "evaluation.timesteps=2",
 )
-"""Six small trials (three in the tests), of which some diverge: nothing else is smaller than life."""
+"""Six small trials (three in the tests). Some of them diverge. Only the trials are small; all else is real."""
 ADAPTIVE = (
     *(override for override in GRID if not override.startswith("search.")),
     "search.width=[16]",
@@ -30,7 +32,7 @@ ADAPTIVE = (
     "search.num_settings=6",
     "search.round_size=3",
 )
-"""A search that learns: its second round depends on what the first one found."""
+"""An adaptive search: its second round depends on the results of the first."""
 IDENTITY: Mapping[str, Any] = {
     "model": {"family": "dit"},
     "data": {"name": "digits"},
@@ -39,8 +41,6 @@ IDENTITY: Mapping[str, Any] = {
     "data_fingerprint": "0" * 16,
     "numerics": 1,
 }
-"""The least that a study's identity holds."""
-CACHE = "MUXFER_FAULTS_CACHE"
-"""Where the uninterrupted sweeps' results lie, so that one run of the bench makes each once."""
+"""The smallest identity that a study can have."""
 SETTLE_SECONDS = 20.0
-"""How long processes may take to follow a driver that was killed."""
+"""How long processes may take to end after their driver was killed."""

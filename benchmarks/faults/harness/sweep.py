@@ -1,10 +1,4 @@
-"""What every row of the fault bench stands on: the command run for real, hurt, typed again, and held to the promise.
-
-The promise after any fault: one FINISHED record a trial key, none of its points missing or twice, each number and each
-averaged weight bit for bit those of the sweep that nobody hurt, at most one checkpoint interval of work done again,
-and no process, lock or temporary file left behind. It is read from the database and the disk, not through our own
-readers.
-"""
+"""The command run for real in a folder: started, interrupted, looked at, and typed again."""
 
 import hashlib
 import json
@@ -20,33 +14,35 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.faults.harness.database import TrialRow, runs_of
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, ROOT, SETTLE_SECONDS, STEPS
 from muxfer.processes import start_time
 
 MARK = "MUXFER_FAULTS_MARK"
+"""An environment variable by which the processes of one Sweep are recognized."""
+LITTER = re.compile(r"(^|/)(\.[^/]*|[^/]*\.(tmp|lock|offset)|[^/]*\.db\.new[^/]*|spool-[^/]*)$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a command ended, and how long after it was asked to."""
+class Exit:
+    """How a command ended: its exit code and its two outputs."""
 
     code: int
     out: str
     err: str
 
-    def expect(self, *codes: int) -> "Ended":
-        """One of these exit codes, no traceback, and nothing on stdout but for an answer."""
+    def expect(self, *codes: int) -> "Exit":
+        """Assert one of these exit codes, no traceback, and nothing on stdout unless the code is 0."""
         assert self.code in codes, f"exit {self.code}, expected {codes}: {self.err[-2000:]}"
         assert "Traceback" not in self.err, self.err[-3000:]
         if self.code != 0:
-            assert self.out == "", f"exit {self.code} with an answer: {self.out[:500]}"
+            assert self.out == "", f"exit {self.code} with a result on stdout: {self.out[:500]}"
         return self
 
     @property
-    def answer(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return dict(json.loads(self.out))
 
     @property
@@ -55,7 +51,7 @@ class Ended:
 
 
 class Sweep:
-    """One sweep in one folder: started, hurt, looked at, typed again."""
+    """One sweep in one folder, and all processes that its commands start."""
 
     def __init__(
         self,
@@ -72,15 +68,15 @@ class Sweep:
         self.database = database or folder / "mlflow.db"
         self.mark = secrets.token_hex(8)
         self._environment = {"MLFLOW_TRACKING_URI": "", **(environment or {})}
-        self._pids: list[int] = []
+        self._outputs: dict[int, tuple[IO[str], IO[str]]] = {}
         self._checkpoints: dict[tuple[str, int], int] = {}
 
     def start(
         self, *arguments: str, command: str = "sweep", entry: Sequence[str] = ("muxfer",)
     ) -> "subprocess.Popen[str]":
-        """`muxfer sweep NAME overrides --json` in a session of its own; files take its output, so it never blocks.
+        """Start `muxfer sweep NAME overrides --json` in its own session. Files take its output, so it never blocks.
 
-        `entry`: the module that is the command, and what it takes before the command's own arguments.
+        `entry` is the module to run and what it takes before the command's own arguments.
         """
         out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         process = subprocess.Popen(
@@ -93,43 +89,54 @@ class Sweep:
             text=True,
             start_new_session=True,
         )
-        self._pids.append(process.pid)
-        process.out_err = out, err  # type: ignore[attr-defined]
+        self._outputs[process.pid] = out, err
         return process
 
-    def end(self, process: "subprocess.Popen[str]", *, timeout: float = 600.0) -> Ended:
-        """Wait for it; one that does not end in time fails the case."""
+    def end(self, process: "subprocess.Popen[str]", *, timeout: float = 600.0) -> Exit:
+        """Wait for a command. One that does not end in time is killed and fails the case."""
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise AssertionError(f"the command did not end within {timeout:g} s: {_text(process)[1][-2000:]}") from None
+            err = self._read_outputs(process.pid)[1]
+            raise AssertionError(f"the command did not end within {timeout:g} s: {err[-2000:]}") from None
         finally:
-            self.look()
-        out, err = _text(process)
-        return Ended(code=process.returncode, out=out, err=err)
+            self.note_checkpoints()
+        out, err = self._read_outputs(process.pid)
+        return Exit(code=process.returncode, out=out, err=err)
 
-    def run(self, *arguments: str, command: str = "sweep", timeout: float = 600.0) -> Ended:
+    def _read_outputs(self, pid: int) -> tuple[str, str]:
+        texts = []
+        for file in self._outputs[pid]:
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        return texts[0], texts[1]
+
+    def run(self, *arguments: str, command: str = "sweep", timeout: float = 600.0) -> Exit:
         return self.end(self.start(*arguments, command=command), timeout=timeout)
 
     def finish(self) -> dict[str, Any]:
-        """Type the same command again: it must end with 0."""
-        return self.run().expect(0).answer
+        """Type the same command again. It must end with 0."""
+        return self.run().expect(0).result
 
     def checkpoints(self) -> dict[tuple[str, int], int]:
-        """The newest checkpoint's step of every (trial key, epoch), as it lies on the disk now."""
-        found: dict[tuple[str, int], int] = {}
+        """The step of the newest checkpoint on the disk, by (trial key, epoch)."""
+        steps: dict[tuple[str, int], int] = {}
         for manifest in listed(self.folder, "muxfer/*/trials/*/attempt-*/step-*/manifest.json"):
             key, attempt = manifest.parents[2].name, manifest.parents[1].name
             place = key, int(attempt.split("-")[1])
-            found[place] = max(found.get(place, 0), int(manifest.parent.name.removeprefix("step-")))
-        return found
+            steps[place] = max(steps.get(place, 0), int(manifest.parent.name.removeprefix("step-")))
+        return steps
 
-    def look(self) -> None:
-        """Remember which checkpoints there are, and that no point that was recorded is further on than one allows."""
-        runs = self.runs()  # first: whoever trains meanwhile is further on the disk
+    def note_checkpoints(self) -> None:
+        """Remember the checkpoints on the disk, and compare the recorded points with them.
+
+        No recorded point may be more than one checkpoint interval ahead of the newest checkpoint.
+        """
+        runs = self.runs()  # read first: a trial that trains meanwhile is only further on the disk
         for place, step in self.checkpoints().items():
             self._checkpoints[place] = max(step, self._checkpoints.get(place, 0))
         newest: dict[str, int] = {}
@@ -137,61 +144,61 @@ class Sweep:
             newest[key] = max(newest.get(key, 0), step)
         for key, run in runs.items():
             ahead = max((step for _, step, _ in run.points), default=0) - newest.get(key, 0)
-            assert ahead <= CHECKPOINT_EVERY, f"trial {key}: {ahead} steps were told of and lie in no checkpoint"
-
-    def runs(self) -> dict[str, "TrialRow"]:
-        """Every trial's one active run, by key. Two of them, or a point that is there twice, break the promise."""
-        return runs_of(self.database)
+            assert ahead <= CHECKPOINT_EVERY, f"trial {key}: {ahead} steps are recorded but in no checkpoint"
 
     def newest_checkpoint(self, key: str, *, before: int) -> int:
-        """The last step of this trial that `look` saw in a checkpoint of an epoch below `before`; 0 for none."""
+        """The last step of a trial in the noted checkpoints of epochs below `before`; 0 for none."""
         steps = (step for (one, epoch), step in self._checkpoints.items() if one == key and epoch < before)
         return max(steps, default=0)
 
+    def runs(self) -> dict[str, TrialRow]:
+        """The one active run of every trial, by trial key, see `runs_of`."""
+        return runs_of(self.database)
+
     def weights(self) -> dict[str, str]:
-        """SHA-256 of the averaged weights at every finished trial's last step."""
-        found: dict[str, str] = {}
+        """SHA-256 of the averaged weights at the last step, by key of the finished trial."""
+        digests: dict[str, str] = {}
         for file in sorted(self.folder.glob(f"muxfer/*/trials/*/attempt-*/step-{STEPS:08d}/ema.safetensors")):
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            assert found.setdefault(file.parents[2].name, digest) == digest, f"{file} differs between two attempts"
-        return found
+            assert digests.setdefault(file.parents[2].name, digest) == digest, f"{file} differs between two attempts"
+        return digests
 
     def processes(self) -> dict[int, str]:
-        """Every living process that one of our commands started, or is."""
-        found = {}
+        """Command lines of all living processes that our commands are or started, by pid."""
+        commands = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 ours = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
                 if ours and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")[:100]
-        return found
+                    commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")[:100]
+        return commands
 
-    def nobody_left(self, *, since: int | None = None) -> None:
-        """`since`: look at those born since then alone, see `processes.start_time`.
+    def assert_no_processes(self, *, since: int = 0) -> None:
+        """Wait for processes to end; fail if some stay. `since` ignores older ones, see `processes.start_time`.
 
-        What a killed command left is the next one's to sweep, and that one may be hurt before it comes to it.
+        The next command ends what a killed command left behind, but it may be killed itself before that.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (alive := self._born(since or 0)) and time.monotonic() < deadline:
+        while (alive := self._started_since(since)) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not alive, f"processes were left behind: {alive}"
 
-    def _born(self, since: int) -> dict[int, str]:
+    def _started_since(self, since: int) -> dict[int, str]:
         return {pid: name for pid, name in self.processes().items() if (start_time(pid) or -1) >= since}
 
-    def nothing_left(self, allowed: Sequence[str] = ()) -> None:
-        self.nobody_left()
+    def assert_clean(self) -> None:
+        """Fail if a process, a lock, a temporary file or a session's folder was left behind."""
+        self.assert_no_processes()
         names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
-        bad = re.compile(r"(^|/)(\.[^/]*|[^/]*\.(tmp|lock|offset)|[^/]*\.db\.new[^/]*|spool-[^/]*)$")
-        litter = [name for name in names if bad.search(name) and Path(name).name not in allowed]
+        litter = [name for name in names if LITTER.search(name)]
         assert not litter, f"files were left behind: {litter}"
         for session in Path(tempfile.gettempdir()).glob("muxfer-*-*-*"):
             with suppress(ValueError):
-                assert int(session.name.split("-")[1], 16) not in self._pids, f"{session} was left behind"
+                assert int(session.name.split("-")[1], 16) not in self._outputs, f"{session} was left behind"
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What lies there, looked at again where somebody removed a folder meanwhile: glob raises then."""
+    """Matching paths. `glob` raises when a folder is removed meanwhile; then it is called again."""
     while True:
         with suppress(FileNotFoundError):
             return list(folder.glob(pattern))
@@ -201,12 +208,3 @@ def new_folder(folder: Path, number: int) -> Path:
     new = folder / f"{number:03d}"
     new.mkdir()
     return new
-
-
-def _text(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    texts = []
-    for file in process.out_err:  # type: ignore[attr-defined]
-        file.seek(0)
-        texts.append(file.read())
-        file.close()
-    return texts[0], texts[1]

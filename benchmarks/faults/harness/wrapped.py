@@ -1,4 +1,4 @@
-"""The real command in a process that is hurt from within: its wall clock steps, or it stops itself before a write.
+"""The real command in a process that disturbs itself: its wall clock steps, or it stops itself before a write.
 
 python -m benchmarks.faults.harness.wrapped clock SEED sweep NAME ...
 python -m benchmarks.faults.harness.wrapped stop KIND:NUMBER sweep NAME ...
@@ -16,15 +16,16 @@ from typing import Any
 STEPS_SECONDS = (3600, 86400, -3600, -86400)
 BETWEEN_SECONDS = (0.2, 1.5)
 CHANGED = 1e-6
+"""The relative change of values that a stopped process writes after it was woken."""
 WRITES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "claim": lambda what: _has_tag(what, "muxfer.claim.e"),
-    "record": lambda what: _has_tag(what, "muxfer.record.e"),
-    "beat": lambda what: _has_tag(what, "lease.beat.e"),
+    "claim": lambda write: _has_tag(write, "muxfer.claim.e"),
+    "record": lambda write: _has_tag(write, "muxfer.record.e"),
+    "beat": lambda write: _has_tag(write, "lease.beat.e"),
 }
 
 
 def step_clock(seed: int) -> None:
-    """time.time and time.time_ns jump by an hour or a day, to and fro, every second or so from now on."""
+    """Make time.time and time.time_ns jump forward or back by an hour or a day, about every second from now on."""
     rng = random.Random(seed)
     true_ns = time.time_ns
     state = {"offset": rng.choice(STEPS_SECONDS), "next": time.monotonic() + rng.uniform(*BETWEEN_SECONDS)}
@@ -40,73 +41,73 @@ def step_clock(seed: int) -> None:
 
 
 def stop_before(kind: str, number: int) -> None:
-    """SIGSTOP of this very process as it is about to make the so many-th write of a kind."""
+    """SIGSTOP this process just before write `number` (from 1) of a kind in WRITES."""
     from muxfer.ledger.mlflow_client import TrackingStore
 
     log = TrackingStore.log
-    left = [number]
-    between = _between_questions()
+    remaining = [number]
+    between = _between_requests()
 
-    def stopping(self: TrackingStore, run_id: str, **what: Any) -> None:
-        if WRITES[kind](what):
-            left[0] -= 1
-            if left[0] == 0:
+    def stopping(self: TrackingStore, run_id: str, **write: Any) -> None:
+        if WRITES[kind](write):
+            remaining[0] -= 1
+            if remaining[0] == 0:
                 _stop(between)
-        log(self, run_id, **what)
+        log(self, run_id, **write)
 
     TrackingStore.log = stopping  # type: ignore[method-assign]
 
 
 def stop_before_points(number: int) -> None:
-    """The same before a batch with points; what this process says of points when it is woken is by 1e-6 another value.
+    """SIGSTOP this process before batch `number` (from 1) with points. Once woken it writes values that differ by 1e-6.
 
-    A point bears no epoch, and MLflow writes it unasked: what one driver says between its last look at the lease and
-    the write would stand. So it stops before that look.
+    A point carries no epoch, and MLflow accepts it without a check. Points that a driver writes between its last look
+    at the lease and the write would stay. So the process stops before that look.
     """
     from muxfer.ledger.mlflow_client import TrackingStore
     from muxfer.ledger.writer import Writer
 
     step, log = Writer._step, TrackingStore.log
-    left = [number]
-    between = _between_questions()
+    remaining = [number]
+    between = _between_requests()
 
-    def otherwise(self: TrackingStore, run_id: str, *, metrics: Sequence[Any] = (), **what: Any) -> None:
+    def log_changed(self: TrackingStore, run_id: str, *, metrics: Sequence[Any] = (), **write: Any) -> None:
         changed = [(name, value * (1 + CHANGED), *when) for name, value, *when in metrics]
-        log(self, run_id, metrics=changed, **what)
+        log(self, run_id, metrics=changed, **write)
 
     def stopping(self: Writer) -> None:
         spool = self.spool
         if spool.path.exists() and b'"op":"points"' in spool.path.read_bytes()[spool.acknowledged :]:
-            left[0] -= 1
-            if left[0] == 0:
-                TrackingStore.log = otherwise  # type: ignore[method-assign]
+            remaining[0] -= 1
+            if remaining[0] == 0:
+                TrackingStore.log = log_changed  # type: ignore[method-assign]
                 _stop(between)
         step(self)
 
     Writer._step = stopping  # type: ignore[method-assign]
 
 
-def _between_questions() -> threading.RLock:
-    """Who holds it knows that no thread is asking the store anything.
+def _between_requests() -> threading.RLock:
+    """A lock that is held during every request to the store: its holder knows that no other request is under way.
 
-    One stopped in a transaction would keep a SQLite file locked for as long as it stands still, and nobody could take
-    over: that this is told, tests/ledger/test_tracking_uri.py shows.
+    A process that is stopped inside a transaction keeps a SQLite file locked, and nobody could take over.
+    tests/ledger/test_sqlite_database.py shows that such a process is named.
     """
     from muxfer.ledger.mlflow_client import TrackingStore
 
-    asks = TrackingStore._ask
+    request = TrackingStore._ask
     between = threading.RLock()
 
-    def one_by_one(self: TrackingStore, *question: Any, **how: Any) -> Any:
+    def one_by_one(self: TrackingStore, *arguments: Any, **options: Any) -> Any:
         with between:
-            return asks(self, *question, **how)
+            return request(self, *arguments, **options)
 
     TrackingStore._ask = one_by_one  # type: ignore[method-assign]
     return between
 
 
 def _stop(between: threading.RLock) -> None:
-    """The other threads stop within 0.2 s; who is woken later goes on at once, before they have looked at anything."""
+    """The other threads stop within 0.2 s. Once woken, this one goes on first, before they have looked at anything."""
     with between:
         until = time.monotonic() + 0.2
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -114,16 +115,16 @@ def _stop(between: threading.RLock) -> None:
             time.sleep(0.005)
 
 
-def _has_tag(what: Mapping[str, Any], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in what.get("tags") or {})
+def _has_tag(write: Mapping[str, Any], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in write.get("tags") or {})
 
 
 def main() -> None:
-    way, how, *arguments = sys.argv[1:]
-    if way == "clock":
-        step_clock(int(how))
+    disturbance, parameter, *arguments = sys.argv[1:]
+    if disturbance == "clock":
+        step_clock(int(parameter))
     else:
-        kind, _, number = how.partition(":")
+        kind, _, number = parameter.partition(":")
         stop_before_points(int(number)) if kind == "points" else stop_before(kind, int(number))
     sys.argv = ["muxfer", *arguments]
     from muxfer.cli import main as command

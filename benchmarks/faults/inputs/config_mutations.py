@@ -1,4 +1,4 @@
-"""Mutations."""
+"""Random mutations of override strings, YAML files and plain data, and special files in place of regular ones."""
 
 import copy
 import os
@@ -95,7 +95,7 @@ FILES: tuple[str, ...] = (
     "[]\n",
     "",
 )
-"""None of them may be taken for a sweep as it stands."""
+"""None of these may be accepted as a sweep without a mutation."""
 VALUES: tuple[Any, ...] = (
     *(
         float("nan"),
@@ -140,31 +140,32 @@ VALUES: tuple[Any, ...] = (
 
 
 def mutated_overrides(rng: random.Random) -> list[str]:
-    given = [rng.choice(OVERRIDES) for _ in range(rng.randint(1, 4))]
-    at = rng.randrange(len(given))
-    key, sign, value = given[at].partition("=")
+    """One to four overrides, one of them changed; sometimes repeated many times."""
+    overrides = [rng.choice(OVERRIDES) for _ in range(rng.randint(1, 4))]
+    at = rng.randrange(len(overrides))
+    key, sign, value = overrides[at].partition("=")
     act = rng.randrange(6)
     if act == 0:
-        given[at] = f"{key}{sign}{rng.choice(SCALARS)}"
+        overrides[at] = f"{key}{sign}{rng.choice(SCALARS)}"
     elif act == 1:
-        given[at] = f"{rng.choice(SCALARS)}={value}"
+        overrides[at] = f"{rng.choice(SCALARS)}={value}"
     elif act == 2:
-        given[at] = f"{key}{sign}[{','.join(rng.choice(SCALARS) for _ in range(rng.randint(0, 5)))}]"
+        overrides[at] = f"{key}{sign}[{','.join(rng.choice(SCALARS) for _ in range(rng.randint(0, 5)))}]"
     elif act == 3:
-        given[at] = rng.choice(["", "+", "++", "~", "@"]) + given[at] + rng.choice(["", "@x", "=", " ", "="])
+        overrides[at] = rng.choice(["", "+", "++", "~", "@"]) + overrides[at] + rng.choice(["", "@x", "=", " ", "="])
     else:
-        text = list(given[at])
+        text = list(overrides[at])
         for _ in range(rng.randint(1, 6)):
             place = rng.randrange(len(text) + 1)
             text[place : place + rng.randint(0, 3)] = rng.choices(LETTERS, k=rng.randint(0, 4))
-        given[at] = "".join(text)
+        overrides[at] = "".join(text)
     if rng.random() < 0.02:
-        given *= rng.choice([2, 60, 300])
-    return given
+        overrides *= rng.choice([2, 60, 300])
+    return overrides
 
 
 def mutated_file(rng: random.Random, folder: Path) -> list[str]:
-    """A file in ./sweeps or ./conf/model, and the overrides that make it count."""
+    """Write a file to ./sweeps or to a group of ./conf. Returns the overrides that select it."""
     from muxfer.config.hydra_compose import packaged
 
     text = rng.choice(FILES)
@@ -183,7 +184,10 @@ def mutated_file(rng: random.Random, folder: Path) -> list[str]:
 
 
 def special_file(rng: random.Random, home: Path) -> list[str]:
-    """What stands where a file is expected and is none: it must not block, nor be followed for ever."""
+    """Put a pipe, a folder, a link, a device or a huge file in place of a file. It must not block the reader.
+
+    Returns the overrides that select it.
+    """
     file = home / rng.choice(["sweeps", "conf/model"]) / f"{NAME}.yaml"
     file.parent.mkdir(parents=True)
     kind = rng.randrange(6)
@@ -227,7 +231,7 @@ def _mutated_lines(rng: random.Random, text: str) -> str:
 
 
 def mutated_data(rng: random.Random, data: dict[str, Any]) -> dict[str, Any]:
-    """Plain data with a few leaves or branches replaced, removed or added."""
+    """Replace, remove or add a few leaves or branches of plain data."""
     for _ in range(rng.randint(1, 3)):
         places = list(_places(data))
         parent, key = rng.choice(places)
@@ -249,6 +253,7 @@ def mutated_data(rng: random.Random, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of nested data. Long lists are skipped; an only element is not searched."""
     if isinstance(value, dict):
         keys: Sequence[Any] = list(value)
     elif isinstance(value, list) and len(value) < 50:

@@ -1,7 +1,7 @@
-"""Configurations that cannot work: malformed, enormous, mutated. Each must end as a plan, or as one line and exit 2.
+"""Malformed, enormous and mutated configurations. Each must end as a plan, or as one line and exit 2.
 
-Three kinds: override strings, files of YAML in ./sweeps and ./conf, and plain data as a composition leaves them. A
-mutation may happen to be valid; then it must come to trials. No case may take five seconds of the processor.
+Three kinds are mutated: override strings, YAML files in ./sweeps and ./conf, and plain data as Hydra composes them. A
+mutation may happen to be valid; then it must lead to trials. No case may take five seconds of processor time.
 """
 
 import copy
@@ -26,12 +26,12 @@ from benchmarks.faults.inputs.config_mutations import (
 )
 from muxfer.errors import BadInput
 
-REFUSED = 0.5
-"""Of a batch at least so many must be refused, or what follows is no test of refusals: 96 to 98 of 100 were."""
+MIN_REFUSED = 0.5
+"""At least this share of a batch must be refused, else it tests few refusals. 96 to 98 of 100 were refused."""
 
 
 def in_process(seed: int, folder: Path, faults: int) -> int:
-    """Mutate, compose, parse, and list the trials: a plan, or BadInput in one line; nothing is ever made by it."""
+    """Mutate, compose, parse, and list the trials: a plan, or BadInput in one line. No file may be made."""
     from muxfer.redaction import one_line
 
     rng = random.Random(seed)
@@ -41,25 +41,25 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
     plain = _composed()
     for text in FILES:
         write_file(folder / "sweeps" / f"{NAME}.yaml", text.encode())
-        assert _refused(lambda: _plan(NAME, [])), f"it was taken: {text[:300]!r}"
+        assert _refused(lambda: _plan(NAME, [])), f"it was accepted: {text[:300]!r}"
     shutil.rmtree(folder / "sweeps")
     refused = 0
     for number in range(faults):
-        told, act = _mutation(rng, folder, plain)
+        mutation, act = _mutation(rng, folder, plain)
         try:
             with limited():
                 act()
         except BadInput as error:
             refused += 1
             line = one_line(str(error))
-            assert 0 < len(line) <= 1000, f"{number}: {told}: {line!r}"
-            assert line.isprintable(), f"{number}: {told}: {line!r}"
+            assert 0 < len(line) <= 1000, f"{number}: {mutation}: {line!r}"
+            assert line.isprintable(), f"{number}: {mutation}: {line!r}"
         except (Exception, TooLong) as error:
-            raise AssertionError(f"{number}: {type(error).__name__}: {error}: {told}") from error
+            raise AssertionError(f"{number}: {type(error).__name__}: {error}: {mutation}") from error
         for file in (folder / "sweeps", folder / "conf"):
             subprocess.run(["rm", "-rf", str(file)], check=True) if file.exists() else None
-        assert sorted(folder.rglob("*")) == before, f"{number}: something was made: {told}"
-    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
+        assert sorted(folder.rglob("*")) == before, f"{number}: a file was made: {mutation}"
+    assert refused >= MIN_REFUSED * faults, f"only {refused} of {faults} were refused"
     return faults
 
 
@@ -73,7 +73,7 @@ def _refused(act: Callable[[], None]) -> bool:
 
 
 def by_command(seed: int, folder: Path, faults: int) -> int:
-    """The same through the real command: exit 2 with one line, or a valid answer; never a traceback."""
+    """The same through the real command: exit 2 with one line, or a valid result; never a traceback."""
     rng = random.Random(seed)
     refused = 0
     for number in range(faults):
@@ -88,27 +88,28 @@ def by_command(seed: int, folder: Path, faults: int) -> int:
         command, more = rng.choice([("sweep", ["--dry-run"]), ("plan", []), ("config", []), ("sweep", ["--dry-run"])])
         arguments = [word for word in arguments if "\0" not in word]
         code, out, err, seconds = run_command(home, [command, name, *more, "--", *arguments])
-        told = f"{number}: muxfer {command} {name} {str(arguments)[:300]} in {home}: {err[-1500:]}"
-        assert code in ((2,) if special or _as_it_stands(home) else (0, 2)), f"exit {code}: {told}"
+        shown = f"{number}: muxfer {command} {name} {str(arguments)[:300]} in {home}: {err[-1500:]}"
+        assert code in ((2,) if special or _is_unchanged(home) else (0, 2)), f"exit {code}: {shown}"
         refused += code == 2
-        assert "Traceback" not in err, told
-        assert seconds < CPU_SECONDS, f"{seconds:.1f} s: {told}"
+        assert "Traceback" not in err, shown
+        assert seconds < CPU_SECONDS, f"{seconds:.1f} s: {shown}"
         if code == 2:
-            assert out == "", told
-            assert err.startswith("muxfer: "), told
-            assert err.count("\n") == 1, told
-        assert not (home / "canary").exists(), told
-    assert refused >= REFUSED * faults, f"only {refused} of {faults} were refused"
+            assert out == "", shown
+            assert err.startswith("muxfer: "), shown
+            assert err.count("\n") == 1, shown
+        assert not (home / "canary").exists(), shown
+    assert refused >= MIN_REFUSED * faults, f"only {refused} of {faults} were refused"
     return faults
 
 
-def _as_it_stands(home: Path) -> bool:
-    """Whether the sweep's own file is one of FILES, whole and unchanged."""
+def _is_unchanged(home: Path) -> bool:
+    """Whether the sweep's own file is one of FILES, without a mutation."""
     file = home / "sweeps" / f"{NAME}.yaml"
     return file.is_file() and file.read_bytes() in {text.encode() for text in FILES}
 
 
 def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tuple[str, Callable[[], None]]:
+    """A description of a random mutation, and the call that plans with it."""
     kind = rng.random()
     if kind < 0.4:
         overrides = mutated_overrides(rng)
@@ -120,14 +121,14 @@ def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tup
         return f"{name} {overrides}, files {texts}", lambda: _plan(name, overrides)
     data = mutated_data(rng, copy.deepcopy(dict(plain)))
     try:
-        told = f"data {data}"[:5000]
-    except (RecursionError, ValueError):  # too deep, or too long a number, to be written
-        told = f"data of {', '.join(map(str, data))}"[:5000]
-    return told, lambda: _plan_of(data)
+        text = f"data {data}"[:5000]
+    except (RecursionError, ValueError):  # too deep to be written, or a number that is too long
+        text = f"data of {', '.join(map(str, data))}"[:5000]
+    return text, lambda: _plan_of(data)
 
 
 def _plan(name: str, overrides: Sequence[str]) -> None:
-    """As `muxfer sweep NAME --dry-run` does it, up to the trials."""
+    """Do what `muxfer sweep NAME --dry-run` does, up to the list of trials."""
     from muxfer.study.resolve import resolve
     from muxfer.study.rounds import proposing
 

@@ -1,7 +1,7 @@
-"""Ledgers written by every earlier version of ours: today's commands read them, and refuse one of a newer version.
+"""Ledgers of every earlier version of muxfer. Today's commands read them, and refuse a ledger of a newer version.
 
-`tests/fixtures/ledgers/COMMIT.sql.gz` is the dump of a database that our code of that commit filled, with @FOLDER@
-where its folder stood; COMMIT.json is what it said of it.
+`tests/fixtures/ledgers/COMMIT.sql.gz` is the dump of a database that the code of that commit filled. @FOLDER@ stands
+for its folder. COMMIT.json holds the results that its commands printed.
 `python -m benchmarks.faults.inputs.earlier_ledgers COMMIT` makes both.
 """
 
@@ -31,25 +31,26 @@ OVERRIDES = (
     *("model.base_width=32", "model.depth=1", "model.patch=4"),
     *("training.steps=120", "training.batch_size=32", "training.checkpoint_every=20", "evaluation.timesteps=2"),
 )
-"""Of the sweeps that filled them: never to be changed."""
+"""The overrides of the sweeps that filled the ledgers. They must never change."""
 TARGET = ("target.width=64", "target.steps=40", "--force")
 SAME = 1e-3
-"""How near today's metric must be to the recorded one: another processor's arithmetic, not another numerics."""
+"""Largest relative difference of today's metric from the recorded one. Another processor may cause it."""
 LEARNED = 1.0
-"""Validation loss of digits below which a trial has learned something; above it the rate was too high."""
+"""A trial on digits with a validation loss below this has learned something. Above it, the rate was too high."""
 
 
 def names() -> list[str]:
+    """The commits of which a ledger is kept."""
     return sorted(file.name.removesuffix(".sql.gz") for file in LEDGERS.glob("*.sql.gz"))
 
 
 def said_of(name: str) -> dict[str, Any]:
-    """What the commands of a version answered when they filled its ledger."""
+    """The results that the commands of a version printed when they filled its ledger."""
     return dict(json.loads((LEDGERS / f"{name}.json").read_text()))
 
 
 def restore(name: str, folder: Path) -> dict[str, Any]:
-    """Put the ledger of a version into a folder, beside the folders of its trials; what that version said of it."""
+    """Put the ledger of a version and the folders of its trials into a folder. Returns that version's results."""
     said = said_of(name)
     script = gzip.decompress((LEDGERS / f"{name}.sql.gz").read_bytes()).decode().replace(FOLDER, str(folder))
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
@@ -61,10 +62,10 @@ def restore(name: str, folder: Path) -> dict[str, Any]:
 
 
 def make_newer(database: Path) -> None:
-    """As a later version of ours would leave it."""
+    """Raise the schema's version, as a later version of muxfer would."""
     with closing(sqlite3.connect(database)) as connection, connection:
         changed = connection.execute("update tags set value = value + 1 where key = 'muxfer.schema'").rowcount
-    assert changed, "no run bears the version of the ledger's schema"
+    assert changed, "no run has the version of the ledger's schema"
 
 
 def content(database: Path) -> list[str]:
@@ -73,53 +74,54 @@ def content(database: Path) -> list[str]:
 
 
 class Recorded(Sweep):
-    """A sweep of which the ledger alone is there."""
+    """A sweep that has a ledger, but no files of its trials."""
 
-    def look(self) -> None:
-        """No checkpoint that its points could be held to."""
+    def note_checkpoints(self) -> None:
+        """There are no checkpoints to compare the points with."""
 
 
 def earlier_ledgers(seed: int, folder: Path, faults: int) -> int:
-    """Each version's ledger under today's commands; then the same ledger with a schema of tomorrow."""
+    """Read each version's ledger with today's commands; then refuse the same ledger with a newer schema."""
     rng = random.Random(seed)
     for number in range(faults):
         name = names()[(seed + number) % len(names())]
         sweep = Recorded(new_folder(folder, number), OVERRIDES)
-        said = restore(name, sweep.folder)
-        recorded = results(said["sweep"])
-        answer = sweep.finish()
-        assert answer["ran"] == 0, f"{name}: {answer['ran']} trials were run again"
-        assert results(answer) == recorded, f"{name}: today's sweep reads other results"
-        assert answer["best"] == said["sweep"]["best"]
+        earlier = restore(name, sweep.folder)
+        recorded = results(earlier["sweep"])
+        result = sweep.finish()
+        assert result["ran"] == 0, f"{name}: {result['ran']} trials were run again"
+        assert results(result) == recorded, f"{name}: today's sweep reads other results"
+        assert result["best"] == earlier["sweep"]["best"]
         verdict = sweep.run(command="verdict").expect(0, 6)
         grids = {axis: optimum["grid"] for axis, optimum in json.loads(verdict.out)["optimum"].items()}
-        assert grids == {axis: optimum["grid"] for axis, optimum in said["sweep"]["verdict"]["optimum"].items()}
-        assert Path(sweep.run(command="report").expect(0).answer["report"]).exists()
+        assert grids == {axis: optimum["grid"] for axis, optimum in earlier["sweep"]["verdict"]["optimum"].items()}
+        assert Path(sweep.run(command="report").expect(0).result["report"]).exists()
         make_newer(sweep.database)
         before = content(sweep.database)
-        told = sweep.run(command=rng.choice(["sweep", "verdict", "report"])).expect(2).last_line
-        assert "written by a newer muxfer" in told, told
-        assert "upgrade muxfer" in told, told
-        assert content(sweep.database) == before, f"{name}: a ledger that was refused was written to"
-        sweep.nothing_left()
+        line = sweep.run(command=rng.choice(["sweep", "verdict", "report"])).expect(2).last_line
+        assert "written by a newer muxfer" in line, line
+        assert "upgrade muxfer" in line, line
+        assert content(sweep.database) == before, f"{name}: a refused ledger was changed"
+        sweep.assert_clean()
     return faults
 
 
 def check_numerics(recorded: Mapping[str, list[Any]], today: Mapping[str, list[Any]], name: str) -> None:
-    """Where a trial's key is still the same, so must its result be: else NUMERICS_VERSION should have gone up.
+    """A trial with the same key must have the same result, else NUMERICS_VERSION should have been raised.
 
-    Not where it learned nothing: at such rates the last digit, another processor's or number of threads', decides.
+    A trial that learned nothing is not compared. At such rates the last digit decides, and it depends on the processor
+    and the number of threads.
     """
     for key in recorded.keys() & today.keys():
         (outcome, metric, step), (outcome_now, metric_now, step_now) = recorded[key], today[key]
         if metric is None or metric > LEARNED:
             continue
         same = (outcome, step) == (outcome_now, step_now) and math.isclose(metric, metric_now, rel_tol=SAME)
-        assert same, f"trial {key} of {name} ended as {recorded[key]}, today as {today[key]}, under the same key"
+        assert same, f"trial {key} ended as {recorded[key]} in {name} and as {today[key]} today"
 
 
 def make(commit: str) -> None:
-    """Run a commit's own sweep and transfer in a folder of their own, and keep the ledger as a dump."""
+    """Run a commit's sweep and transfer in an empty folder, and keep a dump of the ledger."""
     with tempfile.TemporaryDirectory() as place:
         tree, folder = Path(place, "tree"), Path(place, "folder")
         tree.mkdir()

@@ -1,7 +1,7 @@
-"""Hostile content in every file that we read: it is refused, and a canary never appears.
+"""Hostile content in every file that muxfer reads. It is refused, and the canary file never appears.
 
-Each pickle here would make the canary if anybody unpickled it; that it does is tried first. And our own sources are
-searched for whatever could run what a file says.
+Each pickle here makes the canary when it is unpickled, which is tested first. muxfer's own sources are searched too,
+for anything that could run a file's content.
 """
 
 import hashlib
@@ -11,21 +11,18 @@ import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.faults.harness.refusals import assert_refused
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs.ledger_files import artifacts, database_file, ledger_tags, ray_state, spool_file
-from benchmarks.faults.inputs.sources import nothing_runs_files
-
-if TYPE_CHECKING:
-    pass
+from benchmarks.faults.inputs.sources import assert_sources_run_no_files
 
 KEY = "0123456789abcdef"
 
 
 class _Bomb:
-    """Unpickled, it makes the canary."""
+    """Makes the canary when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -35,28 +32,18 @@ class _Bomb:
 
 
 def files(seed: int, folder: Path, faults: int) -> int:
-    """One hostile file after the other, each read by the real reader; the first case of all has a sweep with Ray."""
+    """Write hostile files of all kinds in turn, and read each with its real reader. Every third seed adds a sweep."""
     rng = random.Random(seed)
-    nothing_runs_files()
+    assert_sources_run_no_files()
     canary = folder / "canary"
     bomb = pickle.dumps(_Bomb(canary), protocol=rng.randrange(6))
     pickle.loads(bomb)
-    assert canary.exists(), "the pickles here are blunt"
+    assert canary.exists(), "unpickling does not make the canary, so this row would test nothing"
     canary.unlink()
     os.environ["MLFLOW_TRACKING_URI"] = ""
     kinds: list[Callable[[random.Random, Path, bytes], None]] = [
-        *(
-            _checkpoint,
-            ledger_tags,
-            _target_key,
-            _climbing,
-            _table,
-            _picture,
-            _export,
-            database_file,
-            spool_file,
-            artifacts,
-        ),
+        *(_checkpoint, ledger_tags, _target_key, _outside_folders, _table, _picture, _export),
+        *(database_file, spool_file, artifacts),
     ]
     first = rng.randrange(len(kinds))
     for number in range(faults):
@@ -71,7 +58,7 @@ def files(seed: int, folder: Path, faults: int) -> int:
 
 
 def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """A whole checkpoint, right manifest and all, one of whose files is a pickle, deep JSON or no file at all."""
+    """A checkpoint with a matching manifest. One of its files is a pickle, deep JSON, or not a regular file."""
     from muxfer.training import checkpoint
 
     step = home / "trial" / "attempt-0001-00" / "step-00000010"
@@ -96,14 +83,14 @@ def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
     if rng.random() < 0.2:
         (step / victim).unlink()
         rng.choice([os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir])(step / victim)
-    found = checkpoint.load_newest(home / "trial", key=KEY)
-    harmless = victim in ("optimizer.pt", "rng.pkl")  # named, hashed, and never opened for more than that
-    assert found is None or harmless, f"{victim} with {hostile[:20]!r} was taken"
+    loaded = checkpoint.load_newest(home / "trial", key=KEY)
+    harmless = victim in ("optimizer.pt", "rng.pkl")  # files that are only hashed, never parsed
+    assert loaded is None or harmless, f"{victim} with {hostile[:20]!r} was loaded"
     checkpoint.prune(step.parent, keep=1)
 
 
 def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """_target_ and model.target, by which other systems run what a configuration names."""
+    """`_target_` and `model.target`: with them other systems run whatever a configuration names."""
     from muxfer.config.parse import parse
     from muxfer.models.families import family_of
     from muxfer.study.resolve import resolve
@@ -135,8 +122,8 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
     assert_refused(lambda: parse({"_target_": target}))
 
 
-def _climbing(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """A configuration outside the folders, asked for by an override, a list of defaults, a package or a search path."""
+def _outside_folders(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A configuration outside the folders, named in an override, a defaults list, a package or a search path."""
     from muxfer.config.hydra_compose import compose
 
     (home.parent / "outside" / "evil.yaml").write_text("family: dit\nwidth: 9999\n")
@@ -160,6 +147,7 @@ def _climbing(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """Tables for `verdict --table` and `fit --table`."""
     from muxfer.commands.fit import fit
     from muxfer.commands.verdict_table import verdict
 
@@ -171,7 +159,7 @@ def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """Pictures that are none, or programs (PostScript), under the name of one."""
+    """Files with the suffix of a picture that hold something else, such as a program in PostScript."""
     from muxfer.config.task import ImageFolder
     from muxfer.data.source import load_dataset
 
@@ -190,8 +178,9 @@ def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """A target's own files, which `export` reads where its checkpoints went."""
+    """The files of a target, which `export` reads."""
     from muxfer.commands.export import model_of, weights_of
+    from muxfer.files import StudyFolder
     from muxfer.trial import Outcome, Record, Study
 
     record = Record(
@@ -201,10 +190,10 @@ def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
     folder.mkdir()
     for name in ("target.json", "ema.safetensors", "samples.png"):
         (folder / name).write_bytes(bomb)
-    assert_refused(lambda: weights_of(record, home), "not on this host, or damaged")
+    assert_refused(lambda: weights_of(record, StudyFolder(home)), "not on this host, or damaged")
     if rng.random() < 0.7:
         hostile = rng.choice(
             [b"[" * 100_000, b"5", b"[]", b'{"task": 5}', b'{"task": {"model": {"family": "os"}}}', b"{}"]
         )
         (folder / "target.json").write_bytes(hostile)
-    assert_refused(lambda: model_of(Study(name="x", key=KEY, identity={}), record, home))
+    assert_refused(lambda: model_of(Study(name="x", key=KEY, identity={}), record, StudyFolder(home)))

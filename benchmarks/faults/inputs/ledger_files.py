@@ -1,4 +1,4 @@
-"""Hostile files of the ledger."""
+"""Hostile content in the ledger's files: tags, the database, spools, artifacts, and Ray's state."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ TINY = (
 
 
 def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """The tags that hold our JSON, written over by somebody else: no JSON, or JSON of another form."""
+    """Tags that hold muxfer's JSON, overwritten with other text or with JSON of another form."""
     study, _, record = _ledger_of_one()
     identity: Any = study.identity
     keys: list[Any] = ["../../outside", "a b", ""]
@@ -53,13 +53,14 @@ def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
         changed = connection.execute("update tags set value = ? where key = ?", (text, tag)).rowcount
         assert changed, f"no run has a tag {tag}"
     command = rng.choice(["status", "verdict", "report", "transfer"])
-    told = Sweep(home, TINY).run(command=command).expect(2).err.strip()
-    what = f"{command} with {tag} {text[:200]!r}: {told}"
-    assert len(told.splitlines()) == 1, what
-    assert tag == "muxfer.config.0" or "none of muxfer's" in told, what
+    message = Sweep(home, TINY).run(command=command).expect(2).err.strip()
+    shown = f"{command} with {tag} {text[:200]!r}: {message}"
+    assert len(message.splitlines()) == 1, shown
+    assert tag == "muxfer.config.0" or "not written by muxfer" in message, shown
 
 
 def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
+    """A pipe, a folder or other content in place of the database."""
     from muxfer.config.study import LedgerConfig
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
@@ -77,16 +78,16 @@ def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """A spool of others: what is no operation is left out, no file from outside the study is sent, the rest is done."""
+    """A spool that somebody else wrote. Bad lines are skipped, and no file from outside the study is sent."""
     from muxfer.study.resolve import resolve
-    from muxfer.study.session import driving, open_ledger
+    from muxfer.study.session import drive
 
     study, trial, _ = _ledger_of_one()
     request = resolve("lr-width", TINY)
 
     def replay() -> Path:
-        with open_ledger(request) as ledger, driving(request, study, ledger, None):
-            spool: Path = ledger._writer.spool.path  # type: ignore[attr-defined]
+        with drive(request, recorded=study) as session:
+            spool: Path = session.ledger._writer.spool.path  # type: ignore[attr-defined]
             return spool
 
     spool = replay()
@@ -101,12 +102,12 @@ def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
         assert_refused(replay, "is no file", "move it away")
         assert private.read_text() == PRIVATE
         return
-    (request.home / "link.svg").symlink_to(private)
-    (request.home / "folder").symlink_to(private.parent)
-    (request.home / "own.svg").write_text("own")
-    up = os.path.relpath(private, request.home)
+    (request.files.path / "link.svg").symlink_to(private)
+    (request.files.path / "folder").symlink_to(private.parent)
+    (request.files.path / "own.svg").write_text("own")
+    up = os.path.relpath(private, request.files.path)
     outside = rng.choice(
-        [str(private), up, f"{request.home}/{up}", f"{request.home}/link.svg", "link.svg", "folder/id_rsa"]
+        [str(private), up, f"{request.files.path}/{up}", f"{request.files.path}/link.svg", "link.svg", "folder/id_rsa"]
     )
     key = rng.choice([None, trial.key])
     wrong: Any = {"epoch": "x", "points": 5, "path": [outside], "end_ms": 10**30, "paused": [[]], "record": {"step": 1}}
@@ -115,21 +116,21 @@ def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
     ]
     operations: list[Any] = [
         *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}, *shapes),
-        {"op": "file", "key": None, "path": str(request.home / "own.svg"), "epoch": 1},
+        {"op": "file", "key": None, "path": str(request.files.path / "own.svg"), "epoch": 1},
     ]
     lines = [bomb.replace(b"\n", b" "), *(json.dumps(operation).encode() for operation in operations)]
     spool.write_bytes(b"\n".join(lines) + b"\n")
     if offset := rng.choice(["", "-5", "9" * 10, "9" * 5000, "x"]):
         spool.with_suffix(".offset").write_text(offset)
     replay()
-    assert not spool.exists(), "it was not replayed"
+    assert not spool.exists(), "the spool was not replayed"
     sent = [file for file in (home / "mlruns").rglob("*") if file.is_file()]
     assert "own.svg" in {file.name for file in sent}, sent
     assert not [file for file in sent if PRIVATE in file.read_text(errors="replace")], f"{outside} was sent"
 
 
 def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """MLflow's artifacts: models that others pickled lie there; of these nothing is read."""
+    """Pickles among MLflow's artifacts, where other programs keep models. None of them may be read."""
     study, trial, _ = _ledger_of_one()
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
@@ -146,10 +147,9 @@ def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 
 def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
-    """A study of one trial in the ledger of the current folder: it, its trial, and the record as it stands there."""
-    from muxfer.config.task import to_plain
+    """Write a study with one finished trial to the ledger of the current folder: the study, the trial, its record."""
     from muxfer.study.resolve import resolve
-    from muxfer.study.session import driving, open_ledger
+    from muxfer.study.session import drive
     from muxfer.study.trials import grid_trials
     from muxfer.trial import Outcome, Record
 
@@ -158,20 +158,20 @@ def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
     record = Record(
         key=trial.key, setting=trial.setting, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1
     )
-    with open_ledger(request) as ledger, driving(request, request.study, ledger, to_plain(request.config)) as lease:
-        assert lease.epoch == 1
-        ledger.begin(trial)
-        ledger.settle(record)
-        ledger.flush(60)
+    with drive(request) as session:
+        assert session.lease.epoch == 1
+        session.ledger.begin(trial)
+        session.ledger.settle(record)
+        session.ledger.flush(60)
     return request.study, trial, record.to_dict()
 
 
 def ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
-    """What Tune would restore from, in each folder of the study, before and while a real sweep runs there."""
+    """Files from which Tune would restore, in every folder of the study, before and while a real sweep runs there."""
     from muxfer.study.resolve import resolve
 
     sweep = Sweep(home, TINY)
-    study = resolve("lr-width", TINY).home
+    study = resolve("lr-width", TINY).files.path
     for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (
@@ -182,5 +182,5 @@ def ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
             ".is_under_restoration",
         ):
             (folder / name).write_bytes(bomb)
-    answer = sweep.run().expect(0).answer
-    assert [trial["outcome"] for trial in answer["trials"]] == ["finished"]
+    trials = sweep.run().expect(0).result["trials"]
+    assert [trial["outcome"] for trial in trials] == ["finished"]

@@ -1,4 +1,4 @@
-"""Hostile names in every place that takes one: refused, or what comes of them lies inside and is the only one."""
+"""Hostile names in every place that takes a name. Each is refused, or made safe and unique inside the folder."""
 
 import contextlib
 import logging
@@ -64,13 +64,13 @@ NAMES = (
 
 
 def names(seed: int, folder: Path, faults: int) -> int:
-    """A hostile name in every place that takes one: refused, or what came of it lies inside and is the only one."""
+    """Give hostile names to every place in turn. Each is refused, or nothing is made outside the folder."""
     rng = random.Random(seed)
     home = folder / "a" / "b" / "c"
     home.mkdir(parents=True)
     os.chdir(home)
     os.environ |= {"MLFLOW_TRACKING_URI": "", "HOME": str(folder / "a")}
-    ledger = _Experiments(home)
+    ledger = _Ledger(home)
     places: list[Callable[[str], None]] = [
         *(_sweep, _group, _plugin, _table, _scales, _export_folder, _figure, _target, _words, _uri),
         *(_output_dir, _data_path, ledger.study, ledger.experiment, ledger.tags, _by_command),
@@ -100,7 +100,7 @@ def _sweep(name: str) -> None:
     for read in (compose, compose_model):
         with contextlib.suppress(BadInput):
             read(name)
-            raise AssertionError(f"{name[:60]!r} passed for a sweep")
+            raise AssertionError(f"{name[:60]!r} was accepted as a sweep")
 
 
 def _group(name: str) -> None:
@@ -109,7 +109,7 @@ def _group(name: str) -> None:
     for group in ("model", "+size", "scale", "training@model"):
         with contextlib.suppress(BadInput):
             compose("lr-width", [f"{group}={name}"])
-            assert not name.strip(), f"{group}={name[:60]!r} passed"
+            assert not name.strip(), f"{group}={name[:60]!r} was accepted"
 
 
 def _plugin(name: str) -> None:
@@ -117,21 +117,21 @@ def _plugin(name: str) -> None:
 
     known = set(sys.modules)
     allow([name], folder=os.getcwd())
-    assert name in known, f"{name!r} was imported"  # of what Python has already, whoever types the command may name it
+    assert name in known, f"{name!r} was imported"  # a module that is already imported may be named
 
 
 def _table(name: str) -> None:
     from muxfer.commands.csv_columns import read_columns
 
     read_columns(name, ["a"])
-    raise AssertionError("a table was read")
+    raise AssertionError(f"the table {name[:60]!r} was read")
 
 
 def _scales(name: str) -> None:
     from muxfer.commands.model import _write
     from muxfer.files import user_path
 
-    _inside_only(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
+    _act_if_inside(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
 
 
 def _export_folder(name: str) -> None:
@@ -142,7 +142,7 @@ def _export_folder(name: str) -> None:
         with _new_folder(user_path(name, "--folder")) as temporary:
             (temporary / "config.json").write_text("{}")
 
-    _inside_only(name, act, name)
+    _act_if_inside(name, act, name)
 
 
 def _figure(name: str) -> None:
@@ -151,8 +151,8 @@ def _figure(name: str) -> None:
     _figure_stem(name, "runs.csv")
 
 
-def _inside_only(name: str, act: Callable[[], object], path: str) -> None:
-    """What was typed may lead anywhere; here only where it leads inside is it done, and else that it would be done."""
+def _act_if_inside(name: str, act: Callable[[], object], path: str) -> None:
+    """Perform the call only if the path lies inside the current folder. A user may type any path."""
     from muxfer.files import user_path
 
     where = user_path(path, "here").resolve()
@@ -166,7 +166,7 @@ def _target(name: str) -> None:
 
     sizes = {"family": "declared", "width": 4, "base_width": 4, "depth": 1, "head_dim": 4, "patch": 1, "image_size": 8}
     family_of(Declared(**sizes, channels=1, target=name, sizes={"w": "width"}, inputs={"x": "image"}))  # type: ignore[arg-type]
-    raise AssertionError("a class of no registered module was taken")
+    raise AssertionError(f"{name[:60]!r} was accepted as a class, although its module is not registered")
 
 
 def _words(name: str) -> None:
@@ -175,7 +175,7 @@ def _words(name: str) -> None:
 
     sweep, *overrides = words_of(name, "--against")
     compose(sweep, overrides)
-    raise AssertionError(f"{name[:60]!r} passed for a sweep")
+    raise AssertionError(f"{name[:60]!r} was accepted as a sweep")
 
 
 def _uri(name: str) -> None:
@@ -201,7 +201,7 @@ def _output_dir(name: str) -> None:
 
     plain = {**_plain(), "output_dir": name}
     where = output_folder(parse(plain))
-    _inside_only(name, lambda: validate_writable(where), name)
+    _act_if_inside(name, lambda: validate_writable(where), name)
 
 
 def _data_path(name: str) -> None:
@@ -213,9 +213,9 @@ def _data_path(name: str) -> None:
     config = parse({**_plain(), "data": {"name": "image_folder", "path": name, "image_size": 8, "channels": 1}})
     assert isinstance(config.data, ImageFolder)
     if Path.cwd() not in user_path(name, "data.path").resolve().parents:
-        return  # a folder of this machine, which may be large: it is only read
+        return  # another folder of this machine: it would only be read, and may be large
     load_dataset(config.data)
-    raise AssertionError("pictures were found")
+    raise AssertionError(f"pictures were found in {name[:60]!r}")
 
 
 def _by_command(name: str) -> None:
@@ -249,8 +249,8 @@ def _plain() -> dict[str, Any]:
 _PLAIN: dict[str, Any] = {}
 
 
-class _Experiments:
-    """One real ledger, in which studies, experiments and texts of any name are written and read back."""
+class _Ledger:
+    """One real ledger. Studies, experiments and texts with hostile names are written to it and read back."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -279,14 +279,14 @@ class _Experiments:
         config = LedgerConfig(tracking_uri=f"sqlite:///{self._home}/mlflow.db", experiment=experiment)
         config.validate()
         identity = {**IDENTITY, "text": text.encode(errors="replace").decode()}
-        which = Study(name=study, key=f"{self._number:016x}", identity=identity)
+        studied = Study(name=study, key=f"{self._number:016x}", identity=identity)
         ledger = MlflowLedger(config, folder=self._home / "muxfer")
         setting = {"width": 16}
         trial = Trial(key="0" * 16, setting=setting, replicate=0, task={"model": {"a": text}}, lineage={"a": text})
-        lease = ledger.acquire(which)
+        lease = ledger.acquire(studied)
         try:
-            ledger.open(which, {"a": text}, lease)
-            if text.isprintable():  # what else a configuration holds is refused before it comes here
+            ledger.open(studied, {"a": text}, lease)
+            if text.isprintable():  # a configuration with other characters is refused earlier
                 ledger.begin(trial)
             else:
                 ledger.begin(replace(trial, task={"model": {}}, lineage={}))
@@ -301,12 +301,13 @@ class _Experiments:
             )
             ledger.settle(replace(failed, epoch=lease.epoch))
             ledger.flush(60)
-            assert [record.error for record in ledger.records(which)] == [text[:99]]
-            assert [found.key for found in ledger.studies() if found.key == which.key] == [which.key]
+            assert [record.error for record in ledger.records(studied)] == [text[:99]]
+            assert [study.key for study in ledger.studies()].count(studied.key) == 1
         finally:
             lease.release()
             ledger.close()
 
     def close(self) -> None:
+        """The folders of all experiments must differ, also where case is ignored."""
         names = [path.name for path in (self._home / "mlruns").iterdir()] if (self._home / "mlruns").exists() else []
         assert len({name.casefold() for name in names}) == len(names), names

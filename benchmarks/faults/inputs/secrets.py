@@ -1,8 +1,8 @@
-"""Secrets planted in a real sweep: in the configuration, the environment, the tracking URI, the keys of S3.
+"""Secrets planted in a real sweep: in the configuration, the environment, the tracking URI, and the keys of S3.
 
-Every file, every cell of the database, every output and every process's argument list is then searched for each of
-them, as it is, and as a URI, JSON or a shell would write it. The sweep has a model of the user's own, which takes one
-of them as an argument and raises an error that holds it: what others write is kept from records too.
+Then every file, database cell, output and argument list of a process is searched for them. Each secret is looked for
+as it is, and as a URI, JSON or a shell would write it. The sweep's model is the user's own: it takes a secret as an
+argument and raises an error with it, because records must not keep secrets that other code writes either.
 """
 
 import itertools
@@ -11,17 +11,17 @@ import os
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
+from benchmarks.faults.harness.database import read_only
 from benchmarks.faults.harness.promise import assert_promise
 from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.settings import BRIEF, ROOT
@@ -40,12 +40,14 @@ NAMES = (
         "MLFLOW_TRACKING_TOKEN",
     ),
 )
-OVERRULED, SERVERS = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}, {"PLANTED_CONF"}
-"""Those of the environment would overrule what stands in a server's URI; this one stands in no other's."""
+OVERRULING = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
+"""In the environment these would overrule the password of a server's URI, so sweeps with a server do not have them."""
+SERVER_ONLY = {"PLANTED_CONF"}
+"""The user name in a server's URI."""
 LITERAL = "PLANTED_RAW"
-"""This one is in no environment: it stands as it is, with a raw / and @, in URIs."""
+"""This secret is in no environment variable. It stands in URIs as it is, with a raw / and @."""
 WORDS = {"DB_PASSWORD": "begin", "HF_TOKEN": "proxy", "X_TOKEN": "finished", "WORD_SECRET": "cafe"}
-"""Secrets that are words of our own records, or stand in a key."""
+"""Secrets that are also words of muxfer's own records, or part of a trial's key."""
 MODULE = """
 import torch
 from torch import nn
@@ -99,32 +101,32 @@ DESCRIPTION = (
 )
 
 
-def told_nowhere(seed: int, folder: Path, faults: int) -> int:
-    """Sweeps with a secret in every place that they have; every second has a server, the first where `seed` is even."""
+def planted_secrets(seed: int, folder: Path, faults: int) -> int:
+    """Run sweeps with a secret in every place that they have. Those with an even number have a server."""
     rng = random.Random(seed)
     done = 0
     for number in itertools.count(seed):
         server = number % 2 == 0
-        names = [name for name in NAMES if name not in (OVERRULED if server else SERVERS)][: faults - done]
+        names = [name for name in NAMES if name not in (OVERRULING if server else SERVER_ONLY)][: faults - done]
         values = {name: _raw(rng) if name == LITERAL else _value(rng) for name in NAMES}
-        _one(new_folder(folder, number), values, {name: values[name] for name in names}, server=server)
+        _run_and_search(new_folder(folder, number), values, {name: values[name] for name in names}, server=server)
         done += len(names)
         if done == faults:
             if BRIEF not in os.environ:
-                _words(folder / "words")
+                _secrets_that_are_words(folder / "words")
             return done
     raise AssertionError
 
 
-def _words(home: Path) -> None:
-    """With WORDS for secrets a sweep goes as ever: they can't be kept from records, and must not spoil them."""
+def _secrets_that_are_words(home: Path) -> None:
+    """With WORDS as secrets a sweep works as ever. They can't be kept out of records, and must not change them."""
     home.mkdir()
     sweep = Sweep(home, environment=WORDS)
     assert_promise(sweep, sweep.finish())
 
 
 def _value(rng: random.Random) -> str:
-    """As a password may be: letters, digits, and what a URI, JSON and a shell each write in their own way."""
+    """A password: letters, digits, and characters that a URI, JSON and a shell each write in their own way."""
     return "".join(rng.choices("abcdefghjkmnpqrstuvwxyz", k=6)) + f"+{rng.randrange(10**6)}/Z@k%=9"
 
 
@@ -133,62 +135,80 @@ def _raw(rng: random.Random) -> str:
     return "{}/{}@{}".format(*words)
 
 
-def _one(home: Path, values: Mapping[str, str], looked_for: Mapping[str, str], *, server: bool) -> None:
-    """Sweep (of two trials one fails), report, configure, get refused; then search."""
-    (home / "planted_model.py").write_text(MODULE)
-    (home / "conf" / "model").mkdir(parents=True)
-    (home / "conf" / "ledger").mkdir()
-    (home / "conf" / "model" / "planted.yaml").write_text(MODEL)
-    (home / "sweeps").mkdir()
-    told = json.dumps(DESCRIPTION.format(raw=values[LITERAL]))
-    packaged = (ROOT / "sweeps" / "lr-width.yaml").read_text()
-    (home / "sweeps" / "lr-width.yaml").write_text(re.sub("(?m)^description: .*$", f"description: {told}", packaged))
+def _run_and_search(home: Path, values: Mapping[str, str], secrets: Mapping[str, str], *, server: bool) -> None:
+    """Run a sweep of which one trial of two fails, and other commands; then search everything for the secrets."""
     with _server(home) if server else _database(home) as (uri, database):
-        user = f"{quote(values['PLANTED_CONF'], safe='')}:${{oc.env:PLANTED_URI}}@"
-        given = uri.replace("://", f"://{user}") if server else uri
-        (home / "conf" / "ledger" / "planted.yaml").write_text(LEDGER.format(uri=json.dumps(given)))
-        given_names = {name: value for name, value in values.items() if name != LITERAL}
-        environment = {**given_names, "PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
+        own = _write_study(home, values, uri, server=server)
+        environment = {name: value for name, value in values.items() if name != LITERAL}
+        environment |= {"PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
         if server:
-            environment = {name: value for name, value in environment.items() if name not in OVERRULED}
+            environment = {name: value for name, value in environment.items() if name not in OVERRULING}
         sweep = Sweep(home, OVERRIDES, environment=environment, database=database)
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        outputs = []
-        with _watched(looked_for) as seen:
-            for command, arguments, code in (
-                ("sweep", [], 3),
-                ("report", [], 0),
-                ("verdict", [], 6),
-                ("sweep", ["compute.address=${oc.env:PLANTED_ADDRESS}"], 2),
-            ):
-                beside = _user_interface(home, env, values["PLANTED_URI"]) if code == 2 else nullcontext()
-                with beside:
-                    ended = sweep.run("--plugin", "planted_model", *arguments, command=command)
-                assert ended.code == code, f"{command}: exit {ended.code}, expected {code}: {ended.err[-1500:]}"
-                outputs.append(f"{command}: {ended.out}\n{ended.err}")
-            config = [sys.executable, "-m", "muxfer", "config", "lr-width", *OVERRIDES]
-            shown = subprocess.run(config, cwd=home, env=env, capture_output=True, text=True, timeout=120, check=True)
-            outputs.append(f"config: {shown.stdout}{shown.stderr}")
-            assert "${oc.env:PLANTED_ARGUMENT}" in shown.stdout, shown.stdout
-            away = {"MLFLOW_TRACKING_URI": f"postgresql://someone:{values[LITERAL]}@127.0.0.1:9/none"}
-            status = [sys.executable, "-m", "muxfer", "status"]
-            refused = subprocess.run(status, cwd=home, env=env | away, capture_output=True, text=True, timeout=120)
-            assert refused.returncode == 2, refused.stderr
-            outputs.append(f"status: {refused.stdout}{refused.stderr}")
+        with _watched(secrets) as seen:
+            outputs = _run_commands(sweep, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, values)
         assert not seen, seen
-        for own in (home / "conf" / "ledger" / "planted.yaml", home / "sweeps" / "lr-width.yaml"):
-            own.write_text("")  # they hold some of them literally: the user's own files, which nobody else wrote
+        for file in own:
+            file.write_text("")  # the user's own files hold some secrets as they are, and muxfer did not write them
         for text in outputs:
-            _search(text.encode(), text.partition(":")[0], looked_for)
+            _search(text.encode(), text.partition(":")[0], secrets)
         for file in home.rglob("*"):
             if file.is_file():
-                _search(file.read_bytes(), str(file.relative_to(home)), looked_for)
-        _search_cells(database, looked_for)
-        _recorded_by_name(database)
+                _search(file.read_bytes(), str(file.relative_to(home)), secrets)
+        _search_cells(database, secrets)
+        _assert_recorded_by_name(database)
 
 
-def _recorded_by_name(database: Path) -> None:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+def _write_study(home: Path, values: Mapping[str, str], uri: str, *, server: bool) -> list[Path]:
+    """Write the model, its configuration, the ledger's and the sweep. Returns the files that hold secrets as text."""
+    (home / "planted_model.py").write_text(MODULE)
+    (home / "conf" / "model").mkdir(parents=True)
+    (home / "conf" / "model" / "planted.yaml").write_text(MODEL)
+    user = f"{quote(values['PLANTED_CONF'], safe='')}:${{oc.env:PLANTED_URI}}@"
+    tracking_uri = uri.replace("://", f"://{user}") if server else uri
+    ledger = home / "conf" / "ledger" / "planted.yaml"
+    ledger.parent.mkdir()
+    ledger.write_text(LEDGER.format(uri=json.dumps(tracking_uri)))
+    description = json.dumps(DESCRIPTION.format(raw=values[LITERAL]))
+    packaged = (ROOT / "sweeps" / "lr-width.yaml").read_text()
+    study = home / "sweeps" / "lr-width.yaml"
+    study.parent.mkdir()
+    study.write_text(re.sub("(?m)^description: .*$", f"description: {description}", packaged))
+    return [ledger, study]
+
+
+def _run_commands(sweep: Sweep, env: Mapping[str, str], values: Mapping[str, str]) -> list[str]:
+    """Run the sweep, its report and verdict, a refused sweep beside `muxfer ui`, config and status: their outputs."""
+    outputs = []
+    for command, arguments, code in (
+        ("sweep", [], 3),
+        ("report", [], 0),
+        ("verdict", [], 6),
+        ("sweep", ["compute.address=${oc.env:PLANTED_ADDRESS}"], 2),
+    ):
+        beside = _user_interface(sweep.folder, env, values["PLANTED_URI"]) if code == 2 else nullcontext()
+        with beside:
+            ended = sweep.run("--plugin", "planted_model", *arguments, command=command)
+        assert ended.code == code, f"{command}: exit {ended.code}, expected {code}: {ended.err[-1500:]}"
+        outputs.append(f"{command}: {ended.out}\n{ended.err}")
+    shown = _muxfer(sweep.folder, env, "config", "lr-width", *OVERRIDES)
+    assert shown.returncode == 0, shown.stderr
+    assert "${oc.env:PLANTED_ARGUMENT}" in shown.stdout, shown.stdout
+    away = {"MLFLOW_TRACKING_URI": f"postgresql://someone:{values[LITERAL]}@127.0.0.1:9/none"}
+    refused = _muxfer(sweep.folder, {**env, **away}, "status")
+    assert refused.returncode == 2, refused.stderr
+    outputs.append(f"config: {shown.stdout}{shown.stderr}")
+    outputs.append(f"status: {refused.stdout}{refused.stderr}")
+    return outputs
+
+
+def _muxfer(home: Path, env: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "muxfer", *arguments]
+    return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=120)
+
+
+def _assert_recorded_by_name(database: Path) -> None:
+    """`${oc.env:NAME}` must be recorded as such."""
+    with read_only(database) as connection:
         tags = "".join(value for (value,) in connection.execute("select value from tags where key like 'muxfer.%'"))
         params = dict(connection.execute("select key, value from params"))
     for text in (
@@ -196,23 +216,23 @@ def _recorded_by_name(database: Path) -> None:
         "of ${oc.env:PLANTED_DESCRIPTION}",
         "${oc.decode:${oc.env:PLANTED_STEPS}}",
     ):
-        assert text in tags, f"{text} is not what was recorded"
+        assert text in tags, f"{text} was not recorded as such"
     assert "${oc.env:PLANTED_ARGUMENT}" in params["model.arguments"], params
 
 
-def _search_cells(database: Path, looked_for: Mapping[str, str]) -> None:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+def _search_cells(database: Path, secrets: Mapping[str, str]) -> None:
+    with read_only(database) as connection:
         for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
             for row in connection.execute(f'select * from "{table}"'):
-                _search(repr(row).encode(), f"table {table}", looked_for)
+                _search(repr(row).encode(), f"table {table}", secrets)
 
 
-def _search(content: bytes, where: str, looked_for: Mapping[str, str]) -> None:
-    for name, value in looked_for.items():
+def _search(content: bytes, where: str, secrets: Mapping[str, str]) -> None:
+    for name, value in secrets.items():
         for form in _forms(value):
             place = content.find(form)
             around = content[max(0, place - 60) : place + 20]
-            assert place < 0, f"{name} stands in {where}: ...{around!r}..., which begins {content[:100]!r}"
+            assert place < 0, f"{name} stands in {where}: ...{around!r}..., which begins with {content[:100]!r}"
 
 
 @cache
@@ -223,10 +243,10 @@ def _forms(value: str) -> frozenset[bytes]:
 
 
 @contextmanager
-def _watched(looked_for: Mapping[str, str]) -> Iterator[list[str]]:
-    """Meanwhile every process's arguments, and Ray's logs, are searched again and again.
+def _watched(secrets: Mapping[str, str]) -> Iterator[list[str]]:
+    """Search the arguments of every process, and Ray's logs, again and again. Yields the list of what was seen.
 
-    Not Tune's own state, which holds the tasks it runs: it lies where only this user may enter, and goes with Ray.
+    Tune's own state holds the tasks and is not searched. Only this user may enter its folder, which goes away with Ray.
     """
     seen: list[str] = []
     known: dict[Path, tuple[int, int]] = {}
@@ -245,12 +265,12 @@ def _watched(looked_for: Mapping[str, str]) -> Iterator[list[str]]:
             for file in files:
                 with suppress(OSError):
                     size = file.stat().st_size, file.stat().st_mtime_ns
-                    if size[0] and known.get(file) == size:  # a log that nobody has written to since
+                    if size[0] and known.get(file) == size:  # nothing was written to it since
                         continue
                     known[file] = size
                     content = file.read_bytes()
                     try:
-                        _search(content, str(file), looked_for)
+                        _search(content, str(file), secrets)
                     except AssertionError as error:
                         seen.append(str(error))
             if seen:
@@ -267,7 +287,7 @@ def _watched(looked_for: Mapping[str, str]) -> Iterator[list[str]]:
 
 @contextmanager
 def _user_interface(home: Path, env: Mapping[str, str], secret: str) -> Iterator[None]:
-    """`muxfer ui` on a database with a password: for as long as it lives, its arguments are being watched."""
+    """Run `muxfer ui` on a database with a password for up to six seconds, so that its arguments are watched."""
     uri = f"postgresql://someone:{secret}@127.0.0.1:9/none"
     with subprocess.Popen(
         [sys.executable, "-m", "muxfer", "ui", "--port", "0"],
@@ -294,6 +314,6 @@ def _database(home: Path) -> Iterator[tuple[str, Path]]:
 
 @contextmanager
 def _server(home: Path) -> Iterator[tuple[str, Path]]:
-    """A real server on loopback; it has no users, and takes whatever name and password it is given."""
+    """A real server on loopback. It has no users and accepts every name and password."""
     with serving(home / "server") as proxy:
         yield proxy.uri, proxy.database

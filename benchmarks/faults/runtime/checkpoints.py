@@ -1,4 +1,4 @@
-"""Damaged checkpoints."""
+"""Checkpoints that are not what was written: cut, with flipped bits, empty, missing, or of another trial."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.faults.harness.moments import wait_for
-from benchmarks.faults.harness.one_trial import finish_trial, make_job, weights_digest
+from benchmarks.faults.harness.one_trial import finish_trial, make_job, train_to, weights_digest
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, SETTLE_SECONDS, STEPS
 from benchmarks.faults.harness.sweep import Sweep, new_folder
@@ -20,23 +20,22 @@ from muxfer.executors.worker import TrialRun
 
 CUTS, FLIPS = 50, 200
 RESUMED = 4
-"""So many of the damaged trials are trained to the end: 0.5 s each."""
+"""How many of the damaged trials are trained to the end, which takes 0.5 s each."""
 Damage = Callable[[Path], None]
 
 
 def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
-    """A trial's newest checkpoint cut, flipped, empty, missing, another trial's: the one before is used, bit for bit.
+    """Damage a trial's newest checkpoint. The one before it must be used, and the final weights must be bit-equal.
 
-    All kinds are 253 faults; fewer are drawn from them. With all of them the first is caused below a killed sweep.
+    There are 253 damages; fewer faults are a random choice of them. With all 253, a killed sweep's checkpoints are
+    damaged as well.
     """
     from muxfer.training import checkpoint
 
     rng = random.Random(seed)
     logging.getLogger("muxfer.training.checkpoint").setLevel(logging.ERROR)
     job = make_job(folder)
-    run = TrialRun(job)
-    while run.trainer.step < 3 * CHECKPOINT_EVERY:
-        run.advance(0.0)
+    train_to(job, 3 * CHECKPOINT_EVERY)
     expected = reference("lr-width", GRID)["weights"][job.trial.key]
     pristine = folder / "pristine"
     shutil.copytree(job.folder, pristine)
@@ -52,33 +51,34 @@ def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
         shutil.copytree(pristine, job.folder)
         (target,) = Path(job.folder).glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
         damage(target)
-        found = checkpoint.load_newest(job.folder, key=job.trial.key)
-        assert found is not None, f"{name}: nothing was found"
-        assert found.snapshot.step == 2 * CHECKPOINT_EVERY, f"{name}: step {found.snapshot.step} was taken"
+        loaded = checkpoint.load_newest(job.folder, key=job.trial.key)
+        assert loaded is not None, f"{name}: no checkpoint was loaded"
+        assert loaded.snapshot.step == 2 * CHECKPOINT_EVERY, f"{name}: step {loaded.snapshot.step} was loaded"
         if number < RESUMED:
             again = TrialRun(job)
             record = finish_trial(again)
-            assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: went on at {record.resumed_at}"
-            assert weights_digest(job) == expected, f"{name}: other weights than the uninterrupted trial's"
+            assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: resumed at {record.resumed_at}"
+            assert weights_digest(job) == expected, f"{name}: weights differ from the uninterrupted trial's"
     if faults == len(damages):
-        _below_a_sweep(new_folder(folder, 0), rng)
+        _damage_below_a_sweep(new_folder(folder, 0), rng)
     return faults
 
 
 def _damages(checkpoint: Path, rng: random.Random) -> list[tuple[str, Damage]]:
-    """Each kind with its name: cuts at places evenly spread over all bytes of all files, bits anywhere."""
+    """Every damage with its name. Cuts are spread evenly over all bytes of all files; flipped bits are random."""
     sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir())}
     total = sum(sizes.values())
-    cuts = [_place(sizes, (number * total + rng.randrange(total)) // CUTS) for number in range(CUTS)]
+    cuts = [_file_and_offset(sizes, (number * total + rng.randrange(total)) // CUTS) for number in range(CUTS)]
     flips = rng.sample(range(8 * total), FLIPS)
-    found: list[tuple[str, Damage]] = [(f"{name} cut at {place}", _cut(name, place)) for name, place in cuts]
+    damages: list[tuple[str, Damage]] = [(f"{name} cut at {place}", _cut(name, place)) for name, place in cuts]
     for bit in flips:
-        name, place = _place(sizes, bit // 8)
-        found.append((f"bit {bit % 8} of byte {place} of {name} flipped", _flip(name, place, bit % 8)))
-    return [*found, ("empty", _emptied), ("missing", _removed), ("another trial's", _relabelled)]
+        name, place = _file_and_offset(sizes, bit // 8)
+        damages.append((f"bit {bit % 8} of byte {place} of {name} flipped", _flip(name, place, bit % 8)))
+    return [*damages, ("empty", _emptied), ("missing", _removed), ("another trial's", _relabelled)]
 
 
-def _place(sizes: Mapping[str, int], byte: int) -> tuple[str, int]:
+def _file_and_offset(sizes: Mapping[str, int], byte: int) -> tuple[str, int]:
+    """The file that holds this byte of all files together, and its offset there."""
     for name, size in sizes.items():
         if byte < size:
             return name, byte
@@ -111,7 +111,7 @@ def _removed(checkpoint: Path) -> None:
 
 
 def _relabelled(checkpoint: Path) -> None:
-    """As another trial would have left it: whole, with a manifest that fits, of another key."""
+    """Make it another trial's: whole, with a manifest that matches, but with another key."""
     state = checkpoint / "state.json"
     content = json.dumps({**json.loads(state.read_text()), "key": "0" * 16}).encode()
     state.write_bytes(content)
@@ -121,8 +121,8 @@ def _relabelled(checkpoint: Path) -> None:
     manifest.write_text(json.dumps({"files": files}))
 
 
-def _below_a_sweep(folder: Path, rng: random.Random) -> None:
-    """The same through the command: a driver dies, the newest checkpoints are damaged, the next command converges."""
+def _damage_below_a_sweep(folder: Path, rng: random.Random) -> None:
+    """The same through the command: a driver is killed, its newest checkpoints are damaged, the next one converges."""
     killed = Sweep(folder)
     process = killed.start()
     assert wait_for(lambda: any(step >= 2 * CHECKPOINT_EVERY for step in killed.checkpoints().values()), process)

@@ -1,8 +1,8 @@
-"""Disks that are full, and checkpoints that are not what was written.
+"""Full disks: under the checkpoints, the spool, the database, and the report.
 
-The disks are tmpfs of 4 MB, mounted in a mount namespace of the case's own, so they go with its process; the database
-has a larger one, for MLflow's alone outgrows that. Only root can mount: elsewhere the gate fails and says so, and the
-test suite's single fault is a limit on the size of files.
+Each disk is a tmpfs of 4 MB in a mount namespace of the case, so it goes away with the case's process. The database has
+a larger one, because MLflow's tables alone need more than 4 MB. Only root can mount. Without root the gate fails with
+a message, and the one fault of the test suite is a limit on the size of files.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.faults.harness.moments import wait_for
-from benchmarks.faults.harness.one_trial import finish_trial, make_job, make_request, weights_digest
+from benchmarks.faults.harness.one_trial import finish_trial, make_job, make_request, train_to, weights_digest
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.refusals import refusal
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID
@@ -28,15 +28,15 @@ MEGABYTES = 4
 DATABASE_MEGABYTES = 16
 NEW_MOUNT_NAMESPACE = 0x00020000
 BUDGET = "checkpoints.budget_gb=0.1"
-"""More than the disk has: what others filled it with came after the sweep was planned."""
+"""More than the disk has: it fills up after the sweep was planned."""
 IMPATIENT = "ledger.patience_seconds=3"
 
 
 def disk_full(seed: int, folder: Path, faults: int) -> int:
-    """Pairs of faults on one sweep: the checkpoints' disk, then the spool's; the database's, then the report's."""
+    """Two faults a sweep: a full disk for checkpoints, then for the spool; or for the database, then for the report."""
     rng = random.Random(seed)
     if not _own_mounts():
-        assert faults == 1, "a full disk is a tmpfs here, which only root can mount: run the bench as root"
+        assert faults == 1, "this row mounts a small tmpfs, which only root can do: run the bench as root"
         return _file_too_large(folder, rng)
     caused = 0
     while caused < faults:
@@ -46,17 +46,17 @@ def disk_full(seed: int, folder: Path, faults: int) -> int:
 
 
 class Disk:
-    """A tmpfs that can be filled but for some bytes, and emptied of the ballast again."""
+    """A tmpfs that can be filled with ballast up to some free bytes, and freed of it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._ballast = path / "ballast"
 
-    def fill(self, leave: int) -> None:
+    def fill(self, free_bytes: int) -> None:
         with self._ballast.open("ab") as file:
             for _ in range(100):  # others write at the same time
-                room = os.statvfs(self.path)
-                more = room.f_bavail * room.f_frsize - leave
+                disk = os.statvfs(self.path)
+                more = disk.f_bavail * disk.f_frsize - free_bytes
                 if more <= 0:
                     return
                 try:
@@ -79,14 +79,14 @@ def _disk(path: Path, megabytes: int = MEGABYTES) -> Iterator[Disk]:
 
 
 def _smallest_checkpoint(trials: Path) -> int:
-    """In bytes; looked at again where one was removed meanwhile."""
+    """The size in bytes of the smallest checkpoint. A checkpoint may be removed meanwhile; then it looks again."""
     while True:
         with suppress(FileNotFoundError):
             return min(_bytes(path.parent) for path in listed(trials, "*/attempt-*/step-*/manifest.json"))
 
 
 def _own_mounts() -> bool:
-    """A mount namespace for this process and its children; False where that is not allowed."""
+    """Give this process and its children a mount namespace of their own. False if that is not allowed."""
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNT_NAMESPACE) != 0:
         return False
     done = subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True)
@@ -95,7 +95,7 @@ def _own_mounts() -> bool:
 
 def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int:
     sweep = Sweep(folder, GRID)
-    trials = make_request(folder).home / "trials"
+    trials = make_request(folder).files.path / "trials"
     with _disk(folder / "muxfer") as home, _disk(trials) as checkpoints:
         refused = sweep.run().expect(2)
         assert "is left alone" in refused.last_line, refused.last_line
@@ -103,24 +103,24 @@ def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int
         number = rng.randint(1, 2)
         assert wait_for(lambda: len(sweep.checkpoints()) >= number, process)
         smallest = _smallest_checkpoint(trials)
-        checkpoints.fill(leave=rng.randrange(smallest))
+        checkpoints.fill(free_bytes=rng.randrange(smallest))
         ended = sweep.end(process)
         assert ended.code == 3, f"exit {ended.code}: {ended.err[-2000:]}"
         assert "Traceback" not in ended.err, ended.err[-2000:]
         lines = [line for line in ended.err.splitlines() if line.startswith("failed")]
         assert lines, ended.err[-2000:]
         assert all("can't be written (No space left on device)" in line for line in lines), lines
-        _whole(trials)
+        _assert_whole(trials)
         checkpoints.free()
         if faults == 2:
-            home.fill(leave=4096 * rng.randrange(4))
+            home.fill(free_bytes=4096 * rng.randrange(4))
             ended = sweep.run(BUDGET).expect(2)
             assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
-            _recorded(sweep)
+            _assert_recorded(sweep)
             home.free()
-        answer = sweep.run(BUDGET).expect(0).answer
-        assert faults == 1 or answer["ran"] == 0
-        assert_promise(sweep, answer)
+        result = sweep.run(BUDGET).expect(0).result
+        assert faults == 1 or result["ran"] == 0
+        assert_promise(sweep, result)
     return faults
 
 
@@ -129,25 +129,25 @@ def _database_then_report(folder: Path, rng: random.Random, faults: int) -> int:
     uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
     sweep = Sweep(folder, GRID, environment=uri, database=database)
     arguments = (BUDGET, IMPATIENT, f"output_dir={folder / 'muxfer'}")
-    trials = make_request(folder).home / "trials"
+    trials = make_request(folder).files.path / "trials"
     with _disk(folder / "muxfer") as home, _disk(trials), _disk(database.parent, DATABASE_MEGABYTES) as disk:
         if rng.random() < 0.5:
-            disk.fill(leave=rng.randrange(600_000))
+            disk.fill(free_bytes=rng.randrange(600_000))
             process = sweep.start(*arguments)
         else:
             process = sweep.start(*arguments)
             assert wait_for(lambda: any(run.points for run in sweep.runs().values()), process)
-            disk.fill(leave=0)
+            disk.fill(free_bytes=0)
         ended = sweep.end(process).expect(4)
         assert "the disk is full" in ended.last_line, ended.last_line
         disk.free()
         if faults == 2:
-            home.fill(leave=rng.randrange(4096, 400_000))
+            home.fill(free_bytes=rng.randrange(4096, 400_000))
             ended = sweep.run(*arguments).expect(2)
             assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
-            _recorded(sweep)
+            _assert_recorded(sweep)
             home.free()
-        assert_promise(sweep, sweep.run(*arguments).expect(0).answer)
+        assert_promise(sweep, sweep.run(*arguments).expect(0).result)
     return faults
 
 
@@ -155,17 +155,17 @@ def _bytes(checkpoint: Path) -> int:
     return sum(path.stat().st_size for path in checkpoint.iterdir())
 
 
-def _whole(trials: Path) -> None:
-    """Every checkpoint that has its final name is what its manifest says, and nothing else lies about."""
+def _assert_whole(trials: Path) -> None:
+    """Every checkpoint with a final name must match its manifest, and nothing else may lie beside them."""
     for path in trials.glob("*/attempt-*/*"):
         assert path.name.startswith("step-"), f"{path} was left behind"
         files = json.loads((path / "manifest.json").read_text())["files"]
-        for name, told in files.items():
-            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == told["sha256"], f"{path / name} is cut"
+        for name, entry in files.items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == entry["sha256"], f"{path / name} is cut"
 
 
-def _recorded(sweep: Sweep) -> None:
-    """The ledger has all of it, whatever else could not be written."""
+def _assert_recorded(sweep: Sweep) -> None:
+    """The ledger must hold every point and record, whatever else could not be written."""
     expected = reference(sweep.name, sweep.overrides)["points"]
     runs = sweep.runs()
     assert {key: [list(point) for point in run.points] for key, run in runs.items()} == expected
@@ -173,21 +173,19 @@ def _recorded(sweep: Sweep) -> None:
 
 
 def _file_too_large(folder: Path, rng: random.Random) -> int:
-    """A refusal by the kernel in the middle of a file, for lack of a disk to fill: the trial goes on from before it."""
+    """Without a disk to fill, the kernel refuses a write in the middle of a file. The trial resumes from before it."""
     job = make_job(folder)
-    run = TrialRun(job)
-    while run.trainer.step < 3 * CHECKPOINT_EVERY:
-        run.advance(0.0)
+    run = train_to(job, 3 * CHECKPOINT_EVERY)
     (newest,) = Path(job.folder).glob(f"attempt-*/step-{3 * CHECKPOINT_EVERY:08d}")
     largest = max(path.stat().st_size for path in newest.iterdir())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1000, largest), before[1]))
     try:
-        told = refusal(lambda: finish_trial(run))
+        error = refusal(lambda: finish_trial(run))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "can't be written" in told, told or "the checkpoint was written although the kernel refused"
-    _whole(Path(job.folder).parent)
+    assert "can't be written" in error, error or "the checkpoint was written although the kernel refused"
+    _assert_whole(Path(job.folder).parent)
     again = TrialRun(job)
     assert again.resumed_at == 3 * CHECKPOINT_EVERY
     finish_trial(again)

@@ -1,4 +1,4 @@
-"""Processes that die or are told to stop: the driver, a trial's own, Ray's; and the signals that ask for an end."""
+"""Processes that die or get a signal: the driver, the process of a trial, Ray's own."""
 
 import itertools
 import os
@@ -15,35 +15,34 @@ from benchmarks.faults.harness.moments import random_moment, wait_for
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.row import Case
 from benchmarks.faults.harness.settings import ADAPTIVE, GRID
-from benchmarks.faults.harness.sweep import Ended, Sweep, listed, new_folder
+from benchmarks.faults.harness.sweep import Exit, Sweep, listed, new_folder
 from muxfer.processes import start_time
 
 STOP_SECONDS = 30.0
 """How long a command may take to end after a signal, or after Ray died."""
 KINDS = ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGUSR1, False))
-"""Signals, and whether the whole process group gets it."""
+"""Signals, and whether the whole process group gets them."""
 RAY = ("gcs_server", "raylet")
-SOME_CUT = 10
-"""Of so many kills of trials one at least must fall into the write of a checkpoint."""
+KILLS_WITH_CUT = 10
+"""Among this many kills of trials, at least one must fall into the write of a checkpoint."""
+
+Interruption = Callable[[Sweep, random.Random], Exit | None]
+"""Start the command and interrupt it while it runs. Returns its exit if it ended with 0 before that, else None."""
 
 
-Hurt = Callable[[Sweep, random.Random], Ended | None]
-"""Start the command, and hurt it while it runs; how it ended where that was with 0, before it could be hurt."""
-
-
-def hurting(*hurts: Hurt, overrides: Callable[[int], Sequence[str]] = lambda seed: GRID) -> Case:
-    """A case of these in turn, each time followed at once by the same command; then it must converge."""
+def interrupting(*kinds: Interruption, overrides: Callable[[int], Sequence[str]] = lambda seed: GRID) -> Case:
+    """A case of these interruptions in turn. The same command follows each at once; at the end it must converge."""
 
     def case(seed: int, folder: Path, faults: int) -> int:
         rng = random.Random(seed)
         caused = 0
         for number in itertools.count():
             sweep, ended = Sweep(new_folder(folder, number), overrides(seed)), None
-            reference(sweep.name, sweep.overrides)  # makes it where there is none: nobody waits to be hurt meanwhile
+            reference(sweep.name, sweep.overrides)  # made now, so that no interruption waits for it
             while caused < faults and ended is None:
-                ended = hurts[(seed + caused) % len(hurts)](sweep, rng)
+                ended = kinds[(seed + caused) % len(kinds)](sweep, rng)
                 caused += ended is None
-            assert_promise(sweep, sweep.finish() if ended is None else ended.answer)
+            assert_promise(sweep, sweep.finish() if ended is None else ended.result)
             if caused == faults:
                 return caused
         raise AssertionError
@@ -51,178 +50,182 @@ def hurting(*hurts: Hurt, overrides: Callable[[int], Sequence[str]] = lambda see
     return case
 
 
-def _kill_driver(sweep: Sweep, rng: random.Random) -> Ended | None:
-    """With a lease of ten minutes: a command that waited for it instead of taking over would not end in time."""
+def _kill_driver(sweep: Sweep, rng: random.Random) -> Exit | None:
+    """The lease lasts ten minutes: a command that waits for it instead of taking over does not end in time."""
     process = sweep.start("ledger.lease_seconds=600")
     if rng.random() < 0.1:  # before it has done anything
         time.sleep(rng.uniform(0.0, 1.0))
     else:
         random_moment(sweep, process, rng)
     process.kill()
-    return _whole(sweep.end(process).expect(-signal.SIGKILL, 0))
+    return _if_finished(sweep.end(process).expect(-signal.SIGKILL, 0))
 
 
-def _whole(ended: Ended) -> Ended | None:
+def _if_finished(ended: Exit) -> Exit | None:
     return ended if ended.code == 0 else None
 
 
-def _kill_ray(sweep: Sweep, rng: random.Random) -> Ended | None:
-    """Its gcs or raylet, also while Ray starts: the command says so and ends."""
+def _kill_ray(sweep: Sweep, rng: random.Random) -> Exit | None:
+    """Kill Ray's gcs or raylet, also while Ray starts. The command must report it and end."""
     name = rng.choice(RAY)
     process = sweep.start()
-    if not wait_for(lambda: _named(sweep, name), process):
+    if not wait_for(lambda: _processes_named(sweep, name), process):
         return sweep.end(process).expect(0)
-    pid = _named(sweep, name)[0]
+    pid = _processes_named(sweep, name)[0]
     if rng.random() < 0.5:
-        _next_checkpoint(sweep, process)
+        _wait_for_next_checkpoint(sweep, process)
     time.sleep(rng.uniform(0.0, 2.0))
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    ended = sweep.end(process, timeout=STOP_SECONDS).expect(3, 0)
-    # With 0 Ray had done its work.
-    assert ended.code == 0 or f"Ray's {name} (pid {pid}) died" in ended.last_line, ended.err[-2000:]
-    return _whole(ended)
+    ended = sweep.end(process, timeout=STOP_SECONDS).expect(3, 0)  # 0: all trials were already done
+    assert ended.code == 0 or f"{name} (pid {pid}) died" in ended.last_line, ended.err[-2000:]
+    return _if_finished(ended)
 
 
-def _stop(signum: signal.Signals, to_group: bool) -> Hurt:
-    """A signal at a random moment from the first millisecond on."""
+def _stop(signum: signal.Signals, to_group: bool) -> Interruption:
+    """Send a signal at a random moment, from the first millisecond on."""
 
-    def stop(sweep: Sweep, rng: random.Random) -> Ended | None:
+    def stop(sweep: Sweep, rng: random.Random) -> Exit | None:
         process = sweep.start()
         chance = rng.random()
         if chance < 0.5:
             random_moment(sweep, process, rng)
         else:
             if chance < 0.75:
-                _next_checkpoint(sweep, process)
+                _wait_for_next_checkpoint(sweep, process)
             time.sleep(rng.uniform(0.0, 2.0))
-        began, born = _handles(process.pid), start_time(process.pid)
+        has_handlers, born = _has_handlers(process.pid), start_time(process.pid)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signum) if to_group else process.send_signal(signum)
         ended = sweep.end(process, timeout=STOP_SECONDS)
-        if ended.code == 0:  # it was faster
+        if ended.code == 0:  # it finished before the signal came
             return ended.expect(0)
         code = 130 if signum == signal.SIGINT else 143
-        if began:
+        if has_handlers:
             ended.expect(code)
             assert signum.name in ended.last_line, ended.err[-2000:]
-        else:  # Python itself was starting: not a line of ours had run
+        else:  # Python itself was starting, and no line of muxfer had run
             assert ended.code in (code, -signum, 1), f"exit {ended.code}: {ended.err[-2000:]}"
-        if rng.random() < 0.5:  # else the next one starts while the last processes of this one are dying
-            sweep.nobody_left(since=born)
+        if rng.random() < 0.5:  # else the next command starts while the last processes of this one are dying
+            sweep.assert_no_processes(since=born or 0)
         return None
 
     return stop
 
 
 def trial_killed(seed: int, folder: Path, faults: int) -> int:
-    """kill -9 of trials' processes, many in one sweep, half of them as they begin to write a checkpoint."""
+    """kill -9 of processes of trials, many in one sweep, half of them as they begin to write a checkpoint."""
     rng = random.Random(seed)
     killed = cut = 0
     for number in itertools.count():
         sweep = Sweep(new_folder(folder, number))
-        count, halves, ended = _kill_trials(sweep, rng, most=faults - killed)
-        killed, cut = killed + count, cut + halves
-        assert_promise(sweep, ended.answer)
+        num_killed, num_cut, ended = _kill_trials(sweep, rng, most=faults - killed)
+        killed, cut = killed + num_killed, cut + num_cut
+        assert_promise(sweep, ended.result)
         if killed == faults:
-            assert cut or faults < SOME_CUT, f"none of {killed} kills fell into the write of a checkpoint"
+            assert cut or faults < KILLS_WITH_CUT, f"none of {killed} kills fell into the write of a checkpoint"
             return killed
     raise AssertionError
 
 
-def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[int, int, Ended]:
-    """One command; how many it lost, how many of them inside a write, and how it ended: with 0."""
+def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[int, int, Exit]:
+    """Run one command and kill processes of its trials.
+
+    Returns how many were killed, how many of them inside a write, and the exit of the command, which must be 0.
+    """
     process = sweep.start("compute.max_failures=1000")
     newest: dict[tuple[str, str], int] = {}
     victims: set[int] = set()
-    cut = 0
+    num_cut = 0
     while len(victims) < most:
         writing = rng.random() < 0.5
         time.sleep(rng.uniform(0.0, 0.5))
-        pid = _trial_process(sweep, process, victims, writing=writing)
+        pid = _process_of_a_trial(sweep, process, victims, writing=writing)
         if pid is None:
             break
         if not writing:
             time.sleep(rng.uniform(0.0, 1.5))
-        _note(sweep, newest)
+        _note_attempts(sweep, newest)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             victims.add(pid)
-            cut += _cut_a_write(sweep, pid)
+            num_cut += _cut_a_write(sweep, pid)
     while process.poll() is None:
-        _note(sweep, newest)
+        _note_attempts(sweep, newest)
         time.sleep(0.05)
     ended = sweep.end(process).expect(0)
     for key, run in sweep.runs().items():
         attempts = sorted(attempt for known, attempt in newest if known == key)
         before = max((newest[key, attempt] for attempt in attempts[:-1]), default=0)
         resumed_at = run.record["resumed_at"]
-        assert resumed_at >= before, f"trial {key} began again at {resumed_at} with a checkpoint at {before}"
-    return len(victims), cut, ended
+        assert resumed_at >= before, (
+            f"trial {key} started again at {resumed_at}, although it had a checkpoint at {before}"
+        )
+    return len(victims), num_cut, ended
 
 
-def _kill_trial(sweep: Sweep, rng: random.Random) -> Ended | None:
-    count, _, ended = _kill_trials(sweep, rng)
-    return None if count else ended
+def _kill_trial(sweep: Sweep, rng: random.Random) -> Exit | None:
+    num_killed, _, ended = _kill_trials(sweep, rng)
+    return None if num_killed else ended
 
 
-driver_killed = hurting(_kill_driver, overrides=lambda seed: ADAPTIVE if seed % 3 == 2 else GRID)
-ray_killed = hurting(_kill_ray)
-stopped = hurting(*(_stop(*kind) for kind in KINDS))
-one_of_each = hurting(_kill_driver, _stop(signal.SIGTERM, True), _kill_ray, _kill_trial)
-"""What the tests have of the four rows above."""
+driver_killed = interrupting(_kill_driver, overrides=lambda seed: ADAPTIVE if seed % 3 == 2 else GRID)
+ray_killed = interrupting(_kill_ray)
+stopped = interrupting(*(_stop(*kind) for kind in KINDS))
+one_of_each = interrupting(_kill_driver, _stop(signal.SIGTERM, True), _kill_ray, _kill_trial)
+"""The test suite's case of the four rows above."""
 
 
-def _trial_process(sweep: Sweep, process: "subprocess.Popen[str]", but: set[int], *, writing: bool) -> int | None:
-    """A process that holds a trial, or is writing its checkpoint; None where the command ended before there was one."""
-    found: list[int] = []
+def _process_of_a_trial(sweep: Sweep, process: "subprocess.Popen[str]", but: set[int], *, writing: bool) -> int | None:
+    """A process that holds a trial, or that writes its checkpoint. None if the command ended before there was one."""
+    pids: list[int] = []
 
-    def find() -> bool:
+    def look() -> bool:
         if writing:
             for temporary in listed(sweep.folder, "muxfer/*/trials/*/attempt-*/.step-*.tmp"):
-                found.append(int(temporary.name.split(".")[-2]))
+                pids.append(int(temporary.name.split(".")[-2]))
         else:
-            found.extend(pid for pid, title in sweep.processes().items() if title.startswith("ray::TrialActor"))
-        found[:] = [pid for pid in found if pid not in but]
-        return bool(found)
+            pids.extend(pid for pid, title in sweep.processes().items() if title.startswith("ray::TrialActor"))
+        pids[:] = [pid for pid in pids if pid not in but]
+        return bool(pids)
 
-    return found[0] if wait_for(find, process) else None
+    return pids[0] if wait_for(look, process) else None
 
 
 def _cut_a_write(sweep: Sweep, pid: int) -> bool:
-    """Whether a process that was just killed has left a checkpoint half written."""
+    """Whether a process that was just killed left a half-written checkpoint."""
     with suppress(OSError):
         while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
             time.sleep(0.001)
     return next(sweep.folder.glob(f"muxfer/*/trials/*/attempt-*/.step-*.{pid}.tmp"), None) is not None
 
 
-def _next_checkpoint(sweep: Sweep, process: "subprocess.Popen[str]") -> None:
-    """Wait until one more trial has a checkpoint of this command's."""
+def _wait_for_next_checkpoint(sweep: Sweep, process: "subprocess.Popen[str]") -> None:
+    """Wait until one more trial has a checkpoint of this command."""
     before = len(sweep.checkpoints())
     wait_for(lambda: len(sweep.checkpoints()) > before, process)
 
 
-def _note(sweep: Sweep, newest: dict[tuple[str, str], int]) -> None:
-    """Remember the newest whole checkpoint of every attempt, by trial key and the attempt's name."""
+def _note_attempts(sweep: Sweep, newest: dict[tuple[str, str], int]) -> None:
+    """Note the step of the newest whole checkpoint of every attempt, by trial key and the attempt's name."""
     for attempt in listed(sweep.folder, "muxfer/*/trials/*/attempt-*"):
         steps = [int(step.name.removeprefix("step-")) for step in listed(attempt, "step-*")]
         place = attempt.parent.name, attempt.name
         newest[place] = max([*steps, newest.get(place, 0)])
 
 
-def _named(sweep: Sweep, name: str) -> list[int]:
-    """The sweep's processes of this name."""
-    found = []
+def _processes_named(sweep: Sweep, name: str) -> list[int]:
+    """Pids of the sweep's processes with this name."""
+    pids = []
     for pid in sweep.processes():
         with suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
-def _handles(pid: int) -> bool:
-    """Whether the command has handlers of its own by now: SIGUSR1's is the last that it sets."""
+def _has_handlers(pid: int) -> bool:
+    """Whether the command has set its signal handlers. SIGUSR1's is the last one that it sets."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

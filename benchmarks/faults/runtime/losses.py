@@ -1,7 +1,7 @@
-"""Losses that are no numbers, and one that is exactly 0: each becomes an outcome, and no target is launched from none.
+"""Losses that are NaN, infinite or exactly 0. Each becomes an outcome, and no target starts from such a trial.
 
-Values are put into the real training loop's losses and gradients; all around it is real too: a study on SQLite, its
-verdict, its page, its transfer. One study diverges by its learning rates alone, through the command.
+Values are put into the losses and gradients of the real training loop. The study on SQLite, its verdict, its page and
+its transfer are real too. One study diverges through its learning rates alone, and runs through the command.
 """
 
 import math
@@ -34,12 +34,12 @@ STUDY = (
     "evaluation.timesteps=2",
 )
 TOO_HIGH = (*(word for word in STUDY if "base_lr" not in word and "steps=" not in word), "search.base_lr=[1,4,16]")
-"""Rates at which each trial leaves its first loss behind, and steps enough to see it."""
+"""At these rates every trial diverges from its first loss. The default number of steps is enough to see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """`value` times the loss, or the gradient, of every step from `at` on; at STEPS only the validation has it."""
+    """A factor of the loss, or of the gradient, from step `at` on. With `at` = STEPS it changes only the validation."""
 
     value: float
     at: int
@@ -47,11 +47,11 @@ class Value:
 
 
 _injected: dict[str, Value] = {}
-"""By trial key: what the worker, in this process, puts into that trial."""
+"""By trial key, the value that the worker in this process puts into that trial."""
 
 
 class Injected(TrialRun):
-    """The worker that trains, with a value put into its losses."""
+    """The real worker, with a value put into its losses or gradients."""
 
     def __init__(self, job: TrialJob) -> None:
         super().__init__(job)
@@ -64,16 +64,16 @@ class Injected(TrialRun):
             return
         losses = trainer._losses
 
-        def of_step(*given: Any) -> Any:
-            found = losses(*given)
-            return found * value.value if trainer.step >= value.at else found
+        def changed(*arguments: Any) -> Any:
+            result = losses(*arguments)
+            return result * value.value if trainer.step >= value.at else result
 
-        trainer._losses = of_step  # type: ignore[method-assign, assignment]
+        trainer._losses = changed  # type: ignore[method-assign, assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is put into one trial of a study, or into every one, from a step on that is drawn from `steps`."""
+    """What is put into one trial of a study, or into `every` one, from a step on that is drawn from `steps`."""
 
     value: float
     steps: range
@@ -94,11 +94,11 @@ KINDS: Mapping[str, Kind | None] = {
     "every loss exactly 0": Kind(value=0.0, steps=FROM_THE_FIRST, every=True),
     "every rate too high": None,
 }
-"""None: nothing is put in, the rates do it."""
+"""By name. None: nothing is put in, because the learning rates alone make the trials diverge."""
 
 
 def losses(seed: int, folder: Path, faults: int) -> int:
-    """One study a fault, all in one ledger: the kinds in turn, from that of the seed on."""
+    """One study a fault, all in one ledger. The kinds take turns, from the seed's on."""
     for number in range(faults):
         name = list(KINDS)[(seed + number) % len(KINDS)]
         if (kind := KINDS[name]) is None:
@@ -110,7 +110,7 @@ def losses(seed: int, folder: Path, faults: int) -> int:
 
 
 def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str) -> None:
-    """Train, look into the database, type it again, judge, report, and try to transfer."""
+    """Train, check the database, run the sweep again, judge, report, and try to transfer."""
     from muxfer.commands import transfer as launch
     from muxfer.commands.report import report
     from muxfer.commands.verdict import verdict
@@ -125,11 +125,11 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
     assert ran == len(records) == len(trials)
     runs = runs_of(Path("mlflow.db"))
     for key, record in records.items():
-        _check(name, record, values.get(key))
-        assert runs[key].status == "FINISHED", f"{name}: trial {key} stands as {runs[key].status}"
+        _assert_outcome(name, record, values.get(key))
+        assert runs[key].status == "FINISHED", f"{name}: trial {key} has the status {runs[key].status}"
         assert all(math.isfinite(value) for _, _, value in runs[key].points), f"{name}: a point is not finite"
-    assert _drive(overrides, {}) == (records, 0), f"{name}: what is settled was run again"
-    assert verdict("lr-width", overrides).data["verdict"] == "abstains"  # of a single width
+    assert _drive(overrides, {}) == (records, 0), f"{name}: a finished trial was run again"
+    assert verdict("lr-width", overrides).data["verdict"] == "abstains"  # there is only one width
     assert "</html>" in Path(report("lr-width", overrides).data["report"]).read_text()
     taken: list[str] = []
 
@@ -139,15 +139,15 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
 
     why = refusal(transfer)
     winner, reason = _winner(list(records.values()))
-    told = f"{name}: took {taken}, expected {winner or reason}: {why}"
-    assert taken == ([winner] if winner else []), told
-    assert reason in why, told
+    shown = f"{name}: took {taken}, expected {winner or reason}: {why}"
+    assert taken == ([winner] if winner else []), shown
+    assert reason in why, shown
 
 
 def _winner(records: Sequence[Record]) -> tuple[str, str]:
-    """The key of the trial that `transfer` must take, the lowest that finished; or the reason for which it takes none.
+    """The key of the trial that `transfer` must take, or the reason why it takes none.
 
-    One that diverged bounds the grid: the rate beside it may be the best.
+    It takes the finished trial with the lowest loss. A diverged trial bounds the grid, so the rate beside it may win.
     """
     row = sorted(records, key=lambda record: record.setting["base_lr"])
     finished = [(record.metric, record) for record in row if record.metric is not None]
@@ -161,62 +161,54 @@ def _winner(records: Sequence[Record]) -> tuple[str, str]:
     return lowest.key, ""
 
 
-def _check(name: str, record: Record, value: Value | None) -> None:
-    told = f"{name}: {record.outcome} at step {record.step}, metric {record.metric}"
+def _assert_outcome(name: str, record: Record, value: Value | None) -> None:
+    shown = f"{name}: {record.outcome} at step {record.step}, metric {record.metric}"
     if value is None:
-        assert record.outcome is Outcome.FINISHED, told
-        assert record.metric is not None, told
-        assert record.metric > 0, told
+        assert record.outcome is Outcome.FINISHED, shown
+        assert record.metric is not None, shown
+        assert record.metric > 0, shown
     elif value.value == 0:
-        assert (record.outcome, record.metric, record.step) == (Outcome.FINISHED, 0.0, STEPS), told
+        assert (record.outcome, record.metric, record.step) == (Outcome.FINISHED, 0.0, STEPS), shown
     else:
-        assert (record.outcome, record.metric, record.step) == (Outcome.DIVERGED, None, value.at), told
+        assert (record.outcome, record.metric, record.step) == (Outcome.DIVERGED, None, value.at), shown
 
 
 def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dict[str, Record], int]:
-    """The sweep as far as its records: all of it but Ray and the page."""
+    """Run a sweep up to its records, without Ray and without the page. Returns the records and how many were new."""
     import torch
 
-    from muxfer.config.task import to_plain
     from muxfer.executors.inline import InlineExecutor
-    from muxfer.study.loop import run_study
-    from muxfer.study.progress import Progress
     from muxfer.study.resolve import resolve
     from muxfer.study.retention import planned
     from muxfer.study.rounds import proposing
-    from muxfer.study.session import driving, open_ledger
+    from muxfer.study.session import drive
 
     torch.set_num_threads(1)
     _injected.clear()
     _injected.update(values)
     request = resolve("lr-width", overrides)
     propose = proposing(request.config, fingerprint=request.fingerprint)
-    with open_ledger(request) as ledger, driving(request, request.study, ledger, to_plain(request.config)) as lease:
-        before = ledger.records(request.study)
-        ran = run_study(
+    with drive(request) as session:
+        before = session.records()
+        ran = session.run(
             propose(before),
             before,
-            study=request.study,
-            ledger=ledger,
-            lease=lease,
             start_executor=lambda: InlineExecutor(worker=f"{Injected.__module__}:{Injected.__name__}"),
-            folder=request.folder,
-            progress=Progress(),
             more=propose,
             retention=planned(
-                request.config, propose([]), folder=request.home / "trials", print_line=lambda line: None
+                request.config, propose([]), folder=request.files.path / "trials", print_line=lambda line: None
             ),
         )
-        ledger.flush(60)
-        return {record.key: record for record in ledger.records(request.study)}, len(ran.records)
+        session.ledger.flush(60)
+        return {record.key: record for record in session.records()}, len(ran.records)
 
 
 def _rates_too_high(sweep: Sweep) -> None:
-    """Every trial diverges by its rate: the command ends with 0 and no best, and `transfer` with 2 and the reason."""
-    answer = sweep.finish()
-    assert {trial["outcome"] for trial in answer["trials"]} == {"diverged"}, answer["trials"]
-    assert (answer["best"], answer["verdict"]["verdict"]) == (None, "abstains")
+    """Every trial diverges by its rate. The sweep ends with 0 and no best trial, `transfer` with 2 and the reason."""
+    result = sweep.finish()
+    assert {trial["outcome"] for trial in result["trials"]} == {"diverged"}, result["trials"]
+    assert (result["best"], result["verdict"]["verdict"]) == (None, "abstains")
     refused = sweep.run(command="transfer").expect(2)
     assert "has no finished trial: nothing to transfer" in refused.last_line, refused.err[-2000:]
     assert sweep.finish()["ran"] == 0
-    sweep.nothing_left()
+    sweep.assert_clean()

@@ -1,20 +1,19 @@
-"""A real MLflow server that goes away, hangs, answers 500 or loses an answer, while a sweep trains into it.
+"""A real MLflow server that goes away, hangs, responds with errors or loses a response, while a sweep trains into it.
 
-The outages of one case follow each other within one sweep, each from the second on into the replay of what the one
-before held up; the command must end with 0 by itself, for it is told to wait (`ledger.patience_seconds`).
+The outages of one case follow each other within one sweep. From the second on, each interrupts the replay of what the
+one before held up. The command must end with 0 by itself: it may wait long enough (`ledger.patience_seconds`).
 """
 
 import itertools
 import os
 import random
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from benchmarks.faults.harness.database import read_only
 from benchmarks.faults.harness.moments import wait_for
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.proxy import Lost, Proxy
@@ -24,11 +23,11 @@ from benchmarks.faults.harness.settings import BRIEF
 from benchmarks.faults.harness.sweep import Sweep, new_folder
 
 LONG_SECONDS = 60.0
-"""From here on everything must have been trained when the server comes back."""
+"""In an outage of at least this length, everything must be trained before the server comes back."""
 PATIENT = "ledger.patience_seconds=1200"
 IMPATIENT = "ledger.patience_seconds=2"
 LEAVE_SECONDS = 0.3 if BRIEF in os.environ else 2.0
-"""In which time from its first trial on a sweep's server goes for good: well before all is trained and delivered."""
+"""The server goes away for good within this time after the first trial has begun, well before all is delivered."""
 LOST = (
     Lost(method="POST", path_ends="/runs/create", late=True),
     Lost(method="POST", path_ends="/runs/create"),
@@ -37,11 +36,11 @@ LOST = (
     Lost(method="POST", path_ends="/runs/search"),
     Lost(method="PUT", path_ends="/mlflow-artifacts/artifacts"),
 )
-"""Every kind of request that a sweep at work sends; the first is the worst, and no case goes without it."""
+"""Every kind of request that a running sweep sends. Every case has the first, which is the worst."""
 
 
 def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
-    """A case of outages that begin in these ways and last so many seconds, one after the other."""
+    """A case of outages, one after the other: how each begins, and how many seconds it lasts."""
 
     def case(seed: int, folder: Path, faults: int) -> int:
         rng = random.Random(seed)
@@ -51,7 +50,7 @@ def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
                 sweep, process = _start(new_folder(folder, number), proxy, PATIENT)
                 time.sleep(rng.uniform(0.0, 1.5))
                 while caused < faults and process.poll() is None:
-                    before = _steps(sweep)
+                    before = _num_steps(sweep)
                     began = time.monotonic()
                     begin, seconds = kinds[caused % len(kinds)]
                     begin(proxy)
@@ -59,15 +58,15 @@ def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
                         _wait_until_trained(sweep, seconds=seconds)
                     time.sleep(max(0.0, began + seconds - time.monotonic()))
                     if caused == 0:
-                        assert _steps(sweep) > before or _all_trained(sweep), "training stood still in an outage"
-                    caused += process.poll() is None or _waits(sweep)
+                        assert _num_steps(sweep) > before or _all_trained(sweep), "training stopped during an outage"
+                    caused += process.poll() is None or _has_spool(sweep)
                     proxy.mend()
                     wait_for(partial(getattr, proxy, "passed"), process, seconds=15)
                     time.sleep(rng.uniform(0.0, 1.0))
-                answer = sweep.end(process).expect(0).answer
-                if _waits(sweep):  # the last outage fell into its very last words
-                    answer = sweep.finish()
-                assert_promise(sweep, answer)
+                result = sweep.end(process).expect(0).result
+                if _has_spool(sweep):  # the last outage came during the last flush
+                    result = sweep.finish()
+                assert_promise(sweep, result)
             if caused >= faults:
                 return caused
         raise AssertionError
@@ -78,14 +77,14 @@ def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
 down_5s = outages((Proxy.down, 5.0))
 down_60s = outages((Proxy.down, 60.0))
 down_600s = outages((Proxy.down, 600.0))
-hangs = outages((Proxy.hang, 10.0))  # longer than a request waits: it is given up, and comes through late
+hangs = outages((Proxy.hang, 10.0))  # longer than a request waits: the client gives it up, and it arrives late
 answers_500 = outages((Proxy.break_, 4.0))
 one_of_each = outages((Proxy.hang, 10.0), (Proxy.break_, 3.0), (Proxy.down, 3.0))
-"""What the tests have of the five rows above: their outages of 60 and 600 s are of 3 s there."""
+"""The test suite's case of the five rows above. Outages of 60 and 600 s take 3 s there."""
 
 
 def answer_dropped(seed: int, folder: Path, faults: int) -> int:
-    """Answers that are lost after the commit, and creates that come through after the next try made a second run."""
+    """Lose responses after the commit. A late create arrives after the next try has made a second run."""
     rng = random.Random(seed)
     caused = 0
     for number in itertools.count():
@@ -93,11 +92,12 @@ def answer_dropped(seed: int, folder: Path, faults: int) -> int:
             sweep, process = _start(new_folder(folder, number), proxy)
             lost = [LOST[0], *rng.sample(LOST[1:], min(faults - caused, len(LOST)) - 1)]
             proxy.lose(*lost)
-            answer = sweep.end(process).expect(0).answer
-            assert not proxy.still_to_lose(), f"never sent: {proxy.still_to_lose()}"
-            assert_promise(sweep, answer)
-            twice = sum(each.late for each in lost)
-            assert _settled_duplicates(proxy.database) == twice, f"{twice} runs were made twice, and stand otherwise"
+            result = sweep.end(process).expect(0).result
+            assert not proxy.still_to_lose(), f"these requests were never sent: {proxy.still_to_lose()}"
+            assert_promise(sweep, result)
+            num_late = sum(each.late for each in lost)
+            num_settled = _num_settled_duplicates(proxy.database)
+            assert num_settled == num_late, f"{num_late} runs were made twice, {num_settled} of them are settled"
         caused += len(lost)
         if caused == faults:
             return caused
@@ -105,12 +105,12 @@ def answer_dropped(seed: int, folder: Path, faults: int) -> int:
 
 
 def stays_away(*kinds: Callable[[Proxy], None]) -> Case:
-    """A case of servers that go away in one of these ways while it trains, and stay away until the command ended."""
+    """A case of servers that go away in one of these ways during training, until the command has ended."""
     return partial(_stays_away, kinds)
 
 
 def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Path, faults: int) -> int:
-    """All is trained, exit 4; it is back: all is delivered."""
+    """The command trains everything and ends with 4. With the server back, it delivers everything."""
     rng = random.Random(seed)
     for number in range(faults):
         with serving(folder / f"server-{number:03d}") as proxy:
@@ -118,18 +118,18 @@ def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Pat
             time.sleep(rng.uniform(0.0, LEAVE_SECONDS))
             rng.choice(kinds)(proxy)
             ended = sweep.end(process).expect(4)
-            assert "nothing is lost, run the same command again" in ended.last_line, ended.last_line
-            assert _all_trained(sweep), "it ended before everything was trained"
+            assert "nothing is lost" in ended.last_line, ended.last_line
+            assert _all_trained(sweep), "the command ended before everything was trained"
             spools = {path.name: path.read_bytes() for path in sweep.folder.glob("muxfer/*/spool-*.jsonl")}
-            assert spools, "exit 4, and nothing waits"
+            assert spools, "exit 4, although no spool waits"
             again = sweep.run(IMPATIENT).expect(4)
-            assert "gave no answer" in again.last_line, again.last_line
+            assert proxy.uri in again.last_line, again.last_line
             kept = {path.name: path.read_bytes() for path in sweep.folder.glob("muxfer/*/spool-*.jsonl")}
-            assert kept == spools, "a command that found no ledger changed the spool"
+            assert kept == spools, "a command that could not reach the ledger changed the spool"
             proxy.mend()
-            answer = sweep.finish()
-            assert answer["ran"] == 0, f"{answer['ran']} trials were trained again"
-            assert_promise(sweep, answer)
+            result = sweep.finish()
+            assert result["ran"] == 0, f"{result['ran']} trials were trained again"
+            assert_promise(sweep, result)
     return faults
 
 
@@ -137,7 +137,7 @@ ledger_stays_away, server_stays_down = stays_away(Proxy.down, Proxy.hang, Proxy.
 
 
 def _start(folder: Path, proxy: Proxy, *arguments: str) -> "tuple[Sweep, subprocess.Popen[str]]":
-    """A sweep into the proxy's server that has begun to train."""
+    """Start a sweep into the proxy's server, and wait until it trains."""
     sweep = Sweep(folder, environment={"MLFLOW_TRACKING_URI": proxy.uri}, database=proxy.database)
     reference(sweep.name, sweep.overrides)
     process = sweep.start(*arguments)
@@ -146,7 +146,7 @@ def _start(folder: Path, proxy: Proxy, *arguments: str) -> "tuple[Sweep, subproc
     return sweep, process
 
 
-def _steps(sweep: Sweep) -> int:
+def _num_steps(sweep: Sweep) -> int:
     return sum(sweep.checkpoints().values())
 
 
@@ -158,17 +158,18 @@ def _all_trained(sweep: Sweep) -> bool:
 def _wait_until_trained(sweep: Sweep, *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not _all_trained(sweep):
-        assert time.monotonic() < deadline, f"not everything was trained within an outage of {seconds:g} s"
+        assert time.monotonic() < deadline, f"not everything was trained during an outage of {seconds:g} s"
         time.sleep(0.5)
 
 
-def _waits(sweep: Sweep) -> bool:
-    """Whether the ledger has not yet taken everything."""
+def _has_spool(sweep: Sweep) -> bool:
+    """Whether a spool waits: the ledger has not yet taken everything."""
     return next(sweep.folder.glob("muxfer/*/spool-*.jsonl"), None) is not None
 
 
-def _settled_duplicates(database: Path) -> int:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+def _num_settled_duplicates(database: Path) -> int:
+    """How many runs were marked as duplicates and deleted."""
+    with read_only(database) as connection:
         [[count]] = connection.execute(
             "select count(*) from runs r join tags t on t.run_uuid = r.run_uuid"
             " where t.key = 'muxfer.duplicate' and r.lifecycle_stage = 'deleted'"

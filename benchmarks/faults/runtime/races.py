@@ -1,41 +1,41 @@
-"""Two drivers and more on one sweep: started at once, one of them stopped and woken again, each with its own clock."""
+"""Several drivers on one sweep: started at once, one stopped and woken again, or each with its own clock."""
 
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.database import holders_of
+from benchmarks.faults.harness.database import holders_of, read_only
 from benchmarks.faults.harness.moments import random_moment, stop_between_writes, wait_for
 from benchmarks.faults.harness.promise import assert_promise, reference, results
 from benchmarks.faults.harness.row import Case
 from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.settings import BRIEF
-from benchmarks.faults.harness.sweep import Sweep, new_folder
+from benchmarks.faults.harness.sweep import Exit, Sweep, new_folder
 from benchmarks.faults.harness.wrapped import STEPS_SECONDS
+from muxfer.processes import status
 
 BRIEF_LEASE = "ledger.lease_seconds=2"
 WRAPPED = "benchmarks.faults.harness.wrapped"
-LATE = ("beat", "claim", "points", "record")
-"""What a driver may be about to write when it stops: each kind in turn."""
+WRITES = ("beat", "claim", "points", "record")
+"""The kinds of write before which a driver stops, in turn."""
 
 
 def at_once(most: int, *, server: bool = False) -> Case:
-    """A case of 2 to `most` drivers on one fresh sweep: its SQLite database is not there yet, or it has a server."""
+    """A case of 2 to `most` drivers on one fresh sweep, into a SQLite database that does not exist yet or a server."""
 
     def case(seed: int, folder: Path, faults: int) -> int:
         rng = random.Random(seed)
         for number in range(faults):
-            with serving(folder / f"server-{number:03d}") if server else nullcontext() as through:
+            with serving(folder / f"server-{number:03d}") if server else nullcontext() as proxy:
                 home = new_folder(folder, number)
-                environment = {} if through is None else {"MLFLOW_TRACKING_URI": through.uri}
-                database = None if through is None else through.database
+                environment = {} if proxy is None else {"MLFLOW_TRACKING_URI": proxy.uri}
+                database = None if proxy is None else proxy.database
                 _race(Sweep(home, environment=environment, database=database), rng.randint(2, most))
         return faults
 
@@ -48,81 +48,90 @@ few_at_once, few_at_once_server = at_once(3), at_once(3, server=True)
 
 def _race(sweep: Sweep, count: int) -> None:
     drivers = [sweep.start() for _ in range(count)]
-    ended = {driver.pid: sweep.end(driver) for driver in drivers}
-    worked = [pid for pid, end in ended.items() if end.code == 0]
-    told = [(end.code, end.last_line) for end in ended.values()]
-    assert len(worked) == 1, f"of {count} drivers {len(worked)} worked: {told}"
-    for pid, end in ended.items():
-        if pid != worked[0]:
-            end.expect(75)
-            assert f"is being driven: driver pid {worked[0]} " in end.last_line, end.last_line
-    answer = ended[worked[0]].expect(0).answer
-    assert answer["ran"] == len(answer["trials"])
+    exits = {driver.pid: sweep.end(driver) for driver in drivers}
+    winners = [pid for pid, ended in exits.items() if ended.code == 0]
+    lines = [(ended.code, ended.last_line) for ended in exits.values()]
+    assert len(winners) == 1, f"{len(winners)} of {count} drivers worked: {lines}"
+    [winner] = winners
+    for pid, ended in exits.items():
+        if pid != winner:
+            ended.expect(75)
+            assert f"driver pid {winner} " in ended.last_line, ended.last_line
+    result = exits[winner].expect(0).result
+    assert result["ran"] == len(result["trials"])
     attempts = sorted(str(path.relative_to(sweep.folder)) for path in sweep.folder.glob("muxfer/*/trials/*/*"))
-    assert len(attempts) == answer["ran"], f"a trial was run twice: {attempts}"
-    assert holders_of(sweep.database) == [worked[0]], "the lease had other holders than the one that worked"
-    assert_promise(sweep, answer)
+    assert len(attempts) == result["ran"], f"a trial was run twice: {attempts}"
+    assert holders_of(sweep.database) == [winner], "another driver than the one that worked held the lease"
+    assert_promise(sweep, result)
 
 
 def holder_stopped(seed: int, folder: Path, faults: int) -> int:
-    """The driver stops as it is about to write; another takes over; then it is woken, and writes that.
+    """Stop the driver just before a write, let another take over, then wake the first, which performs the write.
 
-    The other one has the files of the first, or it has its own, as on another host: there it must begin anew, and
-    what the first wrote late stands beside what it wrote itself. Sixteen seeds are each kind of write in all four ways.
+    The second driver uses the files of the first, or has its own, as on another host. With its own it must start the
+    trials anew, and the late write stands beside its own writes. Sixteen seeds cover all four ways for each kind of
+    write.
     """
     rng = random.Random(seed)
     for number in range(faults):
-        home = new_folder(folder, number)
-        way, kind = divmod(seed + number, len(LATE))
-        write = LATE[kind]
+        way, kind = divmod(seed + number, len(WRITES))
         early, apart = ((False, True), (True, False), (True, True), (False, False))[(way + kind) % 4]
-        stopped = Several(home)
-        # Of points there may be one batch in a quick sweep, of the others one write a trial, or more.
-        at = rng.randint(1, 1 if write == "points" else 2 if BRIEF in os.environ else 4)
-        first = stopped.start(BRIEF_LEASE, entry=(WRAPPED, "stop", f"{write}:{at}"))
-        assert wait_for(partial(_is_stopped, first.pid), first), stopped.end(first).err
-        other, where = stopped, []
-        if apart:
-            other = Several(
-                new_folder(home, 0),
-                environment={"MLFLOW_TRACKING_URI": f"sqlite:///{stopped.database}"},
-                database=stopped.database,
-            )
-            where = [f"output_dir={other.folder / 'muxfer'}"]
-        else:
-            Sweep.look(stopped)  # what the other one must go on from
-        second = other.start(BRIEF_LEASE, *where)
-        if early:
-            taken_over = partial(_has_holders, stopped.database, 2)
-            assert wait_for(taken_over, second, seconds=600), other.end(second).err
-        else:
-            assert second.wait(600) == 0, other.end(second).err
-        first.send_signal(signal.SIGCONT)
-        fenced = stopped.end(first).expect(75)
-        assert "another driver took" in fenced.last_line, fenced.last_line
-        answer = other.end(second).expect(0).answer
-        records, points = _read(other)
-        assert records == results(answer), f"after a late write ({write}) the readers see other records"
-        assert points == reference(other.name, other.overrides)["points"], f"({write}): the readers see other points"
-        assert_promise(other, answer)
-        stopped.nothing_left()
+        _take_over_from_stopped(new_folder(folder, number), rng, write=WRITES[kind], early=early, apart=apart)
     return faults
 
 
-class Several(Sweep):
-    """One of several drivers of a study, in one folder or in folders of their own below that of the database."""
+def _take_over_from_stopped(home: Path, rng: random.Random, *, write: str, early: bool, apart: bool) -> None:
+    """`early`: wake the first driver while the second works, not after. `apart`: the second has its own files."""
+    stopped = OneOfSeveral(home)
+    # A quick sweep may have only one batch of points. It has one write of the other kinds per trial, or more.
+    at = rng.randint(1, 1 if write == "points" else 2 if BRIEF in os.environ else 4)
+    first = stopped.start(BRIEF_LEASE, entry=(WRAPPED, "stop", f"{write}:{at}"))
+    assert wait_for(partial(_is_stopped, first.pid), first), stopped.end(first).err
+    other, where = stopped, []
+    if apart:
+        other = OneOfSeveral(
+            new_folder(home, 0),
+            environment={"MLFLOW_TRACKING_URI": f"sqlite:///{stopped.database}"},
+            database=stopped.database,
+        )
+        where = [f"output_dir={other.folder / 'muxfer'}"]
+    else:
+        Sweep.note_checkpoints(stopped)  # the second driver must resume from these
+    second = other.start(BRIEF_LEASE, *where)
+    if early:
+        taken_over = partial(_has_holders, stopped.database, 2)
+        assert wait_for(taken_over, second, seconds=600), other.end(second).err
+    else:
+        assert second.wait(600) == 0, other.end(second).err
+    first.send_signal(signal.SIGCONT)
+    fenced = stopped.end(first).expect(75)
+    assert "another driver" in fenced.last_line, fenced.last_line
+    _assert_late_write_is_ignored(other, other.end(second).expect(0), write)
+    stopped.assert_clean()
 
-    def look(self) -> None:
-        """What the others do meanwhile proves nothing: who stands still may have a checkpoint half written."""
+
+def _assert_late_write_is_ignored(sweep: Sweep, ended: Exit, write: str) -> None:
+    records, points = _read(sweep)
+    expected = reference(sweep.name, sweep.overrides)["points"]
+    assert records == results(ended.result), f"after a late {write} the readers see other records"
+    assert points == expected, f"after a late {write} the readers see other points"
+    assert_promise(sweep, ended.result)
+
+
+class OneOfSeveral(Sweep):
+    """One of several drivers of a study. They share a folder, or have folders of their own below the database's."""
+
+    def note_checkpoints(self) -> None:
+        """Not compared with the points: a stopped driver may have a half-written checkpoint."""
 
     def weights(self) -> dict[str, str]:
-        """Of all of them together."""
+        """The weights of all drivers together."""
         homes = {file.parents[6] for file in self.database.parent.rglob("ema.safetensors")}
         return {key: digest for home in homes for key, digest in Sweep(home).weights().items()}
 
 
 def clock_steps(seed: int, folder: Path, faults: int) -> int:
-    """Drivers whose wall clocks step by an hour, by a day and backwards: killed, or stopped and taken over."""
+    """Drivers whose wall clocks step by an hour, by a day and backwards. They are killed, or stopped and taken over."""
     rng = random.Random(seed)
     sweep = Sweep(new_folder(folder, 0))
     stopped: list[subprocess.Popen[str]] = []
@@ -137,32 +146,32 @@ def clock_steps(seed: int, folder: Path, faults: int) -> int:
                 stop_between_writes(process.pid, sweep.database)
                 stopped.append(process)
             continue
-        answer = sweep.end(process).expect(0).answer
+        result = sweep.end(process).expect(0).result
         for process in stopped:
             process.send_signal(signal.SIGCONT)
             sweep.end(process).expect(75, 0)
         stopped = []
-        _in_order(sweep)
-        assert_promise(sweep, answer)
+        _assert_timestamps(sweep)
+        assert_promise(sweep, result)
         sweep = Sweep(new_folder(folder, number))
     return faults
 
 
-def _in_order(sweep: Sweep) -> None:
-    """Every point's timestamp is its run's start plus its step in ms, whatever the clocks of its drivers said."""
-    with closing(sqlite3.connect(f"file:{sweep.database}?mode=ro", uri=True)) as connection:
+def _assert_timestamps(sweep: Sweep) -> None:
+    """Every point's timestamp is its run's start plus its step in ms, whatever the clocks of the drivers showed."""
+    with read_only(sweep.database) as connection:
         stamps = connection.execute("select start_time, coalesce(end_time, start_time) from runs").fetchall()
-        off = connection.execute(
+        num_wrong = connection.execute(
             "select count(*) from metrics m join runs r on r.run_uuid = m.run_uuid"
             " where m.timestamp != r.start_time + m.step"
         ).fetchone()[0]
     furthest = max(abs(stamp / 1000 - time.time()) for pair in stamps for stamp in pair)
     assert furthest > min(STEPS_SECONDS, key=abs) / 2, "no clock that stamped these runs had stepped"
-    assert not off, f"{off} points bear another time than their run's start and their step"
+    assert not num_wrong, f"{num_wrong} points have another time than their run's start plus their step"
 
 
 def _read(sweep: Sweep) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]]]:
-    """What our own readers say of records and of points, in the shapes of `bench.results` and `bench.reference`."""
+    """Records and points as muxfer's own readers give them, in the shapes of `promise.reference`."""
     from muxfer.config.study import LedgerConfig
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
@@ -183,4 +192,5 @@ def _has_holders(database: Path, count: int) -> bool:
 
 def _is_stopped(pid: int) -> bool:
     time.sleep(0.02)
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    state = status(pid)
+    return state is not None and state[0] == "T"
