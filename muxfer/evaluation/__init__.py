@@ -1,1 +1,1 @@
-"""Samples of a trained model, and what they are compared with."""
+"""Samples from a trained model."""

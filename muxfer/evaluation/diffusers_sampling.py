@@ -1,4 +1,4 @@
-"""Samples from a trained model by diffusers' schedulers: our own objective, somebody else's well-tried samplers.
+"""Draw samples from a trained model with diffusers' schedulers, and draw them as a grid.
 
 Axes: N samples, C channels, H and W pixels.
 """
@@ -16,7 +16,8 @@ from muxfer.training.sampling import guided_prediction
 
 SAMPLE_BATCH = 256
 MIN_TILE_PIXELS = 64
-"""A picture smaller than this is enlarged by a whole factor: an 8x8 digit alone is hard to see."""
+"""A smaller picture is enlarged by a whole factor, because an 8x8 digit is hard to see."""
+GAP_PIXELS, FONT_PIXELS = 4, 20
 
 
 @torch.no_grad()
@@ -32,10 +33,10 @@ def sample(
     learn_sigma: bool = False,
     device: str = "cpu",
 ) -> torch.Tensor:
-    """One image a label [N, C, H, W] in [-1, 1] on the CPU, with guidance; the same for the same seed.
+    """Draw one image a label [N, C, H, W] in [-1, 1] on the CPU, with guidance. Equal seeds give equal images.
 
-    `model` is in evaluation mode on `device`; class `num_classes` is the null one. With `learn_sigma` it outputs 2C
-    channels, whose second half sets the variance of the ddpm sampler.
+    `model` is in evaluation mode on `device`. Class `num_classes` is the null class. With `learn_sigma` the model
+    outputs 2C channels, and the second half sets the variance of the ddpm sampler.
     """
     images = []
     for start in range(0, len(labels), SAMPLE_BATCH):
@@ -54,7 +55,7 @@ def sample(
                 guidance=evaluation.guidance,
             ).float()
             if evaluation.sampler != "ddpm":
-                prediction = prediction[:, : image_shape[0]]  # the others have no use for a learned variance
+                prediction = prediction[:, : image_shape[0]]  # only the ddpm sampler uses a learned variance
             x_NCHW = scheduler.step(prediction, t, x_NCHW, **options).prev_sample
         images.append(x_NCHW.clamp(-1, 1).cpu())
     return torch.cat(images)
@@ -86,7 +87,7 @@ def _scheduler(objective: RectifiedFlow | DDPM, evaluation: Evaluation, *, learn
 def save_grid(
     x_NCHW: torch.Tensor, labels: Sequence[int], path: str | Path, *, class_names: Sequence[str] | None = None
 ) -> Path:
-    """A picture of samples in [-1, 1]: a row a class with its name, pixels enlarged so that small images are seen."""
+    """Write samples in [-1, 1] as one PNG: a row a class with its name. Small images are enlarged."""
     from PIL import Image, ImageDraw, ImageFont
 
     rows: dict[int, list[torch.Tensor]] = {}
@@ -94,17 +95,16 @@ def save_grid(
         rows.setdefault(int(label), []).append(image)
     channels, height, width = x_NCHW.shape[1:]
     factor = -(-MIN_TILE_PIXELS // max(height, width))
-    gap, font_pixels = 4, 20
-    font = ImageFont.load_default(size=font_pixels)
+    font = ImageFont.load_default(size=FONT_PIXELS)
     names = {label: class_names[label] if class_names else str(label) for label in rows}
-    left = int(max(font.getlength(name) for name in names.values())) + 3 * gap
-    tile_width, tile_height = width * factor + gap, height * factor + gap
+    left = int(max(font.getlength(name) for name in names.values())) + 3 * GAP_PIXELS
+    tile_width, tile_height = width * factor + GAP_PIXELS, height * factor + GAP_PIXELS
     columns = max(len(images) for images in rows.values())
-    page = Image.new("RGB", (left + columns * tile_width, gap + len(rows) * tile_height), "white")
+    page = Image.new("RGB", (left + columns * tile_width, GAP_PIXELS + len(rows) * tile_height), "white")
     draw = ImageDraw.Draw(page)
     for row, label in enumerate(sorted(rows)):
-        top = gap + row * tile_height
-        draw.text((gap, top + (tile_height - font_pixels) // 2), names[label], fill="black", font=font)
+        top = GAP_PIXELS + row * tile_height
+        draw.text((GAP_PIXELS, top + (tile_height - FONT_PIXELS) // 2), names[label], fill="black", font=font)
         for column, image in enumerate(rows[label]):
             pixels = image.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
             tile = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels[:, :, :3])

@@ -1,4 +1,4 @@
-"""Training with torch alone: objective, data, optimizer, loop and checkpoints, the same for proxy and target.
+"""Training with torch alone, the same for proxies and target: objective, optimizer, loop and checkpoints.
 
-Imports no Ray, MLflow, Hydra or diffusers, so that it runs on a bare GPU machine.
+It imports no Ray, MLflow, Hydra or diffusers, so it runs on a bare GPU machine.
 """

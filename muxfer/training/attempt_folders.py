@@ -1,6 +1,9 @@
-"""Which folders below a study's are ours, by their names. Without torch: every command asks.
+"""Find and make the folders of attempts in a study's folder, by their names alone.
 
-A study's folder may come from others. A link may lead anywhere, so nothing is deleted, or looked for, behind one.
+    study folder / trials / trial key / attempt-EPOCH-NN / checkpoints
+
+This module loads no torch, because every command uses it. A study's folder may come from somebody else, and a link in
+it may lead anywhere. So nothing behind a link is read or deleted.
 """
 
 import contextlib
@@ -14,11 +17,12 @@ from muxfer.errors import BadInput
 _ATTEMPT = re.compile(r"attempt-[0-9]+-[0-9]+")
 
 MAX_EPOCH = 10**9
-"""No lease gets so far: a folder of that epoch and above was made up, to leave nobody a number."""
+"""No lease reaches this epoch. A folder with this epoch or a higher one is a forgery and is ignored: it would leave no
+higher epoch for the next lease."""
 
 
 def refuse_links(*paths: Path) -> None:
-    """Raise BadInput where one of the subfolders that we are about to work in is a link."""
+    """Raise BadInput where one of the folders to work in is a link."""
     for path in paths:
         if path.is_symlink():
             raise BadInput(
@@ -28,44 +32,51 @@ def refuse_links(*paths: Path) -> None:
 
 
 def attempts(trial_folder: Path) -> list[Path]:
+    """The folders of a trial's attempts, in no order."""
     return subfolders(trial_folder, _ATTEMPT)
 
 
 def subfolders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
-    """The folders, so named, below `parent`, which may be missing. Links are none, nor is anything behind one."""
+    """The folders in `parent` whose whole names match `names`. Empty where `parent` is missing or a link.
+
+    Links to folders are left out.
+    """
     if parent.is_symlink():
         return []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(parent) as entries:
-        found = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
-        return [path for path in found if names is None or names.fullmatch(path.name)]
+        paths = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return [path for path in paths if names is None or names.fullmatch(path.name)]
     return []
 
 
 def numbers_in_name(folder: Path) -> tuple[int, ...]:
-    """What orders folders by age: the step of a checkpoint, epoch and number of an attempt (as text 10000 < 9999)."""
+    """The numbers in a folder's name, which order folders by age (as text 10000 < 9999).
+
+    A checkpoint has its step. An attempt has its epoch and its number.
+    """
     return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
 
 
 def highest_epoch(home: Path) -> int:
-    """The highest lease's epoch that an attempt at a trial bears, of the study whose folder is `home`; 0 without any.
+    """The highest lease epoch in the names of the attempts of the study whose folder is `home`. 0 without attempts.
 
-    By the names of folders alone, and behind no link. A lease that claims no higher one, from a ledger that began anew
-    or came out of a backup, would be taken for one that was taken over.
+    A ledger that is new, or was restored from a backup, may count lower. A lease with no higher epoch than this one
+    would look like a lease that another driver has taken over.
     """
     epochs = (numbers_in_name(attempt)[0] for trial in subfolders(home / "trials") for attempt in attempts(trial))
     return max((epoch for epoch in epochs if epoch < MAX_EPOCH), default=0)
 
 
 def new_attempt(folder: Path, *, epoch: int) -> Path:
-    """A folder of this attempt's own below the trial's, the last by number: two that run at once never share one.
+    """Make the folder of a new attempt in the trial's folder. It has the next number: no two attempts share a folder.
 
-    BadInput where the disk refuses, or where the trial's folder, or the study's of all trials, is a link.
+    Raises BadInput when the disk refuses, or when the trial's folder or the one above it is a link.
     """
     refuse_links(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = [numbers_in_name(attempt) for attempt in attempts(folder)]
-        last = max((number for its_epoch, number in found if its_epoch == epoch), default=-1)
+        earlier = [numbers_in_name(attempt) for attempt in attempts(folder)]
+        last = max((number for its_epoch, number in earlier if its_epoch == epoch), default=-1)
         for number in itertools.count(last + 1):
             attempt = folder / f"attempt-{epoch:04d}-{number:02d}"
             try:

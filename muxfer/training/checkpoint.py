@@ -3,8 +3,8 @@
     trial folder / attempt-EPOCH-NN / step-00000050 / model.safetensors, ema.safetensors, optimizer.safetensors,
                                                       state.json, manifest.json (SHA-256 and size of each other file)
 
-A checkpoint is written under a temporary name, made durable, then renamed: a folder with the final name is whole
-unless the disk failed it, and that the manifest shows. Nothing is ever unpickled.
+A checkpoint is written under a temporary name, made durable, then renamed. So a folder with the final name is whole
+unless the disk failed, and its manifest shows that. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from muxfer.errors import BadInput
 from muxfer.training.attempt_folders import attempts, numbers_in_name, subfolders
 
 KEEP = 2
-"""Checkpoints kept of a running trial: should the last one turn out damaged, the one before is there."""
+"""How many checkpoints of a running trial are kept. If the last one is damaged, the one before is still there."""
 
 _STEP = re.compile(r"step-[0-9]+")
 _HALF_WRITTEN = re.compile(r"\.step-.*\.tmp")
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """All that a training run needs to go on: tensors by group ("model", "ema", "optimizer") and name, plain state."""
+    """All that a run needs to go on: tensors by group ("model", "ema", "optimizer") and name, and plain state."""
 
     step: int
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
@@ -55,9 +55,9 @@ class _Invalid(Exception):
 
 
 def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
-    """Write a checkpoint of the trial `key`, durable when this returns; raises BadInput where the disk refuses.
+    """Write a checkpoint of the trial `key`. It is durable when this returns. Raises BadInput when the disk refuses.
 
-    The checkpoints that were there before stay as they are; call `prune` afterwards.
+    Earlier checkpoints stay as they are. Call `prune` afterwards.
     """
     folder = Path(attempt_folder)
     final = folder / f"step-{snapshot.step:08d}"
@@ -84,7 +84,7 @@ def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
 def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
     """The checkpoint of the highest step, over all attempts, that passes its manifest and belongs to trial `key`.
 
-    The unusable ones above it are skipped with a warning to the log. None: nothing usable.
+    Unusable checkpoints are skipped, each with a warning in the log. None when no checkpoint is usable.
     """
     for path in _newest_first(_steps(Path(trial_folder))):
         try:
@@ -101,31 +101,31 @@ def resume_step(trial_folder: str | Path, *, key: str) -> int:
 
 
 def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | None = None) -> None:
-    """Delete all but the last `keep` whole checkpoints of a running trial, and what broken writes left behind.
+    """Delete all but the last `keep` whole checkpoints of a running trial, and the remains of broken writes.
 
-    Once this attempt has one of its own, of earlier attempts only the one that it `resumed_from` stays, which was found
-    to be good, and that until it has `keep`. Attempts that began later are let be. Whole means here that every file has
-    its manifest's size; `load_newest` checks the hashes too.
+    Once this attempt has a checkpoint, those of earlier attempts go too. Only the one that it `resumed_from` stays,
+    because it is known to be good, until this attempt has `keep`. Attempts that began later stay untouched. A
+    checkpoint is whole here when each file has its manifest's size. `load_newest` validates the hashes too.
     """
     folder = Path(attempt_folder)
-    kept = 0
+    num_kept = 0
     for path in _newest_first(subfolders(folder, _STEP)):
-        if kept < keep:
-            kept += _has_all_files(path)
+        if num_kept < keep:
+            num_kept += _has_all_files(path)
         else:
             _remove(path)
     for path in subfolders(folder, _HALF_WRITTEN):
         shutil.rmtree(path, ignore_errors=True)
-    if not kept:
+    if not num_kept:
         return
     for attempt in (path for path in attempts(folder.parent) if numbers_in_name(path) < numbers_in_name(folder)):
-        _empty(attempt, but=resumed_from if kept < keep else None)
+        _empty(attempt, but=resumed_from if num_kept < keep else None)
 
 
 def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
-    """Delete all but the newest whole checkpoint of a trial that is over; returns the bytes that are left.
+    """Delete all but the newest whole checkpoint of a trial that has ended. Returns the bytes that remain.
 
-    Where a driver of a higher epoch than ours has begun an attempt nothing is deleted: it has taken us over.
+    Nothing is deleted when a driver of a higher epoch has begun an attempt: it has taken over this driver's lease.
     """
     folder = Path(trial_folder)
     if _taken_over(folder, epoch):
@@ -137,9 +137,9 @@ def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
 
 
 def delete_all(trial_folder: str | Path, *, epoch: int) -> int:
-    """Delete every checkpoint of a trial; returns the bytes that are left all the same. `epoch`: see settle.
+    """Delete every checkpoint of a trial. Returns the bytes that remain all the same. For `epoch` see keep_newest.
 
-    Its folder stays, empty: a sign that there were some.
+    The trial's folder stays, empty, as the sign that there were checkpoints.
     """
     folder = Path(trial_folder)
     if not _taken_over(folder, epoch):
@@ -149,13 +149,13 @@ def delete_all(trial_folder: str | Path, *, epoch: int) -> int:
 
 
 def is_deleted(trial_folder: str | Path) -> bool:
-    """Whether `discard` was here."""
+    """Whether `delete_all` has deleted the trial's checkpoints."""
     folder = Path(trial_folder)
     return folder.is_dir() and not any(folder.iterdir())
 
 
 def stored_bytes(trial_folder: str | Path) -> int:
-    """What a trial's checkpoints take on the disk, unfinished ones too."""
+    """The bytes that a trial's checkpoints take on the disk, unfinished ones too."""
     total = 0
     if os.path.islink(trial_folder):
         return total
@@ -180,12 +180,12 @@ def _taken_over(folder: Path, epoch: int) -> bool:
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        (path / "manifest.json").unlink()  # first, so that half a deletion is no checkpoint
+        (path / "manifest.json").unlink()  # first, so that a half-deleted folder is no checkpoint
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _empty(attempt: Path, *, but: Path | None) -> None:
-    """Delete an attempt's checkpoints and what it left half written; the attempt too when nothing stays."""
+    """Delete an attempt's checkpoints and unfinished writes, and its folder too when nothing remains in it."""
     for path in (*subfolders(attempt, _STEP), *subfolders(attempt, _HALF_WRITTEN)):
         if path != but:
             _remove(path)
@@ -211,10 +211,10 @@ def _read(folder: Path, key: str) -> Snapshot:
     files = _manifest(folder)
     for name, expected in files.items():
         try:
-            if not (folder / name).is_file():  # a pipe or a device could be read for ever
+            if not (folder / name).is_file():  # reading a pipe or a device might never end
                 raise _Invalid(f"{name} is missing, or is no file")
             if (folder / name).stat().st_size != expected["bytes"] or _sha256(folder / name) != expected["sha256"]:
-                raise _Invalid(f"{name} is not what was written")
+                raise _Invalid(f"{name} has changed since it was written")
         except (OSError, KeyError, TypeError) as error:
             raise _Invalid(f"{name} can't be checked ({error})") from error
     try:
@@ -240,7 +240,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Invalid(f"its manifest can't be read ({error})") from error
     if "state.json" not in names or any(Path(name).name != name for name in names):
-        raise _Invalid("its manifest names other files than a checkpoint has")
+        raise _Invalid("its manifest lists files that a checkpoint does not have")
     return files
 
 

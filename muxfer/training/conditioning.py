@@ -1,8 +1,8 @@
-"""Calls a model with what its forward asks for: the one place that knows how classes and captions enter a network.
+"""Call a model with the arguments of its forward. Only this module knows how classes and captions enter a network.
 
-Training, validation and sampling all speak of (image, timestep, label); a label is the row of a table of embedded
-captions where the model reads text, the last row being the null label and the empty caption. So one stream, one loss
-and one sampler serve every family, and any class whose forward takes these under other names.
+Training, validation and sampling all use (image, timestep, label). For a model that reads text, a label is the row of
+a table of embedded captions. The last row is the null label and the empty caption. So one stream, one loss and one
+sampler serve every family, and any class whose forward takes these inputs under other names.
 
 Axes: B batch, C channels, H and W pixels, T patches, L caption tokens, E text features, K captions.
 """
@@ -23,8 +23,8 @@ Source = Callable[["Conditioning", torch.Tensor, torch.Tensor, torch.Tensor], to
 class Conditioning:
     """`predict(model, x_BCHW, t_B, y_B)`: the model's output as an image, [B, C or 2C, H, W].
 
-    `inputs` maps the arguments of forward to sources (`muxfer.models.SOURCES`). `output` is what forward returns: an
-    image, or the patches [B, T, C*patch*patch] of one. Models of other libraries return it first in a tuple, or as
+    `inputs` maps the arguments of forward to sources (`muxfer.config.models.SOURCES`). `output` says what forward
+    returns: an image, or its patches [B, T, C*patch*patch]. Models of other libraries return it first in a tuple, or as
     `.sample`. With `captions` the label of a picture is the row of its caption.
     """
 
@@ -44,7 +44,7 @@ class Conditioning:
     def __call__(
         self, model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor, **more: Any
     ) -> torch.Tensor:
-        """`more` goes to forward as it is."""
+        """`more` is passed to forward unchanged. The result is then what forward returns, a tuple included."""
         given = {argument: source(self, x_BCHW, t_B, y_B) for argument, source in self._sources.items()}
         output: Any = model(**given, **more)
         output = getattr(output, "sample", output)
@@ -64,7 +64,7 @@ class Conditioning:
 
 
 def _patches(x_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
-    """[B, T, C*patch*patch], channels slowest, as FLUX packs its latents."""
+    """Cut images into patches [B, T, C*patch*patch], channels slowest, as FLUX packs its latents."""
     return F.pixel_unshuffle(x_BCHW, patch).flatten(2).transpose(1, 2)
 
 
@@ -74,7 +74,7 @@ def _to_image(x_BTD: torch.Tensor, like_BCHW: torch.Tensor, patch: int) -> torch
 
 
 def _image_ids(x_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
-    """[T, 3]: zero, row, column of every patch, as FLUX's rotary positions take them."""
+    """Zero, row and column of every patch [T, 3], as FLUX's rotary positions take them."""
     rows, columns = (torch.arange(side // patch, device=x_BCHW.device) for side in x_BCHW.shape[-2:])
     row_hw, column_hw = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([torch.zeros_like(row_hw), row_hw, column_hw], dim=-1).flatten(0, 1).to(x_BCHW.dtype)

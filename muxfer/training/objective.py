@@ -1,9 +1,9 @@
-"""What a model is trained to predict, and the loss: one function for training and validation.
+"""The training target of a model and its loss: one function for training and validation.
 
-A draw of time is a number u in (0, 1); the objective maps it to its own law by the quantile function. So training
-draws u at random, validation takes u on an even grid, and everything after that is shared. The model is called with
-timesteps in 0..1000 (t * 1000 for rectified flow, the index of the step for DDPM), as diffusers' schedulers do.
-Refuses a model whose output has neither the image's channels nor, under DDPM, twice as many (a learned variance).
+A time is drawn as a number u in (0, 1). The quantile function of the objective's time distribution maps u to the time.
+Training draws u at random, validation takes u on an even grid, and everything after that is shared. The model is called
+with timesteps in 0..1000, as diffusers' schedulers do: t * 1000 for rectified flow, the index of the step for DDPM.
+A model is refused when its output has neither the image's channels nor, under DDPM, twice as many (a learned variance).
 
 Axes: B batch, C channels, H and W pixels; T is the number of DDPM steps.
 """
@@ -29,7 +29,7 @@ Model = Callable[..., torch.Tensor]
 
 
 def timesteps(objective: RectifiedFlow | DDPM, u_B: torch.Tensor) -> torch.Tensor:
-    """Quantile u in (0, 1), float64, of the objective's law of time: t in [0, 1], or a step index 0..T-1 (int64)."""
+    """Map the quantile u in (0, 1), float64, to a time of the objective: t in [0, 1], or a step 0..T-1 (int64)."""
     if isinstance(objective, RectifiedFlow):
         return torch.sigmoid(objective.logit_mean + objective.logit_std * torch.special.ndtri(u_B))
     return (u_B * objective.num_timesteps).long().clamp_(max=objective.num_timesteps - 1)
@@ -44,14 +44,15 @@ def losses(
     noise_BCHW: torch.Tensor,
     features_BTE: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Loss of each sample [B], in the images' own precision, at the times that `timesteps` gave.
+    """Loss of each sample [B], in the images' precision, at the times from `timesteps`.
 
     Rectified flow: |v(x_t) - (noise - x0)|^2 with x_t = (1-t) x0 + t noise (Esser et al. 2024, eq. 2 and 19).
     DDPM: |eps(x_t) - noise|^2 with x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise (Ho et al. 2020, eq. 14), plus, when the
     model outputs 2C channels, the variational bound of the variance with the mean held fixed, weighted by T/1000
     (Nichol and Dhariwal 2021, eq. 16; DiT's weighting at its 1000 steps).
-    With `features` of a frozen encoder the model is asked for `repa` too and returns (output, projection [B, T, E]); to
-    the loss comes repa_weight * (1 - cosine), the mean over patches (REPA, Yu et al. 2025, eq. 8, from 0 upwards).
+    With `features` of a frozen encoder the model is called with `repa` and returns (output, projection [B, T, E]). The
+    loss then adds repa_weight * (1 - cosine), the mean over patches (REPA, Yu et al. 2025, eq. 8, shifted to start at
+    0).
     """
     if features_BTE is not None:
         repa_B = torch.zeros(())
@@ -68,14 +69,14 @@ def losses(
         t_B111 = t_B.to(x0_BCHW.dtype)[:, None, None, None]
         x_BCHW = torch.lerp(x0_BCHW, noise_BCHW, t_B111)
         output = model(x_BCHW, (t_B * FLOW_TIMESTEPS).to(x0_BCHW.dtype), y_B).to(x0_BCHW.dtype)
-        _expect_channels(output, x0_BCHW, "rectified_flow")
+        _validate_shape(output, x0_BCHW, "rectified_flow")
         return _mean_square(output - (noise_BCHW - x0_BCHW))
     table = _table(objective, x0_BCHW.device, x0_BCHW.dtype)
     x_BCHW = table.at("sqrt_alpha_bar", t_B) * x0_BCHW + table.at("sqrt_one_minus_alpha_bar", t_B) * noise_BCHW
     output = model(x_BCHW, t_B.to(x0_BCHW.dtype), y_B).to(x0_BCHW.dtype)
     channels = x0_BCHW.shape[1]
     if output.shape[1] != 2 * channels:
-        _expect_channels(output, x0_BCHW, "ddpm")
+        _validate_shape(output, x0_BCHW, "ddpm")
         return _mean_square(output - noise_BCHW)
     eps_BCHW, fraction_BCHW = output.split(channels, dim=1)
     bound_B = _variance_bound(table, x0_BCHW, x_BCHW, t_B, eps_BCHW.detach(), fraction_BCHW)
@@ -86,7 +87,7 @@ def _mean_square(difference_BCHW: torch.Tensor) -> torch.Tensor:
     return difference_BCHW.square().flatten(1).mean(1)
 
 
-def _expect_channels(output: torch.Tensor, x0_BCHW: torch.Tensor, name: str) -> None:
+def _validate_shape(output: torch.Tensor, x0_BCHW: torch.Tensor, name: str) -> None:
     if output.shape != x0_BCHW.shape:
         raise ValueError(
             f"the model's output {tuple(output.shape)} does not fit the images {tuple(x0_BCHW.shape)} under {name}"
@@ -110,7 +111,7 @@ def _table(objective: DDPM, device: torch.device, dtype: torch.dtype) -> _Table:
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior = beta * (1 - before) / (1 - alpha_bar)
     if len(posterior) > 1:
-        posterior[0] = posterior[1]  # the first posterior variance is zero: its log is clipped, as in the reference
+        posterior[0] = posterior[1]  # the first posterior variance is zero, so its log is clipped as in the reference
     else:
         posterior = beta
     rows = {
@@ -153,7 +154,7 @@ def _variance_bound(
 
 
 def _log_likelihood_of_bin(x_BCHW: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Log probability that a Gaussian falls into x's bin of 255; the outermost bins reach to infinity."""
+    """Log probability that a Gaussian falls into x's bin of 255. The outermost bins extend to infinity."""
     centred, inverse = x_BCHW - mean, torch.exp(-0.5 * log_variance)
     above = torch.special.ndtr((centred + PIXEL_STEP / 2) * inverse)
     below = torch.special.ndtr((centred - PIXEL_STEP / 2) * inverse)

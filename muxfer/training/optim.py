@@ -1,7 +1,7 @@
-"""The update: AdamW by groups, a schedule that keeps every group's own rate, the clip, the averaged weights.
+"""The update: AdamW by groups, a schedule that keeps each group's own rate, gradient clipping, averaged weights.
 
-The scales of a parametrization come in as numbers, by group and by parameter name; nothing here knows where they come
-from. Everything goes over lists of tensors (foreach, fused) and never waits for the device.
+The scales of a parametrization are numbers by group and by parameter name. This module does not know where they come
+from. Every operation runs over lists of tensors (foreach, fused) and never waits for the device.
 """
 
 import math
@@ -14,10 +14,9 @@ from muxfer.config.task import Training
 
 
 def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:
-    """Fused AdamW; groups with the same lr, weight_decay, eps and betas are merged, for fewer kernels.
+    """Fused AdamW. Groups with the same lr, weight_decay, eps and betas are merged, for fewer kernels.
 
-    Each group holds `params`, `lr`, `weight_decay`, `eps`, `betas`. The rate that the schedule multiplies is kept as
-    the group's `initial_lr`.
+    Each group holds `params`, `lr`, `weight_decay`, `eps`, `betas`. The schedule multiplies the group's `initial_lr`.
     """
     merged: dict[tuple[Any, ...], list[torch.Tensor]] = {}
     for group in groups:
@@ -33,7 +32,7 @@ def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:
 
 
 def rate_multiplier(training: Training, step: int) -> float:
-    """What the schedule multiplies every rate by at step 0..steps-1: linear warm-up, then constant or cosine to 0."""
+    """The schedule's factor of every rate at step 0..steps-1: linear warm-up, then constant or cosine to 0."""
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
     if training.schedule == "constant":
@@ -50,7 +49,7 @@ def set_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
 class Clip:
     """Clips by the global norm of the unfolded gradients: a gradient g counts as fold * g (mup-rules.md).
 
-    Where all folds are 1 it is `torch.nn.utils.clip_grad_norm_`. `max_norm` None: only measures.
+    Where all folds are 1 it equals `torch.nn.utils.clip_grad_norm_`. With `max_norm` None it only measures.
     """
 
     def __init__(self, params: Sequence[torch.Tensor], folds: Sequence[float], max_norm: float | None) -> None:
@@ -61,8 +60,8 @@ class Clip:
             self._fold_P = torch.tensor(list(folds), dtype=params[0].dtype, device=params[0].device)
 
     def __call__(self) -> torch.Tensor:
-        """Clip the gradients in place; returns their unfolded norm from before, a scalar on the device."""
-        # TODO: DTensor gradients (FSDP2) need their own reduction of the norm; none come here yet.
+        """Clip the gradients in place. Returns their unfolded norm from before, a scalar on the device."""
+        # TODO: DTensor gradients (FSDP2) need their own reduction of the norm. FSDP2 is not supported yet.
         used = [i for i, param in enumerate(self._params) if param.grad is not None]
         grads = [grad for param in self._params if (grad := param.grad) is not None]
         norm_P = torch.stack(torch._foreach_norm(grads))
@@ -71,7 +70,7 @@ class Clip:
             norm_P = norm_P * fold_P
         norm = torch.linalg.vector_norm(norm_P)
         if self._max_norm is not None:
-            # 1e-6 and the clamp as in torch, so that both clip alike
+            # 1e-6 and the clamp are torch's, so that both clip alike
             torch._foreach_mul_(grads, torch.clamp(self._max_norm / (norm + 1e-6), max=1.0))
         return norm
 
@@ -79,8 +78,9 @@ class Clip:
 class AveragedWeights:
     """Exponential moving average of weights, free of bias from the start.
 
-    After n updates it is sum of d^(n-i) w_i over i = 1..n, divided by the sum of d^(n-i): the initial weights have no
-    part in it, so a short run is averaged by the same rule as a long one. d = 1 - 1 / max(1, fraction * steps).
+    After n updates it is the sum of d^(n-i) w_i over i = 1..n, divided by the sum of d^(n-i), with
+    d = 1 - 1 / max(1, fraction * steps). The initial weights have no part in it, so short and long runs follow the same
+    rule.
     """
 
     def __init__(self, params: Sequence[torch.Tensor], *, fraction: float, steps: int) -> None:
@@ -90,6 +90,6 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
-        """Take the weights in after update number 1, 2, ..."""
+        """Add the current weights to the average, after update number `num_updates` = 1, 2, ..."""
         share = (1 - self.decay) / (1 - self.decay**num_updates)
         torch._foreach_lerp_(self.weights, self._params, share)

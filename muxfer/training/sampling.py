@@ -1,4 +1,4 @@
-"""Classifier-free guidance: one prediction from a model, without any sampler (those belong to an adapter).
+"""Classifier-free guidance of a single prediction. The samplers are in muxfer/evaluation.
 
 Axes: B batch, C channels, H and W pixels.
 """
@@ -11,9 +11,10 @@ from muxfer.training.objective import Model
 def guided_prediction(
     model: Model, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor, *, null_label: int, guidance: float
 ) -> torch.Tensor:
-    """uncond + guidance (cond - uncond) in one doubled batch (Ho and Salimans 2022); guidance 1: the plain prediction.
+    """uncond + guidance (cond - uncond) in one doubled batch (Ho and Salimans 2022).
 
-    A learned variance (channels C to 2C of the output) is the conditional one, unguided.
+    Guidance 1 is the plain prediction. A learned variance (channels C to 2C of the output) is the conditional one,
+    without guidance.
     """
     if guidance == 1:
         return model(x_BCHW, t_B, y_B)

@@ -1,4 +1,4 @@
-"""Captions become features of unit variance; a word means the same wherever it stands."""
+"""Captions become features of unit variance, and a word has the same row everywhere."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from muxfer.data.digits import DIGIT_WORDS
 DIGITS = [f"a scan of the digit {word}" for word in DIGIT_WORDS]
 
 
-def test_tokens_are_words_and_punctuation_in_lower_case_and_the_end():
+def test_tokens_are_lower_case_words_and_punctuation_and_an_end():
     assert tokens_of("A dog's bone, 2 of them!") == ["a", "dog", "'", "s", "bone", ",", "2", "of", "them", "!", END]
     assert tokens_of("") == [END]
     assert END not in tokens_of("<end>")[:-1], "no caption can write the end itself"
@@ -37,14 +37,14 @@ def test_a_word_has_the_same_row_in_every_caption_place_and_data_set():
     assert not torch.equal(digits.text_KLE[7, 1], other.text_KLE[0, 1]), "scan and scans are two words"
 
 
-def test_the_mask_is_true_where_a_token_stands_and_padding_is_zero():
+def test_the_mask_is_true_at_tokens_and_padding_is_zero():
     captions = embed_captions(["one", "one two three"], text_dim=8, pooled_dim=4)
     assert captions.mask_KL.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
     assert not captions.text_KLE[~captions.mask_KL].any()
     assert captions.text_KLE[captions.mask_KL].all()
 
 
-def test_the_last_row_is_the_empty_caption_which_is_the_end_alone():
+def test_the_last_row_is_the_empty_caption_with_the_end_token_alone():
     captions = embed_captions(DIGITS, text_dim=8, pooled_dim=4)
     assert len(captions.text_KLE) == len(captions.mask_KL) == len(captions.pooled_KP) == 11
     assert captions.mask_KL[-1].sum() == 1
@@ -52,7 +52,7 @@ def test_the_last_row_is_the_empty_caption_which_is_the_end_alone():
     assert torch.equal(captions.text_KLE[-1, 0], captions.text_KLE[3, ends[3]])
 
 
-def test_a_longer_caption_elsewhere_pads_the_others_and_changes_nothing_else():
+def test_a_longer_caption_only_pads_the_others():
     few, more = (embed_captions(texts, text_dim=8, pooled_dim=4) for texts in (DIGITS, [*DIGITS, "a b c d e f g h i"]))
     length = few.text_KLE.shape[1]
     assert more.text_KLE.shape[1] == 10 > length
@@ -62,7 +62,7 @@ def test_a_longer_caption_elsewhere_pads_the_others_and_changes_nothing_else():
 
 
 @pytest.mark.parametrize("word", ["seven", "a_b", "Ω", "数字", "x" * 500])
-def test_features_need_no_generator_of_the_process(word):
+def test_features_do_not_depend_on_the_global_generator(word):
     state = torch.get_rng_state()
     first = embed_captions([word], text_dim=8, pooled_dim=4)
     torch.manual_seed(1)
@@ -73,7 +73,7 @@ def test_features_need_no_generator_of_the_process(word):
     assert first.text_KLE.shape == (2, 2, 8)
 
 
-def test_the_same_rows_in_every_version():
+def test_rows_are_pinned_across_versions():
     """Other numbers here: models that read text now train differently, so NUMERICS_VERSION must go up."""
     captions = embed_captions(["seven"], text_dim=4, pooled_dim=2)
     expected = torch.tensor([[-1.0645, -0.2950, 0.9891, 0.6338], [0.1750, -2.4631, -0.2317, -1.2596]])

@@ -24,7 +24,7 @@ def equal(left, right) -> bool:
     )
 
 
-def test_digits_are_scikit_learns(digits):
+def test_the_digits_equal_scikit_learns(digits):
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
@@ -53,7 +53,7 @@ def test_data_is_read_once_a_process(digits):
     assert load_dataset(Digits(name="digits")) is load_dataset(Digits(name="digits"))
 
 
-def test_every_epoch_shows_every_picture_once(digits):
+def test_every_epoch_contains_every_picture_once(digits):
     batches = stream(digits)
     index = torch.cat([batches.index(step) for step in range(50)])
     first, second = index[:1493], index[1493:2986]
@@ -67,7 +67,7 @@ def test_a_batch_may_span_epochs_or_exceed_the_data(digits):
     assert torch.bincount(index).tolist() == [5 + (i in index[5 * 1493 :].tolist()) for i in range(1493)]
 
 
-def test_a_step_is_the_same_whatever_came_before(digits):
+def test_a_batch_depends_on_its_step_alone(digits):
     visited = stream(digits)
     for step in (3, 100, 1, 57):
         visited.batch(step)
@@ -75,13 +75,13 @@ def test_a_step_is_the_same_whatever_came_before(digits):
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"replicate": 1}])
-def test_another_seed_or_replicate_is_another_stream(digits, changes):
+def test_another_seed_or_replicate_gives_other_batches(digits, changes):
     left, right = stream(digits).batch(5), stream(digits, **changes).batch(5)
     for name in ("x_BCHW", "u_B", "noise_BCHW"):
         assert not torch.equal(getattr(left, name), getattr(right, name))
 
 
-def test_label_dropout_changes_labels_alone_at_its_rate(digits):
+def test_label_dropout_changes_only_labels_at_its_rate(digits):
     kept, dropped = stream(digits, label_dropout=0.0), stream(digits, label_dropout=0.25)
     share = []
     for step in range(100):
@@ -95,7 +95,7 @@ def test_label_dropout_changes_labels_alone_at_its_rate(digits):
     assert digits.train.labels_N.max() == 9
 
 
-# --- pictures of one's own
+# --- folders of pictures
 
 
 def picture(seed: int, size=(20, 12), mode="RGB") -> Image.Image:
@@ -132,7 +132,7 @@ def test_a_flat_folder_is_one_class(folder):
     assert (loaded.num_classes, loaded.image_shape) == (1, (1, 8, 8))
 
 
-def test_names_path_and_time_do_not_matter_but_content_and_classes_do(folder, tmp_path):
+def test_the_fingerprint_depends_on_content_and_classes_not_on_names_or_times(folder, tmp_path):
     before = load_dataset(config(folder))
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
@@ -160,7 +160,7 @@ def test_a_picture_is_upright_cropped_to_its_centre_and_converted(folder):
 
     turned = Image.fromarray(np.repeat(np.array([[255, 0]], dtype=np.uint8), 8, axis=0).repeat(4, axis=1))
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter clockwise: what is left goes to the top
+    exif[0x0112] = 6  # shown turned by a quarter clockwise: its left side becomes the top
     turned.save(folder / "turned.jpg", exif=exif, quality=100)
     pixels = decode_picture(folder / "turned.jpg", 8, 1)
     assert pixels[0, 0].float().mean() > 240
@@ -182,7 +182,7 @@ def test_sixteen_bits_are_scaled_and_transparency_is_white(tmp_path):
     assert decode_picture(tmp_path / "clear.png", 8, 3).unique().tolist() == [255]
 
 
-def test_copies_of_a_picture_stay_on_one_side(folder):
+def test_copies_of_a_picture_are_on_one_side_of_the_split(folder):
     for i in range(30):
         shutil.copy(folder / "cats" / "0.png", folder / "cats" / f"copy{i}.png")
     loaded = load_dataset(config(folder, validation_fraction=0.5))

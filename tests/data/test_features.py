@@ -8,8 +8,8 @@ from muxfer.data.dataset import Dataset
 from muxfer.data.features import BATCH, frozen_features
 
 
-def test_one_vector_a_patch_in_the_order_of_a_patch_embedding() -> None:
-    """A change well inside the upper right patch moves that patch's features, and all others by what the mean moves."""
+def test_patches_have_one_vector_each_in_the_order_of_a_patch_embedding() -> None:
+    """A change inside the upper right patch changes that patch's features. All others change as the mean does."""
     x_NCHW = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     changed = x_NCHW.clone()
     changed[0, 0, 1, 6] += 1
@@ -21,7 +21,7 @@ def test_one_vector_a_patch_in_the_order_of_a_patch_embedding() -> None:
     assert distance_NT.max() < 1e-5
 
 
-def test_features_depend_on_the_picture_alone_but_for_the_mean(digits: Dataset) -> None:
+def test_features_depend_on_the_picture_alone_except_for_the_mean(digits: Dataset) -> None:
     x_NCHW = digits.train.images(slice(None))
     assert len(x_NCHW) > BATCH, "more than one part"
     many = frozen_features(x_NCHW, patch=2, dim=8)
@@ -33,8 +33,8 @@ def test_features_depend_on_the_picture_alone_but_for_the_mean(digits: Dataset) 
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_no_constant_vector_is_near_all_features(digits: Dataset, patch: int) -> None:
-    """With a mean left in, a projector aligns by its last bias alone: 1 - cosine of 0.33 at patch 2 and 32 features."""
+def test_no_constant_vector_aligns_with_all_features(digits: Dataset, patch: int) -> None:
+    """With the mean, a projector would align by its last bias alone: 1 - cosine of 0.33 at patch 2, 32 features."""
     directions_NTE = F.normalize(frozen_features(digits.train.images(slice(None)), patch=patch, dim=32), dim=-1)
     constant_E = F.normalize(directions_NTE.mean((0, 1)), dim=0)
     assert (1 - directions_NTE @ constant_E).mean() > 0.9

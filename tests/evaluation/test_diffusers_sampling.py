@@ -1,4 +1,4 @@
-"""Samplers are tried on models whose exact prediction is known: the data they must recover is a point or a Gaussian."""
+"""Samplers recover a point or a Gaussian from models whose exact prediction is known."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SAMPLERS = [(FLOW, None), (FLOW, "flow_match_euler"), (NOISE, None), (NOISE, "dd
 
 
 def exact_model(objective, means, deviation: float, *, learn_sigma: bool = False):
-    """The best prediction for data N(means[y], deviation^2), each pixel for itself; the null class has mean 0."""
+    """The exact prediction for data N(means[y], deviation^2) in each pixel. The null class has mean 0."""
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 
     def model(x, t, y):
@@ -24,9 +24,9 @@ def exact_model(objective, means, deviation: float, *, learn_sigma: bool = False
             data = alpha_bar[t.long()].sqrt().float()
             noise = (1 - data**2).sqrt()
         data, noise = data[:, None, None, None], noise[:, None, None, None]
-        rest = (x - data * mean) / (data**2 * deviation**2 + noise**2)
-        guess_eps = noise * rest
-        guess_x0 = mean + data * deviation**2 * rest
+        residual = (x - data * mean) / (data**2 * deviation**2 + noise**2)
+        guess_eps = noise * residual
+        guess_x0 = mean + data * deviation**2 * residual
         output = guess_eps - guess_x0 if objective is FLOW else guess_eps
         return torch.cat([output, -torch.ones_like(output)], dim=1) if learn_sigma else output
 
@@ -61,7 +61,7 @@ def test_a_single_point_is_recovered(objective, sampler):
 )
 def test_a_gaussian_is_recovered(objective, sampler, learn_sigma):
     labels = [0] * 300 + [1] * 300
-    steps = 1000 if sampler == "ddpm" else 100  # with fewer steps than it was made for its variance is too small
+    steps = 1000 if sampler == "ddpm" else 100  # with fewer steps the ddpm sampler's variance is too small
     images = draw(objective, sampler, deviation=0.2, labels=labels, learn_sigma=learn_sigma, steps=steps)
     for part, mean in ((images[:300], -0.5), (images[300:], 0.25)):
         assert part.mean().item() == pytest.approx(mean, abs=0.02)
@@ -69,8 +69,8 @@ def test_a_gaussian_is_recovered(objective, sampler, learn_sigma):
 
 
 @pytest.mark.parametrize(("objective", "sampler"), SAMPLERS)
-def test_guidance_goes_further_from_the_null_class(objective, sampler):
-    """Between Gaussians of one deviation guidance g moves the mean of the last steps to about g times the class's."""
+def test_guidance_moves_samples_away_from_the_null_class(objective, sampler):
+    """For Gaussians of equal deviation, guidance g moves the mean of the last steps to about g times the class's."""
     plain = draw(objective, sampler, deviation=0.2, labels=[1] * 50)
     guided = draw(objective, sampler, deviation=0.2, labels=[1] * 50, guidance=2.0)
     assert guided.mean() > plain.mean() + 0.1
@@ -85,7 +85,7 @@ def test_samples_depend_on_the_seed_alone(objective, sampler):
     assert not torch.equal(first, other)
 
 
-def test_a_grid_has_a_row_a_class_and_enlarges_small_pictures(tmp_path):
+def test_a_grid_has_one_row_a_class_and_enlarges_small_pictures(tmp_path):
     images = torch.full((5, 1, 8, 8), -1.0)
     images[3:] = 1.0
     path = save_grid(images, [0, 0, 0, 1, 1], tmp_path / "grid.png", class_names=["zero", "one"])

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from muxfer.config.settings import with_setting
 from muxfer.errors import BadInput
 from muxfer.study.cost import LEAST_SETTINGS, SIZES, parts, propose, samples_seen, training_flops, tuning_ratio
 from muxfer.study.search import grid
+from muxfer.study.trials import make_trial
 
 
 def drawn_shares(rng):
@@ -112,3 +114,19 @@ def test_without_a_smaller_proxy_or_a_length_nothing_is_proposed():
     for shares, lengths in (({}, [10]), ({64: 0.01}, [])):
         with pytest.raises(BadInput, match="larger target"):
             propose(shares, lengths, budget=0.9, wanted=5, seeds=1)
+
+
+def test_the_tuning_ratio_is_parameters_times_samples_over_the_targets():
+    """PixArt-α's proxies: five trials of 0.04B parameters and 5 epochs for a target of 0.61B and 30 epochs, 5.5 %."""
+    assert tuning_ratio([(40, 5)] * 5, (610, 30)) == pytest.approx(0.055, abs=0.0005)
+    assert training_flops(10.0, samples=3) == 180.0
+
+
+def test_a_longer_and_a_wider_trial_cost_more(make_config):
+    task = make_config().task
+    costs = [
+        make_trial(with_setting(task, setting), setting, replicate=0, fingerprint="x").cost_flops
+        for setting in ({"width": 64}, {"width": 128}, {"width": 128, "steps": 400})
+    ]
+    assert costs == sorted(costs)
+    assert costs[2] > 2 * costs[1]

@@ -54,7 +54,7 @@ DAMAGES = {
 }
 
 
-def test_the_newest_comes_back_whole(trial):
+def test_the_newest_checkpoint_is_loaded_whole(trial):
     found = load_newest(trial, key="k")
     assert found.path == trial / "attempt-0002-00" / "step-00000030"
     assert found.snapshot.step == 30
@@ -65,7 +65,7 @@ def test_the_newest_comes_back_whole(trial):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(trial, file, damage, caplog):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(trial, file, damage, caplog):
     DAMAGES[damage](trial / "attempt-0002-00" / "step-00000030" / file)
     with caplog.at_level(logging.WARNING):
         found = load_newest(trial, key="k")
@@ -80,7 +80,7 @@ def test_an_empty_folder_and_another_trials_checkpoint_are_skipped(trial, caplog
     assert "another" in caplog.text
 
 
-def test_a_manifest_that_reaches_outside_is_refused(trial):
+def test_a_manifest_with_a_path_outside_is_refused(trial):
     newest = trial / "attempt-0002-00" / "step-00000030"
     (trial / "outside.json").write_text("{}")
     manifest = json.loads((newest / "manifest.json").read_text())
@@ -89,11 +89,11 @@ def test_a_manifest_that_reaches_outside_is_refused(trial):
     assert load_newest(trial, key="k").snapshot.step == 20
 
 
-def test_nothing_usable_is_none(tmp_path):
+def test_no_usable_checkpoint_gives_none(tmp_path):
     assert load_newest(tmp_path / "missing", key="k") is None
 
 
-def test_what_a_kill_left_is_neither_read_nor_kept(trial):
+def test_unfinished_writes_are_ignored_and_pruned(trial):
     left = trial / "attempt-0002-00" / ".step-00000040.1.tmp"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
@@ -102,7 +102,7 @@ def test_what_a_kill_left_is_neither_read_nor_kept(trial):
     assert not left.exists()
 
 
-def test_pruning_keeps_the_last_two_whole_ones(trial):
+def test_pruning_keeps_the_last_two_whole_checkpoints(trial):
     folder = trial / "attempt-0002-00"
     for step in (40, 50, 60):
         save(folder, snapshot(step), key="k")
@@ -112,8 +112,8 @@ def test_pruning_keeps_the_last_two_whole_ones(trial):
     assert load_newest(trial, key="k").snapshot.step == 50
 
 
-def test_an_earlier_attempts_checkpoints_go_once_two_newer_ones_are_there(trial):
-    """The one that the attempt resumed from was found to be good: it is the second until there is another."""
+def test_pruning_deletes_earlier_attempts_once_two_newer_checkpoints_exist(trial):
+    """The checkpoint that the attempt resumed from is known to be good. It stays until there are two newer ones."""
     half = trial / "attempt-0001-00" / ".step-00000030.1.tmp"
     half.mkdir()
     resumed_from = load_newest(trial, key="k").path
@@ -132,7 +132,7 @@ def test_an_earlier_attempts_checkpoints_go_once_two_newer_ones_are_there(trial)
 @pytest.mark.parametrize(
     ("old", "new"), [("attempt-9999-00", "attempt-10000-00"), ("attempt-0001-99", "attempt-0001-100")]
 )
-def test_attempts_are_ordered_by_their_numbers_however_many_digits_these_have(tmp_path, old, new):
+def test_attempts_are_ordered_by_number_not_by_text(tmp_path, old, new):
     for attempt in (old, new):
         save(tmp_path / attempt, snapshot(10), key="k")
     assert load_newest(tmp_path, key="k").path.parent.name == new
@@ -155,7 +155,7 @@ def tidy(trial):
     "link",
     ["attempt-0000-00", "attempt-9999-00", "attempt-0001-00/step-00000005", "attempt-0001-00/.step-00000005.tmp"],
 )
-def test_nothing_behind_a_link_is_deleted_or_looked_for(trial, tmp_path_factory, link):
+def test_nothing_behind_a_link_is_read_or_deleted(trial, tmp_path_factory, link):
     outside = tmp_path_factory.mktemp("outside")
     save(outside, snapshot(99), key="k")
     for name in ("step-by-step-notes", ".step-1.tmp"):
@@ -170,7 +170,7 @@ def test_nothing_behind_a_link_is_deleted_or_looked_for(trial, tmp_path_factory,
     assert load_newest(trial, key="k") is None, "what is the trial's own goes"
 
 
-def test_a_trial_that_is_a_link_keeps_all_and_takes_nothing(trial, tmp_path_factory):
+def test_a_trial_that_is_a_link_loses_nothing_and_counts_no_bytes(trial, tmp_path_factory):
     link = tmp_path_factory.mktemp("study") / "k"
     link.symlink_to(trial)
     prune(link / "attempt-0002-00")
@@ -178,7 +178,7 @@ def test_a_trial_that_is_a_link_keeps_all_and_takes_nothing(trial, tmp_path_fact
     assert len(list(trial.glob("attempt-*/step-*"))) == 4
 
 
-def test_files_with_the_names_of_checkpoints_stop_nothing(trial):
+def test_files_named_like_checkpoints_are_ignored(trial):
     names = ["step-00000005", "step-00000040", ".step-00000040.1.tmp"]
     for file in (trial / "attempt-0003-00", *(trial / f"attempt-{i:04d}-00" / name for i in (1, 2) for name in names)):
         file.write_text("mine")
@@ -186,7 +186,7 @@ def test_files_with_the_names_of_checkpoints_stop_nothing(trial):
     assert tidy(trial) == 7 * len("mine")
 
 
-def test_an_attempt_with_nothing_whole_takes_nothing_from_those_before(trial):
+def test_an_attempt_without_a_whole_checkpoint_prunes_no_earlier_one(trial):
     save(trial / "attempt-0003-00", snapshot(40), key="k")
     (trial / "attempt-0003-00" / "step-00000040" / "state.json").unlink()
     prune(trial / "attempt-0003-00")
@@ -199,7 +199,7 @@ def test_saving_a_step_again_replaces_it(trial):
 
 
 @pytest.mark.parametrize("call", ["save_file", "_fsync", "_sha256"])
-def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(trial, monkeypatch, call):
+def test_a_full_disk_is_one_clear_error_and_keeps_the_old_checkpoint(trial, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -211,8 +211,8 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(trial, monk
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
-def test_a_write_that_the_system_cuts_short_is_the_same_error(trial):
-    """A real refusal by the kernel, in the middle of a file: no file of this process may grow above 3000 bytes."""
+def test_a_write_that_the_kernel_cuts_short_is_the_same_error(trial):
+    """The kernel refuses in the middle of a file: no file of this process may grow above 3000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
@@ -224,6 +224,6 @@ def test_a_write_that_the_system_cuts_short_is_the_same_error(trial):
     assert load_newest(trial, key="k").snapshot.step == 30
 
 
-def test_no_state_that_is_not_json_is_written(tmp_path):
+def test_a_state_that_is_not_json_is_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save(tmp_path / "attempt-0001-00", Snapshot(step=1, tensors={}, state={"loss": float("nan")}), key="k")

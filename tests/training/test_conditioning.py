@@ -1,4 +1,4 @@
-"""Every model is called with what its forward asks for, and its answer is an image."""
+"""Every model gets the arguments of its forward, and its output becomes an image."""
 
 from types import SimpleNamespace
 
@@ -17,16 +17,16 @@ CAPTIONS = embed_captions(["one", "one two three"], text_dim=8, pooled_dim=4)
 NULL = 2
 
 
-class Asked(nn.Module):
-    """Keeps what forward was given; returns what `answer` makes of it."""
+class Recorder(nn.Module):
+    """Keeps the arguments of forward, and returns `output` of them."""
 
-    def __init__(self, answer=lambda given: given["x"]):
+    def __init__(self, output=lambda given: given["x"]):
         super().__init__()
-        self.answer = answer
+        self.output = output
 
     def forward(self, **given):
         self.given = given
-        return self.answer(given)
+        return self.output(given)
 
 
 def batch(*, channels=3, height=4, width=6):
@@ -34,8 +34,8 @@ def batch(*, channels=3, height=4, width=6):
     return x_BCHW, torch.tensor([0.0, 500.0, 999.0]), torch.tensor([1, 0, NULL])
 
 
-def test_every_source_is_given_under_the_models_own_names():
-    model = Asked()
+def test_every_source_is_passed_under_the_models_own_argument_name():
+    model = Recorder()
     x_BCHW, t_B, y_B = batch()
     predict = Conditioning({"x": "image"} | {f"my_{source}": source for source in SOURCES}, patch=2, captions=CAPTIONS)
     predict(model, x_BCHW, t_B, y_B)
@@ -53,8 +53,8 @@ def test_every_source_is_given_under_the_models_own_names():
     assert torch.equal(given["my_image_ids"], torch.tensor(rows_and_columns))
 
 
-def test_patches_are_packed_as_flux_packs_its_latents():
-    model = Asked(lambda given: given["x"])
+def test_patches_are_packed_like_fluxs_latents_and_unpacked_again():
+    model = Recorder(lambda given: given["x"])
     x_BCHW, t_B, y_B = batch()
     back = Conditioning({"x": "patches"}, patch=2, output="patches")(model, x_BCHW, t_B, y_B)
     by_hand = x_BCHW.view(3, 3, 2, 2, 3, 2).permute(0, 2, 4, 1, 3, 5).reshape(3, 6, 12)
@@ -62,51 +62,51 @@ def test_patches_are_packed_as_flux_packs_its_latents():
     assert torch.equal(back, x_BCHW), "and unpacked again"
 
 
-def test_patches_of_a_learned_variance_come_behind_those_of_the_prediction():
+def test_channels_of_a_learned_variance_follow_those_of_the_prediction():
     x_BCHW, t_B, y_B = batch()
-    model = Asked(lambda given: torch.cat([given["x"], -given["x"]], dim=-1))
+    model = Recorder(lambda given: torch.cat([given["x"], -given["x"]], dim=-1))
     out = Conditioning({"x": "patches"}, patch=2, output="patches")(model, x_BCHW, t_B, y_B)
     assert torch.equal(out, torch.cat([x_BCHW, -x_BCHW], dim=1))
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "output",
     [lambda given: given["x"], lambda given: (given["x"], None), lambda given: SimpleNamespace(sample=given["x"])],
     ids=["tensor", "tuple", "sample"],
 )
-def test_an_output_is_found_in_a_tuple_or_as_sample(answer):
+def test_an_output_is_found_in_a_tuple_or_as_sample(output):
     x_BCHW, t_B, y_B = batch()
-    assert Conditioning({"x": "image"}, patch=2)(Asked(answer), x_BCHW, t_B, y_B) is x_BCHW
+    assert Conditioning({"x": "image"}, patch=2)(Recorder(output), x_BCHW, t_B, y_B) is x_BCHW
 
 
-def test_another_output_is_refused():
+def test_an_output_that_is_no_tensor_is_refused():
     with pytest.raises(BadInput, match=r"the model returned dict: expected a tensor"):
-        Conditioning({"x": "image"}, patch=2)(Asked(lambda given: given), *batch())
+        Conditioning({"x": "image"}, patch=2)(Recorder(lambda given: given), *batch())
 
 
-def test_more_goes_to_forward_and_its_tuple_comes_back():
-    model = Asked(lambda given: (given["x"], given["repa"]))
+def test_extra_arguments_reach_forward_and_its_tuple_is_returned():
+    model = Recorder(lambda given: (given["x"], given["repa"]))
     x_BCHW, t_B, y_B = batch()
     assert Conditioning({"x": "image"}, patch=2)(model, x_BCHW, t_B, y_B, repa=True) == (x_BCHW, True)
 
 
-def test_text_comes_in_the_images_precision():
-    model = Asked()
+def test_text_has_the_precision_of_the_images():
+    model = Recorder()
     x_BCHW, t_B, y_B = batch()
     predict = Conditioning({"x": "image", "text": "text", "pooled": "pooled"}, patch=2, captions=CAPTIONS)
     predict(model, x_BCHW.double(), t_B, y_B)
     assert model.given["text"].dtype == model.given["pooled"].dtype == torch.float64
 
 
-def test_captions_follow_to_a_device():
-    model = Asked()
+def test_captions_move_to_the_device():
+    model = Recorder()
     predict = Conditioning({"x": "image", "text": "text"}, patch=2, captions=CAPTIONS).to("meta")
     predict(model, *(tensor.to("meta") for tensor in batch()))
     assert model.given["text"].is_meta
 
 
 class Noisy(nn.Module):
-    """Drops half of everything, in evaluation too."""
+    """Drops half of the output, in evaluation too."""
 
     def __init__(self, inner):
         super().__init__()
@@ -116,8 +116,8 @@ class Noisy(nn.Module):
         return F.dropout(self.inner(x_BCHW, t_B, y_B), p=0.5, training=True)
 
 
-def test_what_a_model_draws_in_its_own_forward_is_the_steps(make_trainer, make_model, tmp_path):
-    """Without it a resumed run would part from the uninterrupted one: no generator state is saved."""
+def test_resume_equals_uninterrupted_run_of_a_model_that_draws_in_forward(make_trainer, make_model, tmp_path):
+    """No generator state is saved, so the draws must depend on the step alone."""
 
     def build():
         return make_trainer(model=Noisy(make_model()), fold={}, steps=20, checkpoint_every=10)
@@ -129,7 +129,7 @@ def test_what_a_model_draws_in_its_own_forward_is_the_steps(make_trainer, make_m
     straight.advance(1e9, save)
     metric = straight.validate()
     for step in (10, 20):
-        torch.rand(3)  # another process has drawn other numbers before
+        torch.rand(3)  # another process has drawn other numbers before its resume
         resumed = build()
         resumed.restore(checkpoint.load_newest(tmp_path / f"at-{step}", key="k").snapshot)
         resumed.advance(1e9)
@@ -139,7 +139,7 @@ def test_what_a_model_draws_in_its_own_forward_is_the_steps(make_trainer, make_m
         assert resumed.validate() == metric
 
 
-def test_a_model_draws_other_numbers_at_every_step_and_in_every_replicate(make_trainer, make_model):
+def test_draws_in_forward_differ_between_steps_and_replicates(make_trainer, make_model):
     drawn = []
 
     class Drawing(Noisy):

@@ -15,7 +15,7 @@ def same(left, right) -> bool:
 
 
 @pytest.mark.parametrize("stops", [[10], [20], [10, 20]])
-def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer, make_model, tmp_path, stops):
+def test_resume_equals_uninterrupted_run(make_trainer, make_model, tmp_path, stops):
     straight = make_trainer()
     straight.advance(FOREVER)
 
@@ -44,7 +44,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make_trainer, make_model, tmp_
 
 
 @pytest.mark.parametrize("objective", [RectifiedFlow(name="rectified_flow"), DDPM(name="ddpm")])
-def test_a_resumed_dit_equals_the_uninterrupted_one(make_trainer, tmp_path, objective):
+def test_resume_of_a_dit_equals_uninterrupted_run(make_trainer, tmp_path, objective):
     def build():
         torch.manual_seed(0)
         sizes = {"width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 1, "num_classes": 10}
@@ -66,7 +66,7 @@ def test_a_resumed_dit_equals_the_uninterrupted_one(make_trainer, tmp_path, obje
     assert resumed.validate() == straight.validate()
 
 
-def test_how_the_time_is_divided_changes_nothing(make_trainer):
+def test_results_do_not_depend_on_how_time_is_divided(make_trainer):
     once, often = make_trainer(), make_trainer()
     once._chunk_steps = 20
     points = once.advance(FOREVER)
@@ -95,7 +95,7 @@ def test_training_lowers_the_validation_loss_of_the_averaged_weights(make_traine
     assert trainer.train_seconds > 0
 
 
-def test_validation_leaves_the_trained_weights_and_their_mode(make_trainer):
+def test_validation_restores_the_trained_weights_and_training_mode(make_trainer):
     trainer = make_trainer()
     trainer.advance(FOREVER)
     before = {name: param.clone() for name, param in trainer.model.named_parameters()}
@@ -107,7 +107,7 @@ def test_validation_leaves_the_trained_weights_and_their_mode(make_trainer):
         assert not torch.equal(model.readout.weight, before["readout.weight"])
 
 
-def test_the_averaged_weights_are_of_those_visited(make_trainer):
+def test_the_averaged_weights_are_the_weighted_mean_of_all_steps(make_trainer):
     trainer, visited = make_trainer(steps=20, ema_fraction=0.2), []
     while not trainer.finished:
         trainer.advance(0.0)
@@ -128,7 +128,7 @@ def test_the_averaged_weights_of_a_snapshot_fill_another_model(make_trainer, mak
 
 
 class Explode(torch.nn.Module):
-    """Outputs its weight times what a step's number says; step 0 gives a loss of about the target's own size."""
+    """Outputs its weight times the step's factor. At factor 0 the loss is the mean square of the target."""
 
     def __init__(self, factors) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Explode(torch.nn.Module):
 @pytest.mark.parametrize("seconds", [0.0, FOREVER])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_a_loss_that_is_not_finite_is_dated_to_its_step(make_trainer, seconds, bad, chunk_steps):
-    """Chunks of 20 as on a GPU, which by the time it is asked has trained on beyond the step in question."""
+    """Chunks of 20 steps, as on a GPU: when the losses are read, later steps have been trained too."""
     trainer = make_trainer(model=Explode([0.0] * 7 + [bad]), fold={}, lr=0.0)
     trainer._chunk_steps = chunk_steps
     while trainer.diverged_at is None:
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_is_dated_to_its_step(make_trainer, seconds, b
 @pytest.mark.parametrize("chunk_steps", [1, 20])
 @pytest.mark.parametrize("seconds", [0.0, FOREVER])
 def test_a_mean_loss_above_twice_the_first_diverges_after_warm_up(make_trainer, seconds, chunk_steps):
-    """The factor 10 raises the loss manifold from step 1 on: the first 20 steps after 5 of warm-up are 5 to 24."""
+    """From step 1 on, the factor 10 raises the loss far above the first. The first full window is steps 5 to 24."""
     trainer = make_trainer(model=Explode([0.0] + [10.0] * 100), fold={}, lr=0.0, steps=60)
     trainer._chunk_steps = chunk_steps
     while trainer.diverged_at is None:
@@ -166,7 +166,7 @@ def test_a_mean_loss_above_twice_the_first_diverges_after_warm_up(make_trainer, 
     assert trainer.diverged_at == 24
 
 
-def test_divergence_is_dated_alike_after_a_resume(make_trainer):
+def test_divergence_has_the_same_step_after_a_resume(make_trainer):
     factors = [0.0] * 10 + [10.0] * 100
     trainer = make_trainer(model=Explode(factors), fold={}, lr=0.0, steps=60)
     while trainer.step < 10:
@@ -184,7 +184,7 @@ def test_a_short_spike_is_not_divergence(make_trainer):
     assert trainer.finished
 
 
-def test_a_last_update_that_breaks_the_weights_is_divergence(make_trainer):
+def test_a_validation_loss_that_is_not_finite_is_divergence(make_trainer):
     trainer = make_trainer()
     trainer.advance(FOREVER)
     trainer._average.weights[0].fill_(math.nan)
@@ -193,14 +193,14 @@ def test_a_last_update_that_breaks_the_weights_is_divergence(make_trainer):
     assert not trainer.finished
 
 
-def test_no_checkpoint_is_offered_once_diverged(make_trainer):
+def test_a_diverged_run_offers_no_checkpoint(make_trainer):
     offered = []
     trainer = make_trainer(model=Explode([0.0] * 9 + [math.nan]), fold={})
     trainer.advance(FOREVER, lambda at: offered.append(at.step))
     assert (trainer.diverged_at, offered) == (9, [])
 
 
-def test_checkpoints_are_offered_on_their_steps_and_at_the_end(make_trainer):
+def test_checkpoints_are_offered_at_every_interval_and_at_the_end(make_trainer):
     offered = []
     make_trainer(steps=25).advance(FOREVER, lambda at: offered.append(at.step))
     assert offered == [10, 20, 25]
@@ -229,7 +229,7 @@ def test_a_snapshot_of_another_model_is_refused(make_trainer, make_model):
 
 
 @pytest.mark.parametrize("objective", [RectifiedFlow(name="rectified_flow"), DDPM(name="ddpm")])
-def test_bfloat16_keeps_weights_in_float32(make_trainer, objective):
+def test_bfloat16_training_keeps_weights_in_float32(make_trainer, objective):
     trainer = make_trainer(precision="bfloat16", objective=objective, steps=3)
     trainer.advance(FOREVER)
     assert trainer.finished

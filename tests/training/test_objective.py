@@ -19,7 +19,7 @@ def draws(batch: int = 32):
     return x0, torch.zeros(batch, dtype=torch.int64), u, noise
 
 
-def test_time_follows_the_logit_normal_law():
+def test_times_are_logit_normal():
     u = (torch.arange(10001, dtype=torch.float64) + 0.5) / 10001
     t = timesteps(RectifiedFlow(name="rectified_flow", logit_mean=0.5, logit_std=2.0), u)
     logit = torch.logit(t)
@@ -28,14 +28,14 @@ def test_time_follows_the_logit_normal_law():
     assert timesteps(FLOW, torch.tensor([0.0], dtype=torch.float64)).isfinite().all()
 
 
-def test_every_ddpm_step_is_as_likely():
+def test_ddpm_steps_are_equally_likely():
     u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     assert torch.bincount(timesteps(NOISE, u)).tolist() == [4] * 1000
     assert timesteps(NOISE, torch.tensor([0.0, 1.0])).tolist() == [0, 999]
 
 
 @pytest.mark.parametrize("objective", [FLOW, NOISE])
-def test_the_exact_prediction_has_no_loss_and_a_constant_error_its_square(objective):
+def test_an_exact_prediction_has_loss_zero_and_a_constant_error_its_square(objective):
     x0, y, u, noise = draws()
     target = noise - x0 if objective is FLOW else noise
     t = timesteps(objective, u)
@@ -66,7 +66,7 @@ def test_the_model_sees_the_noised_image_and_its_timestep():
     torch.testing.assert_close(seen["t"], t.double())
 
 
-def test_forward_process_is_diffusers():
+def test_the_forward_process_equals_diffusers():
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
@@ -81,7 +81,7 @@ def bound(eps_error: float, fraction: float, t: int) -> torch.Tensor:
     return whole - eps_error**2
 
 
-def test_the_variance_of_an_exact_mean_is_best_at_the_posteriors():
+def test_with_an_exact_mean_the_best_variance_is_the_posteriors():
     """With the mean exact, KL(q || p) is zero where log p's variance is the posterior's: fraction -1."""
     values = [bound(0.0, fraction, t=300).mean().item() for fraction in (-1.0, -0.5, 0.0, 1.0)]
     assert values[0] == pytest.approx(0, abs=1e-9)
@@ -122,13 +122,13 @@ def test_an_output_of_other_channels_is_refused(objective):
 
 
 def aligned(objective, projection_BTE, features_BTE, *, error: float = 0.5):
-    """Losses of a prediction that is off by `error`, with this projection; the model must be asked once, for both."""
+    """Losses of a prediction that is off by `error`, with this projection; the model must be called once, for both."""
     x0, y, u, noise = draws(batch=len(features_BTE))
     target = noise - x0 if objective.name == "rectified_flow" else noise
     calls = []
 
-    def model(x, t, labels, **asked):
-        calls.append(asked)
+    def model(x, t, labels, **options):
+        calls.append(options)
         return target + error, projection_BTE
 
     result = losses(objective, model, x0, y, timesteps(objective, u), noise, features_BTE)

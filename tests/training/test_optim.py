@@ -20,7 +20,7 @@ def group(params, **numbers):
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_clip_with_folds_of_one_is_torchs(scale):
+def test_clipping_with_folds_of_one_equals_torchs(scale):
     ours, theirs = params_with_grads(scale), params_with_grads(scale)
     norm = Clip(ours, [1.0] * len(ours), 1.0)()
     expected = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
@@ -29,7 +29,7 @@ def test_clip_with_folds_of_one_is_torchs(scale):
         assert torch.equal(mine.grad, other.grad)
 
 
-def test_a_fold_enters_the_norm_and_one_coefficient_scales_all():
+def test_folds_enter_the_norm_and_one_coefficient_scales_all_gradients():
     params, folds = params_with_grads(10.0), [0.25, 1.0, 16.0, 1.0]
     before = [param.grad.clone() for param in params]
     expected = math.sqrt(sum(float((fold * grad).square().sum()) for fold, grad in zip(folds, before, strict=True)))
@@ -46,7 +46,7 @@ def test_without_a_limit_the_norm_is_only_measured():
     assert all(torch.equal(param.grad, grad) for param, grad in zip(params, before, strict=True))
 
 
-def test_a_parameter_without_gradient_is_left_out_with_its_fold():
+def test_a_parameter_without_gradient_is_ignored_with_its_fold():
     params, folds = params_with_grads(), [5.0, 1.0, 2.0, 3.0]
     params[0].grad = None
     expected = Clip(params[1:], folds[1:], None)()
@@ -64,7 +64,7 @@ def test_the_schedule_keeps_every_groups_own_rate():
         assert [entry["lr"] for entry in optimizer.param_groups] == [rate * multiplier for rate in rates]
 
 
-def test_groups_of_equal_numbers_are_merged_and_update_alike():
+def test_merged_groups_give_the_same_update():
     def train(merge: bool):
         params = params_with_grads()
         entries = [group([param], lr=1e-2 if i % 2 else 1e-3) for i, param in enumerate(params)]
@@ -92,7 +92,7 @@ def test_rates_warm_up_then_follow_the_schedule(schedule, warmup, expected):
     assert [rate_multiplier(training, step) for step in range(4)] == pytest.approx(expected)
 
 
-def test_the_average_is_the_weighted_mean_of_the_weights_visited():
+def test_the_average_is_the_weighted_mean_of_all_weights():
     param = torch.nn.Parameter(torch.full((2,), 100.0))
     average = AveragedWeights([param], fraction=0.1, steps=50)
     assert average.decay == pytest.approx(0.8)
@@ -105,7 +105,7 @@ def test_the_average_is_the_weighted_mean_of_the_weights_visited():
         torch.testing.assert_close(average.weights[0], torch.full((2,), mean))
 
 
-def test_an_average_shorter_than_a_step_is_the_weights_themselves():
+def test_an_average_over_less_than_a_step_is_the_current_weights():
     param = torch.nn.Parameter(torch.zeros(1))
     average = AveragedWeights([param], fraction=0.05, steps=10)
     for count in (1, 2, 3):

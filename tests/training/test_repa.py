@@ -37,7 +37,7 @@ def make_task(make_config: Callable[..., Config]) -> MakeTask:
 
 
 def trainer_of(task: Task, digits: Dataset, *, aligned: bool = True) -> Trainer:
-    """A trainer as a trial has it; not `aligned`: without features, whatever the model."""
+    """A trainer as in a trial. Without `aligned` it gets no features, whatever the model."""
     model, plan = build_model(task, replicate=0)
     optimizer = task.optimizer
     betas = (optimizer.beta1, optimizer.beta2)
@@ -72,7 +72,7 @@ def misalignment(trainer: Trainer, task: Task, digits: Dataset) -> float:
     return (1 - F.cosine_similarity(projection_BTE, features_NTE[:num_pictures], dim=-1)).mean().item()
 
 
-def test_a_task_has_features_where_its_loss_has_a_weight(make_task: MakeTask, digits: Dataset) -> None:
+def test_a_task_has_features_only_when_its_loss_has_a_weight(make_task: MakeTask, digits: Dataset) -> None:
     assert repa_features(make_task(), digits) is None
     features_NTE = repa_features(make_task(*ALIGNED), digits)
     assert features_NTE is not None
@@ -80,9 +80,7 @@ def test_a_task_has_features_where_its_loss_has_a_weight(make_task: MakeTask, di
 
 
 @pytest.mark.parametrize("half", [ALIGNED[:2], ALIGNED[2:]])
-def test_a_projector_without_a_weight_and_a_weight_without_a_projector_are_refused(
-    make_task: MakeTask, half: tuple[str, ...]
-) -> None:
+def test_a_projector_and_a_weight_are_refused_without_each_other(make_task: MakeTask, half: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match=r"repa_depth|repa_weight"):
         make_task(*half)
 
@@ -92,16 +90,16 @@ def test_training_aligns_the_pictures_and_learns_to_denoise(make_task: MakeTask,
     trainer = trainer_of(task, digits)
     before, loss_before = misalignment(trainer, task, digits), trainer.validate()
     trainer.advance(FOREVER)
-    assert before == pytest.approx(1, abs=0.15), "at first the projection points nowhere"
+    assert before == pytest.approx(1, abs=0.15), "at first the projection is random"
     assert misalignment(trainer, task, digits) < 0.75 * before
     assert trainer.validate() < loss_before
-    not_asked = trainer_of(task, digits, aligned=False)
-    not_asked.advance(FOREVER)
-    assert misalignment(not_asked, task, digits) > 0.9 * before, "denoising alone does not align"
+    without_repa = trainer_of(task, digits, aligned=False)
+    without_repa.advance(FOREVER)
+    assert misalignment(without_repa, task, digits) > 0.9 * before, "denoising alone does not align"
 
 
 class Mirror(nn.Module):
-    """Projects the picture that it sees, as it is."""
+    """Its projection is the picture itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,14 +112,20 @@ class Mirror(nn.Module):
         return (output, x_BCHW.flatten(2)) if repa else output
 
 
-def test_each_picture_is_compared_with_its_own_features(digits: Dataset, make_trainer: Callable[..., Trainer]) -> None:
-    """All times are 0, so the model sees the pictures; with those as features nothing is left of the REPA term."""
+def test_each_picture_is_aligned_with_its_own_features(digits: Dataset, make_trainer: Callable[..., Trainer]) -> None:
+    """All times are 0, so the model sees the pictures. With these as features the REPA term is zero."""
     objective = RectifiedFlow(name="rectified_flow", logit_mean=-30, logit_std=0.01, repa_weight=1000)
     features_NTE = digits.train.images(slice(None)).flatten(2)
     curves = []
     for features in (None, features_NTE, features_NTE.roll(1, 0)):
         trainer = make_trainer(
-            model=Mirror(), objective=objective, features_NTE=features, predict=ask, lr=0.0, fold={}, report_every=1
+            model=Mirror(),
+            objective=objective,
+            features_NTE=features,
+            predict=call_with_repa,
+            lr=0.0,
+            fold={},
+            report_every=1,
         )
         curves.append(torch.tensor([point.value for point in trainer.advance(FOREVER) if point.name == "train_loss"]))
     plain, own, others = curves
@@ -129,11 +133,11 @@ def test_each_picture_is_compared_with_its_own_features(digits: Dataset, make_tr
     assert (others - plain).min() > 100
 
 
-def ask(model: nn.Module, *given: torch.Tensor, **more: bool) -> torch.Tensor:
+def call_with_repa(model: nn.Module, *given: torch.Tensor, **more: bool) -> torch.Tensor:
     return model(*given, **more)
 
 
-def test_validation_does_not_contain_the_alignment(make_task: MakeTask, digits: Dataset) -> None:
+def test_validation_excludes_the_alignment(make_task: MakeTask, digits: Dataset) -> None:
     trainer = trainer_of(make_task(*ALIGNED), digits)
     trainer.advance(0.0)
     plain = trainer_of(make_task(*ALIGNED), digits, aligned=False)
@@ -143,10 +147,8 @@ def test_validation_does_not_contain_the_alignment(make_task: MakeTask, digits: 
 
 
 @pytest.mark.parametrize("grad_clip", ["null", "0.5"])
-def test_at_weight_zero_the_model_trains_as_without_a_projector(
-    make_task: MakeTask, digits: Dataset, grad_clip: str
-) -> None:
-    """Bit for bit: a projector draws last, and its gradients are zeros. Under a clip the norm sums in another order."""
+def test_weight_zero_equals_training_without_a_projector(make_task: MakeTask, digits: Dataset, grad_clip: str) -> None:
+    """Bit for bit: a projector draws last and its gradients are zeros. With clipping the sum's order differs."""
     options = ("training.steps=6", "training.checkpoint_every=6", f"optimizer.grad_clip={grad_clip}")
     plain = trainer_of(make_task(*options), digits)
     zero = trainer_of(make_task(*options, *ALIGNED), digits)
@@ -172,17 +174,17 @@ def test_bfloat16_trains_like_float32(make_task: MakeTask, digits: Dataset) -> N
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
-def test_a_trial_resumes_bit_for_bit(make_task: MakeTask, tmp_path: Path) -> None:
+def test_resume_equals_uninterrupted_run(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(*ALIGNED, "training.steps=8", "training.checkpoint_every=4", "training.report_every=4")
     trial = make_trial(task, {}, replicate=0, fingerprint=load_dataset(task.data).fingerprint)
 
     def finish(folder: str, *, stop_at: int | None = None) -> tuple[float | None, int]:
         run = TrialRun(TrialJob(trial=trial, folder=str(tmp_path / folder), epoch=1))
         while True:
-            report = run.advance(0.0)
-            if report.record is not None:
-                return report.record.metric, report.record.resumed_at
-            if report.step == stop_at:
+            update = run.advance(0.0)
+            if update.record is not None:
+                return update.record.metric, update.record.resumed_at
+            if update.step == stop_at:
                 return None, 0
 
     assert finish("stopped", stop_at=6) == (None, 0)
