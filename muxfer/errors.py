@@ -1,15 +1,15 @@
-"""Every way muxfer refuses, as one tree; each error knows the exit code of the command that meets it.
+"""Every way in which muxfer refuses, as one tree. Each error has the exit code of the command that it ends.
 
     MuxferError                  (never raised itself)
     ├── BadInput            2    a config, a name, a table or a model that cannot work
-    ├── TrialsFailed        3    some trials failed, or the cluster died under them
-    ├── LedgerUnreachable   4    MLflow does not answer; nothing that was trained is lost
-    ├── NoResources         5    the study asks for what no node has
-    ├── NotAYes             6    a verdict that is not a yes
+    ├── TrialsFailed        3    some trials failed, or the cluster died while they ran
+    ├── LedgerUnreachable   4    MLflow does not respond; nothing that was trained is lost
+    ├── NoResources         5    the study needs more than any node has
+    ├── NotConfirmed        6    a verdict or a check that does not confirm (only its exit code is used)
     └── StudyBusy          75    another driver holds this study
 
-A message says what was given, what was expected and what to do, in one line. Anything that is not a MuxferError
-is a bug of ours: exit code 1, with its traceback.
+A message says what was given, what was expected and what to do, in one line. Any other exception is a bug in muxfer: it
+ends with exit code 1 and its traceback.
 """
 
 import difflib
@@ -36,7 +36,7 @@ class NoResources(MuxferError):
     exit_code = 5
 
 
-class NotAYes(MuxferError):
+class NotConfirmed(MuxferError):
     exit_code = 6
 
 
@@ -45,7 +45,7 @@ class StudyBusy(MuxferError):
 
 
 def nearest(given: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """The end of a sentence that refuses a name: the nearest known one, or `otherwise`, or all of them."""
+    """The end of a message that refuses a name: the nearest known name, or `otherwise`, or all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     if close:

@@ -17,7 +17,7 @@ from muxfer.config.parse import parse_part, parse_without_grid
 from muxfer.config.settings import with_setting
 from muxfer.config.study import Check, Config
 from muxfer.config.task import Task, to_plain
-from muxfer.errors import BadInput, NotAYes
+from muxfer.errors import BadInput, NotConfirmed
 from muxfer.files import validate_writable
 from muxfer.models.count import validate_forward
 from muxfer.mup.slopes import MEASURES, TOLERANCE, CoordinateCheck, Line
@@ -63,7 +63,7 @@ def check(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> Comm
     data["figure"] = str(paths[0])
     replace_file(stem.with_suffix(".json"), json.dumps(data, indent=1).encode())
     lines.append(f"figure:  {paths[0]}")
-    return CommandResult(data=data, text="\n".join(lines), exit_code=0 if found.passed else NotAYes.exit_code)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=0 if found.passed else NotConfirmed.exit_code)
 
 
 def check_data(found: CoordinateCheck, *, model: str, width: int) -> dict[str, Any]:

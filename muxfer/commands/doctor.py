@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from muxfer.commands.result import CommandResult
 from muxfer.config.study import Compute
-from muxfer.errors import MuxferError, NotAYes
+from muxfer.errors import MuxferError, NotConfirmed
 from muxfer.executors import ray_sessions
 from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
 from muxfer.study.resolve import Request, resolve_without_data, tracking_uri
@@ -79,7 +79,7 @@ def doctor(name: str, overrides: Sequence[str]) -> CommandResult:
     verdict = "fail" if failed else "pass"
     lines.append(f"{verdict}: {failed} of {len(findings)} failed" if failed else "pass: a sweep will run here")
     data = {"verdict": verdict, "findings": [asdict(one) for one in findings]}
-    return CommandResult(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if failed else 0)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=NotConfirmed.exit_code if failed else 0)
 
 
 def versions() -> Iterator[Finding]:

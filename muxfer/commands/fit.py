@@ -18,7 +18,7 @@ from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Prediction, fit
 from muxfer.commands.csv_columns import read_columns
 from muxfer.commands.result import CommandResult
 from muxfer.config.study import StudyKind
-from muxfer.errors import BadInput, NotAYes
+from muxfer.errors import BadInput, NotConfirmed
 from muxfer.files import user_path, validate_writable
 from muxfer.report.figures.laws import laws_figure
 from muxfer.report.format import TERMINAL
@@ -87,7 +87,7 @@ def fit(
         lines += ["", *(f"note: {note}" for note in notes)]
     if paths:
         lines += ["", f"figure: {paths[0]}"]
-    return CommandResult(data=data, text="\n".join(lines), exit_code=NotAYes.exit_code if found.why else 0)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=NotConfirmed.exit_code if found.why else 0)
 
 
 def _figure_stem(figure: str, table: str | None) -> Path:

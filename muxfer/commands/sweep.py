@@ -12,7 +12,7 @@ from muxfer.commands.result import CommandResult
 from muxfer.config.models import Declared
 from muxfer.config.parse import parse_task
 from muxfer.config.study import StudyKind
-from muxfer.errors import NotAYes, StudyBusy, TrialsFailed
+from muxfer.errors import NotConfirmed, StudyBusy, TrialsFailed
 from muxfer.executors.base import Executor
 from muxfer.executors.ray_on_demand import ray_on_demand
 from muxfer.files import content_of, replace_file, validate_writable
@@ -175,7 +175,7 @@ def _result(
     if failed:
         exit_code = TrialsFailed.exit_code
     elif require_transfer and study.verdict.verdict is not VerdictKind.TRANSFERS:
-        exit_code = NotAYes.exit_code
+        exit_code = NotConfirmed.exit_code
     return CommandResult(data=data, text="\n".join(lines), exit_code=exit_code)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from muxfer.commands.result import CommandResult
-from muxfer.errors import NotAYes
+from muxfer.errors import NotConfirmed
 from muxfer.report.text import table_text
 from muxfer.study.recorded import read_study
 from muxfer.study.resolve import resolve
@@ -18,5 +18,5 @@ def verdict(name: str, overrides: Sequence[str]) -> CommandResult:
     with open_ledger(request, existing=True) as ledger:
         study = read_study(request, ledger)
     text = "\n".join([table_text(searched(study.config.search, study.records), study.verdict), *study.notes])
-    exit_code = 0 if study.verdict.verdict is VerdictKind.TRANSFERS else NotAYes.exit_code
+    exit_code = 0 if study.verdict.verdict is VerdictKind.TRANSFERS else NotConfirmed.exit_code
     return CommandResult(data=study.verdict.to_dict(), text=text, exit_code=exit_code)

@@ -16,7 +16,7 @@ from muxfer.analysis.cells import Cell, Table
 from muxfer.analysis.transferability import judge_table
 from muxfer.commands.csv_columns import lines_of, read_columns
 from muxfer.commands.result import CommandResult
-from muxfer.errors import BadInput, NotAYes
+from muxfer.errors import BadInput, NotConfirmed
 from muxfer.report.format import TERMINAL
 from muxfer.report.text import cells_text
 from muxfer.trial import Outcome, Verdict
@@ -99,7 +99,7 @@ def verdict(
         "notes": notes,
     }
     text = _text(grouped, judged, metric, notes, sign=sign)
-    return CommandResult(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotAYes.exit_code)
+    return CommandResult(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotConfirmed.exit_code)
 
 
 def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, log2_hp: bool) -> Grouped:
