@@ -40,18 +40,18 @@ def show_time(seconds: float) -> str:
 
 
 def brief_value(value: float | int | str) -> str:
-    """A setting's value for reading; in full it stands in the CSV."""
+    """A setting's value, rounded for reading. The CSV has it in full."""
     text = value if isinstance(value, str) else shown(value)
     return text if isinstance(value, str) or len(text) <= 8 else f"{value:.4g}"
 
 
 def with_interval(name: str, highs: Iterable[float | None]) -> str:
-    """A heading that promises 95 % where at least one value has an interval."""
+    """A heading, with 95 % where at least one value has an interval."""
     return f"{name}, 95 %" if any(map(finite, highs)) else name
 
 
 def regret_text(regret: Regret | None) -> str:
-    """As the verdict reads it: on the smoothed curve where there is one, else as measured."""
+    """The regret on the smoothed curve where there is one, else as measured: what the verdict uses."""
     if regret is None:
         return ""
     value = regret.relative if regret.estimate is None else regret.estimate
@@ -62,7 +62,7 @@ def regret_text(regret: Regret | None) -> str:
 
 
 def edge_text(hp: str, optimum: Optimum) -> str:
-    """How near the optimum is to the largest stable value; empty where nothing diverged above it."""
+    """How far the optimum is below the largest stable value; empty where nothing diverged above it."""
     best = best_value(optimum)
     if best is None or optimum.stable is None or optimum.diverges is None:
         return ""
@@ -75,7 +75,7 @@ def edge_text(hp: str, optimum: Optimum) -> str:
 
 
 def csv_text(records: Iterable[Record]) -> str:
-    """One row a proxy trial: its settings, replicate, outcome, metric (empty: it has none) and last step."""
+    """One row for each proxy trial: settings, replicate, outcome, metric (empty where it has none) and last step."""
     proxies = ordered(record for record in records if record.kind == "proxy")
     names = sorted({name for record in proxies for name in record.setting})
     rows = [
@@ -85,7 +85,7 @@ def csv_text(records: Iterable[Record]) -> str:
 
 
 def rows_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Numbers in full, so that they come back the same; None is an empty field."""
+    """A CSV with numbers in full, so that they are read back exactly. None is an empty field."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -105,12 +105,12 @@ def cell_text(cell: Cell | None, decimals: int, short: bool = False) -> str:
 
 
 def hp_text(value: float, *, log2_hp: bool = True) -> str:
-    """A setting's value that lies between those of the grid."""
+    """A setting's value between those of the grid."""
     return f"2^{math.log2(value):.2f}" if log2_hp and 0 < value < 1 else f"{value:.3g}"
 
 
 def drift_text(verdict: Verdict) -> str | None:
-    """With its interval; None where no drift can be told."""
+    """The drift with its interval; None where it is not known."""
     value, low, high = (verdict.drift_per_doubling.get(name) for name in ("value", "low", "high"))
     if value is None:
         return None
@@ -124,12 +124,12 @@ def drift_unit(verdict: Verdict) -> str:
 
 
 def whole_powers(low: float, high: float, *, most: int = 9) -> list[int]:
-    """The whole numbers between two exponents, evenly thinned to at most so many."""
+    """The whole numbers between two exponents, thinned evenly to at most `most`."""
     first, last = math.ceil(low), math.floor(high)
     return list(range(first, last + 1, math.ceil((last - first + 1) / most) or 1))
 
 
 def num_decimals(table: Table) -> int:
-    """Four significant digits of the best loss, the same for the whole table, so that columns compare at a glance."""
+    """Decimals that give the best loss four significant digits. A whole table has the same, so that columns compare."""
     best = min((abs(cell.mean) for cell in all_cells(table) if cell.mean), default=1.0)
     return min(max(3 - math.floor(math.log10(best)), 0), 8)

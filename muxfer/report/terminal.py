@@ -10,6 +10,9 @@ from collections.abc import Sequence
 GAP = 2
 """Spaces between two columns."""
 
+HELD = "\ue000"
+"""Stands for a space while rich lays a table out: rich strips those at the end of a cell that is aligned right."""
+
 
 def table_lines(rows: Sequence[Sequence[str]], *, align: str = "", indent: int = 0) -> list[str]:
     """Return one line for each row, with its columns aligned and without spaces at its end.
@@ -35,7 +38,8 @@ def table_lines(rows: Sequence[Sequence[str]], *, align: str = "", indent: int =
     width = max(table_width(rows), 1)
     console = Console(width=width, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
     lines = console.render_lines(table, pad=False)
-    return [(" " * indent + "".join(part.text for part in line)).rstrip() for line in lines]
+    texts = ("".join(part.text for part in line).replace(HELD, " ") for line in lines)
+    return [(" " * indent + text).rstrip() for text in texts]
 
 
 def table_width(rows: Sequence[Sequence[str]]) -> int:
@@ -47,4 +51,4 @@ def table_width(rows: Sequence[Sequence[str]]) -> int:
 
 
 def _printable(cell: str) -> str:
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", cell)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", cell).replace(" ", HELD)

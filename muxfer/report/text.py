@@ -1,10 +1,10 @@
-"""What the trials of a study gave, as plain text: a table for the terminal, a CSV that gives every trial back.
+"""The results of a study as plain text for a terminal: losses, optima and the verdict.
 
-How a number, an outcome or a drift is written is decided here, once, for the figures and the pages as well.
+How a number, an outcome or a drift is written is decided in `muxfer.report.format`, for figures and pages as well.
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from muxfer.analysis.cells import (
     SettingResult,
@@ -32,17 +32,17 @@ from muxfer.report.format import (
     regret_text,
     with_interval,
 )
+from muxfer.report.terminal import table_lines, table_width
 from muxfer.trial import Record, Verdict
 
 BEST_SHOWN = 8
 
 
 def table_text(records: Sequence[Record], verdict: Verdict) -> str:
-    """A study for the terminal: its losses as a table, or the best of them where they were drawn off any grid."""
+    """A study for the terminal: its losses as a table, or the best settings of a random search."""
     if is_scattered(records, verdict.axis, verdict.hp):
-        return "\n".join(
-            [*_search_lines(settings_at_largest(records, verdict.axis), verdict.axis), *_verdict_lines(verdict)]
-        )
+        results = settings_at_largest(records, verdict.axis)
+        return "\n".join([*_search_lines(results, verdict.axis), *_verdict_lines(verdict)])
     others = held_settings(records, verdict.axis, verdict.hp)
     where = "".join(f" at {name} {brief_value(value)}" for name, value in others.items())
     table = settled_table(records, verdict.axis, verdict.hp)
@@ -52,23 +52,19 @@ def table_text(records: Sequence[Record], verdict: Verdict) -> str:
 def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: str = "", seeds: str = "seeds") -> str:
     """The metric as aligned plain text: a row for each value of the setting, a column for each axis value.
 
-    `*` marks the best of a column; a setting that diverged shows the first step at which a replicate did. `where` says
-    at which other settings the table stands; `seeds` how more of them are asked for.
+    `*` marks the best of a column. A setting that diverged shows the first step at which a replicate did. `where` names
+    the other settings of the table. `seeds` says how to ask for more seeds.
     """
     if not table:
         return f"no trial has settled\nverdict  {verdict.verdict}: {verdict.why}"
     for short in (False, True):
         header = [verdict.hp, *(f"{axis:g} " if short else f"{verdict.axis} {axis:g}" for axis in table)]
-        rows = [[shown(hp), *_texts(table, verdict, hp, short)] for hp in hp_values(table)]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        if sum(widths) + 2 * (len(widths) - 1) <= TERMINAL:
+        rows = [header, *([shown(hp), *_cells(table, verdict, hp, short)] for hp in hp_values(table))]
+        if table_width(rows) <= TERMINAL:
             break
     columns = f", by {verdict.axis}" if short else ""
-    lines = [*textwrap.wrap(f"{metric}{where}{columns}{seeds_text(table)}; * best of its column", TERMINAL), ""]
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", *_optimum_lines(verdict)]
+    title = f"{metric}{where}{columns}{seeds_text(table)}; * best of its column"
+    lines = [*textwrap.wrap(title, TERMINAL), "", *table_lines(rows), "", *_optimum_lines(verdict)]
     if any(optimum.fitted is None for optimum in verdict.optimum.values()):
         lines.append("fitted: empty where no curve surely has its minimum among the points")
     lines += [*edge_lines(verdict), *_noise_lines(table, verdict, metric, seeds), *_verdict_lines(verdict)]
@@ -76,14 +72,14 @@ def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: s
 
 
 def _noise_lines(table: Table, verdict: Verdict, metric: str, seeds: str) -> list[str]:
-    """Without noise there is no interval: then what would tell it."""
+    """How much a trial varies. Without that there is no interval, and the line says what is missing."""
     if finite(verdict.noise):
-        told = f"one trial's {metric} varies by {percent(verdict.noise)} about the curves"
+        text = f"one trial's {metric} varies by {percent(verdict.noise)} about the curves"
     elif seeds_text(table):
-        told = f"these points do not tell it, hence no intervals; add values of {verdict.hp}"
+        text = f"these points do not tell it, hence no intervals; add values of {verdict.hp}"
     else:
-        told = f"one seed does not tell it, hence no intervals; add {seeds}"
-    return _wrapped(f"noise: {told}")
+        text = f"one seed does not tell it, hence no intervals; add {seeds}"
+    return _wrapped(f"noise: {text}")
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:
@@ -94,38 +90,39 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, TERMINAL, subsequent_indent="  ")
 
 
-def _search_lines(found: Sequence[SettingResult], axis: str) -> list[str]:
-    """The best of the settings that were drawn, a line each; those of a grid have a table."""
-    finished = [one for one in found if one.metric is not None]
-    where = f" at {axis} {found[0].setting[axis]}" if axis in found[0].setting else ""
-    lines = [f"{METRIC}, the best of {len(found)} settings{where}; {len(found) - len(finished)} have none", ""]
+def _search_lines(results: Sequence[SettingResult], axis: str) -> list[str]:
+    """The best settings of a random search, one after the other."""
+    finished = [one for one in results if one.metric is not None]
+    where = f" at {axis} {results[0].setting[axis]}" if axis in results[0].setting else ""
+    num_without = len(results) - len(finished)
+    lines = [f"{METRIC}, the best of {len(results)} settings{where}; {num_without} have none", ""]
     for one in finished[:BEST_SHOWN]:
         settings = " ".join(f"{name}={brief_value(value)}" for name, value in one.setting.items() if name != axis)
-        told = textwrap.wrap(settings, TERMINAL - 12, break_on_hyphens=False)
-        lines += [f"{one.metric:<12.4g}{told[0]}", *(" " * 12 + line for line in told[1:])]
+        metric = f"{one.metric:<12.4g}"
+        indent = " " * len(metric)
+        lines += textwrap.wrap(
+            settings, TERMINAL, initial_indent=metric, subsequent_indent=indent, break_on_hyphens=False
+        )
     return [*lines, ""]
 
 
 def _optimum_lines(verdict: Verdict) -> list[str]:
-    """The optimum of each axis value as a table; columns that say the least go where the terminal is too narrow."""
+    """The optimum of each axis value as a table. Where the terminal is too narrow, columns that say least go first."""
     header, *rows = optimum_rows(verdict)
     for dropped in ((), ("grid",), ("grid", "stable")):
         kept = [index for index, name in enumerate(header) if name not in dropped]
-        widths = [max(len(row[index]) for row in (header, *rows)) for index in kept]
-        if sum(widths) + 2 * (len(widths) - 1) <= TERMINAL:
+        narrow = [[row[index] for index in kept] for row in (header, *rows)]
+        if table_width(narrow) <= TERMINAL:
             break
-    return [
-        "  ".join(row[index].ljust(width) for index, width in zip(kept, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    ]
+    return table_lines(narrow, align="l" * len(kept))
 
 
 def optimum_rows(verdict: Verdict) -> list[list[str]]:
-    """A header, and for each axis value its optimum with interval and what it costs the largest, as text."""
+    """A header, and a row for each axis value: its optimum with interval, and its regret at the largest."""
     regrets = {regret.from_: regret for regret in verdict.regret}
     largest = max(verdict.optimum, default=0.0)
     fitted = with_interval("fitted", (optimum.high for optimum in verdict.optimum.values()))
-    regret = with_interval(f"regret at {largest:g}", (found.high for found in verdict.regret))
+    regret = with_interval(f"regret at {largest:g}", (regret.high for regret in verdict.regret))
     rows = [[verdict.axis, "grid", "choice", fitted, "stable", regret]]
     for axis, optimum in verdict.optimum.items():
         grid = "none finite" if optimum.grid is None else brief_value(optimum.grid)
@@ -140,7 +137,7 @@ def optimum_rows(verdict: Verdict) -> list[list[str]]:
 
 
 def edge_lines(verdict: Verdict) -> list[str]:
-    """Drift, from where on the optimum transfers, and how near it lies to the largest stable value: a line each."""
+    """A line each for drift, the axis value from which the optimum transfers, and the distance to divergence."""
     lines = []
     if (drift := drift_text(verdict)) is not None:
         lines.append(f"drift: {drift}")
@@ -151,7 +148,7 @@ def edge_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _texts(table: Table, verdict: Verdict, hp: float, short: bool) -> Iterator[str]:
-    for axis, row in table.items():
-        best = grid_optimum(verdict, axis)
-        yield cell_text(row.get(hp), num_decimals(table), short) + ("*" if best == hp else " ")
+def _cells(table: Table, verdict: Verdict, hp: float, short: bool) -> list[str]:
+    decimals = num_decimals(table)
+    marks = {axis: "*" if grid_optimum(verdict, axis) == hp else " " for axis in table}
+    return [cell_text(row.get(hp), decimals, short) + marks[axis] for axis, row in table.items()]

@@ -33,6 +33,10 @@ def test_cells_are_plain_text_and_never_cut():
     assert table_lines([["", "a b"], ["", ""]]) == ["  a b", ""]
 
 
+def test_a_space_at_the_end_of_a_cell_takes_its_column():
+    assert table_lines([["a", "1*", "x"], ["b", "2 ", ""]]) == ["a  1*  x", "b  2"]
+
+
 def test_a_wide_letter_takes_two_columns():
     rows = [["幅", "1"], ["ab", "2"]]
     assert table_lines(rows) == ["幅  1", "ab  2"]
