@@ -1,8 +1,8 @@
 """How often the verdict is right, on synthetic studies whose truth is known: `python -m benchmarks.calibration`.
 
 A study has widths 64, 128, 256, rates one grid step apart, and losses level x (1 + shape(x - optimum)) x (1 + noise).
-The optimum of the middle width lies anywhere within half a step of the grid's middle and drifts by a fixed number of
-steps per doubling. Writes docs/data/calibration.json and prints the table of docs/verdict.md.
+The optimum of the middle width is drawn within half a step of the grid's middle. It drifts by a fixed number of steps
+per doubling. The command writes docs/data/calibration.json and prints the table of docs/verdict.md.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import numpy as np
 
 from muxfer.analysis.cells import Cell, Table
 from muxfer.analysis.transferability import judge_table
-from muxfer.report.figures import replace_file
-from muxfer.trial import Outcome, Verdict
+from muxfer.files import replace_file
+from muxfer.trial import Outcome, Verdict, VerdictKind
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = (64.0, 128.0, 256.0)
@@ -31,12 +31,12 @@ def quadratic(x: np.ndarray) -> np.ndarray:
 
 
 def skewed(x: np.ndarray) -> np.ndarray:
-    """Three times as steep to the right as to the left, as learning rates are, smooth at the optimum."""
+    """Three times as steep on the right as on the left, as learning rates are. Smooth at the optimum."""
     return np.where(x > 0, 1.5, 0.5) * CURVATURE * x**2
 
 
 def cliff(x: np.ndarray) -> np.ndarray:
-    """A quadratic whose third power grows to the right: +1 step costs 2.2 %, -1 step 0.8 %."""
+    """A quadratic with a third power that grows to the right: +1 step costs 2.2 %, -1 step 0.8 %."""
     return CURVATURE * x**2 + 0.5 * CURVATURE * np.clip(x, -1.5, None) ** 3
 
 
@@ -45,13 +45,15 @@ SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"quadratic": quadratic,
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    """One kind of study: its curve, its numbers of rates and seeds, and its drift in steps per doubling."""
+
     shape: str = "quadratic"
     rates: int
     seeds: int
     drift: float
     noise: float = 0.01
     block: float = 0.0
-    """Relative deviation of what a seed adds to all its trials of one width alike."""
+    """Relative standard deviation of what a seed adds to all its trials of one width alike."""
 
 
 def synthetic(case: Case, rng: np.random.Generator) -> tuple[Table, np.ndarray]:
@@ -82,7 +84,7 @@ def measured(case: Case, *, studies: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(
         [seed, case.rates, case.seeds, round(10 * case.drift), sorted(SHAPES).index(case.shape)]
     )
-    verdicts: Counter[str] = Counter()
+    verdicts: Counter[VerdictKind] = Counter()
     covers: dict[str, list[bool]] = {"optimum": [], "drift": [], "regret": []}
     for _ in range(studies):
         table, truth = synthetic(case, rng)
@@ -90,16 +92,17 @@ def measured(case: Case, *, studies: int, seed: int = 0) -> dict[str, Any]:
         verdicts[judged.verdict] += 1
         _note_coverage(judged, case, truth, covers)
     return {
-        **{name: verdicts[name] / studies for name in ("transfers", "drifts", "abstains")},
-        **{f"{name}_covered": float(np.mean(held)) if held else None for name, held in covers.items()},
+        **{str(kind): verdicts[kind] / studies for kind in VerdictKind},
+        **{f"{name}_covered": float(np.mean(covered)) if covered else None for name, covered in covers.items()},
         "optima_fitted": len(covers["optimum"]) / (studies * len(WIDTHS)),
     }
 
 
 def _note_coverage(judged: Verdict, case: Case, truth: np.ndarray, covers: dict[str, list[bool]]) -> None:
-    for place, found in zip(truth, judged.optimum.values(), strict=True):
-        if found.low is not None and found.high is not None:
-            covers["optimum"].append(bool(found.low <= place <= found.high))
+    """Add to `covers`, for each interval of this verdict, whether it holds the truth."""
+    for place, optimum in zip(truth, judged.optimum.values(), strict=True):
+        if optimum.low is not None and optimum.high is not None:
+            covers["optimum"].append(bool(optimum.low <= place <= optimum.high))
     low, high = judged.drift_per_doubling["low"], judged.drift_per_doubling["high"]
     if low is not None and high is not None:
         covers["drift"].append(bool(low <= case.drift <= high))
@@ -113,11 +116,12 @@ def _note_coverage(judged: Verdict, case: Case, truth: np.ndarray, covers: dict[
 
 
 def _grid(case: Case) -> np.ndarray:
+    """The rates, in steps from the grid's middle."""
     return np.arange(case.rates) - (case.rates - 1) / 2
 
 
 def cases() -> list[Case]:
-    request = [Case(rates=r, seeds=s, drift=d) for r in (5, 7) for s in (1, 3) for d in (0.0, 0.5, 1.0)]
+    quadratics = [Case(rates=r, seeds=s, drift=d) for r in (5, 7) for s in (1, 3) for d in (0.0, 0.5, 1.0)]
     blocks = [Case(rates=7, seeds=3, drift=d, block=0.02) for d in (0.0, 1.0)]
     others = [
         Case(shape=shape, rates=7, seeds=s, drift=d)
@@ -125,7 +129,7 @@ def cases() -> list[Case]:
         for s in (1, 3)
         for d in (0.0, 1.0)
     ]
-    return [*request, *blocks, *others]
+    return [*quadratics, *blocks, *others]
 
 
 def table_text(rows: Sequence[tuple[Case, dict[str, Any]]]) -> str:
@@ -133,11 +137,11 @@ def table_text(rows: Sequence[tuple[Case, dict[str, Any]]]) -> str:
         "| curve | rates | seeds | drift | transfers | drifts | abstains | optimum | drift | regret |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for case, found in rows:
+    for case, row in rows:
         shape = case.shape + (f", seeds differ by {100 * case.block:g} %" if case.block else "")
-        shares = " | ".join(f"{100 * found[name]:.1f} %" for name in ("transfers", "drifts", "abstains"))
+        shares = " | ".join(f"{100 * row[name]:.1f} %" for name in VerdictKind)
         covered = " | ".join(
-            "-" if (share := found[f"{name}_covered"]) is None else f"{100 * share:.1f} %"
+            "-" if (share := row[f"{name}_covered"]) is None else f"{100 * share:.1f} %"
             for name in ("optimum", "drift", "regret")
         )
         lines.append(f"| {shape} | {case.rates} | {case.seeds} | {case.drift:g} | {shares} | {covered} |")
@@ -147,9 +151,9 @@ def table_text(rows: Sequence[tuple[Case, dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--studies", type=int, default=1000)
-    given = parser.parse_args()
-    rows = [(case, measured(case, studies=given.studies)) for case in cases()]
-    content = [{**vars(case), **found, "studies": given.studies} for case, found in rows]
+    studies = parser.parse_args().studies
+    rows = [(case, measured(case, studies=studies)) for case in cases()]
+    content = [{**vars(case), **row, "studies": studies} for case, row in rows]
     replace_file(ROOT / "docs" / "data" / "calibration.json", (json.dumps(content, indent=1) + "\n").encode())
     print(table_text(rows))
 

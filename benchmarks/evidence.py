@@ -1,9 +1,9 @@
 """`python -m benchmarks.evidence`: what a transferred rate loses at 8 times the width, and μP's target beside SP's.
 
-Works from docs/data/evidence-*.csv, the trials of the sweeps that docs/evidence.md names, and writes that page's tables
+It reads docs/data/evidence-*.csv, the trials of the sweeps that docs/evidence.md names. It writes that page's tables
 and docs/img/evidence.png. `--export NAME FOLDER [OVERRIDE ...]` takes the trials from the ledger in FOLDER first. Costs
 are parameters x samples (equation 1 of the μP paper), in runs of the target. Choices are made on the sweeps' own three
-seeds; the two targets that are compared were run with more, and those count for their losses alone.
+seeds. The two compared targets were run with more seeds, which count for their losses alone.
 """
 
 import argparse
@@ -21,19 +21,21 @@ import numpy as np
 from benchmarks import recorded
 from muxfer.analysis.cells import percent, settled_table, shown
 from muxfer.analysis.proxy_size import parameters_times_samples
+from muxfer.analysis.quantiles import t_quantile
 from muxfer.analysis.transferability import bands, judge
-from muxfer.report.figures import compare_figure, replace_file
+from muxfer.files import replace_file
+from muxfer.report.figures import compare_figure
 from muxfer.trial import Record
 
 SMALLEST, TARGET = 32.0, 256.0
 BATCH_SIZE = 64
 NUM_SEEDS = 3
-"""Of the sweeps: what is chosen is chosen on these."""
+"""Of the sweeps. Every choice is made on these."""
 PAGE = recorded.DATA.parent / "evidence.md"
 PICTURE = recorded.DATA.parent / "img" / "evidence.png"
 START, END = "<!-- written by python -m benchmarks.evidence -->", "<!-- end -->"
 GOAL = 0.01
-"""Regret that the transferred setting may have at 8 times the smallest width."""
+"""The largest regret that the transferred setting may have at 8 times the smallest width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +54,21 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """The sweep under one parametrization, and `more` seeds of what it chose for the target."""
+    """The sweep under one parametrization, and `more` seeds of the target at the setting that it chose."""
 
     name: str
     records: Sequence[Record]
     more: Sequence[Record]
 
     def losses(self, rate: float) -> Mapping[int, float]:
-        """The target's loss at this rate by seed; empty where a seed diverged, or where it never ran."""
+        """The target's loss at this rate by seed; empty where a seed diverged, or the rate was never run."""
         cell = settled_table([*self.records, *self.more], "width", "base_lr")[TARGET].get(rate)
         return cell.metrics if cell is not None and cell.mean is not None else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to a rate for the target: what tuned it, at which cost, and the target's losses by seed."""
+    """One way to tune the target's rate: its name, its cost, its choice and the target's losses by seed."""
 
     name: str
     cost: float
@@ -79,14 +81,12 @@ class Way:
 
 
 def paired(losses: Mapping[int, float], others: Mapping[int, float]) -> Difference:
-    """By how much `losses` exceed `others`, relatively, seed by seed: batches and noise of a seed are the same."""
-    from scipy.special import stdtrit
-
+    """The relative excess of `losses` over `others`, seed by seed: batches and noise of a seed are the same."""
     seeds = sorted(losses.keys() & others.keys())
-    apart = [losses[seed] / others[seed] - 1 for seed in seeds]
-    mean = statistics.fmean(apart)
-    spread = float(stdtrit(len(apart) - 1, 0.975)) * statistics.stdev(apart) / math.sqrt(len(apart))
-    return Difference(mean=mean, low=mean - spread, high=mean + spread, num_seeds=len(apart))
+    excesses = [losses[seed] / others[seed] - 1 for seed in seeds]
+    mean = statistics.fmean(excesses)
+    spread = t_quantile(len(excesses) - 1) * statistics.stdev(excesses) / math.sqrt(len(excesses))
+    return Difference(mean=mean, low=mean - spread, high=mean + spread, num_seeds=len(excesses))
 
 
 def cost_of(records: Sequence[Record], run: float) -> float:
@@ -104,7 +104,7 @@ def at_width(records: Sequence[Record], width: float) -> list[Record]:
 
 
 def chosen(records: Sequence[Record], width: float) -> float:
-    """The smoothed choice of a sweep at this width alone."""
+    """The smoothed choice of a sweep, from this width alone."""
     choice = judge(at_width(records, width), axis="width", hp="base_lr").optimum[width].choice
     assert choice is not None
     return choice
@@ -154,16 +154,17 @@ def regret_table(side: Side) -> list[str]:
 
 
 def _log2(rate: float | None) -> str:
-    return "not told" if rate is None else f"2^{math.log2(rate):.2f}"
+    return "unknown" if rate is None else f"2^{math.log2(rate):.2f}"
 
 
 def ways(mup: Side, sp: Side, shorts: Mapping[int, Sequence[Record]]) -> dict[float, tuple[Way, list[Way]]]:
     """For each proxy width the μP target, and the SP targets whose tuning cost as much; `shorts` by their steps.
 
-    Proxies of the same size cost the same but for runs that diverged; of short runs all that cost at most so much.
+    Proxies of the same size cost the same, except for runs that diverged. Short runs are taken where they cost at most
+    as much.
     """
     run = run_cost(mup.records)
-    found: dict[float, tuple[Way, list[Way]]] = {}
+    by_width: dict[float, tuple[Way, list[Way]]] = {}
     for width in (32.0, 64.0):
         own = at_width(mup.records, width)
         rates = {record.setting["base_lr"] for record in own}
@@ -174,8 +175,8 @@ def ways(mup: Side, sp: Side, shorts: Mapping[int, Sequence[Record]]) -> dict[fl
             if cost_of(short, run) <= ours.cost:
                 name = f"SP tuned at width {TARGET:g}, {len(short)} runs of {steps} steps, one seed"
                 theirs.append(_way(name, short, TARGET, sp, run))
-        found[width] = (ours, theirs)
-    return found
+        by_width[width] = (ours, theirs)
+    return by_width
 
 
 def _way(name: str, tuned_on: Sequence[Record], width: float, side: Side, run: float) -> Way:
@@ -191,13 +192,13 @@ def comparison_table(mup: Side, sp: Side, shorts: Mapping[int, Sequence[Record]]
         "| how the rate was found | tuning cost, runs of the target | rate | target's loss | μP target against it |",
         "|---|---|---|---|---|",
     ]
-    judged = []
-    found = ways(mup, sp, shorts)
-    for ours, theirs in found.values():
+    judgements = []
+    by_width = ways(mup, sp, shorts)
+    for ours, theirs in by_width.values():
         lines.append(f"| **{ours.name}** | {ours.cost:.3f} | {shown(ours.choice)} | {ours.mean:.4f} | |")
         lines += [f"| {way.name} | {_row(way, ours)} |" for way in theirs]
-        judged.append(_judgement(ours, min(theirs, key=lambda way: way.mean)))
-    ours, _ = found[SMALLEST]
+        judgements.append(_judgement(ours, min(theirs, key=lambda way: way.mean)))
+    ours, _ = by_width[SMALLEST]
     oracle = _oracle(sp, run_cost(mup.records))
     lines += [f"| {way.name} | {_row(way, ours)} |" for way in (oracle, _oracle(mup, run_cost(mup.records)))]
     ratio = (
@@ -205,10 +206,11 @@ def comparison_table(mup: Side, sp: Side, shorts: Mapping[int, Sequence[Record]]
         f" {percent(ours.cost)}, {percent(ours.cost / NUM_SEEDS)} a seed, for a target that trains no longer than its"
         " proxies."
     )
-    return [*lines, "", *judged, _judgement(ours, oracle), "", ratio]
+    return [*lines, "", *judgements, _judgement(ours, oracle), "", ratio]
 
 
 def _oracle(side: Side, run: float) -> Way:
+    """The way that tunes the target itself."""
     own = at_width(side.records, TARGET)
     num_rates = len({record.setting["base_lr"] for record in own})
     return _way(
@@ -218,20 +220,21 @@ def _oracle(side: Side, run: float) -> Way:
 
 def _row(way: Way, ours: Way) -> str:
     loss = f"{way.mean:.4f}" if way.losses else "diverged"
-    apart = "" if not way.losses else "the same" if way.losses == ours.losses else str(paired(ours.losses, way.losses))
-    return f"{way.cost:.3f} | {shown(way.choice)} | {loss} | {apart}"
+    same = "the same" if way.losses == ours.losses else ""
+    difference = same or str(paired(ours.losses, way.losses)) if way.losses else ""
+    return f"{way.cost:.3f} | {shown(way.choice)} | {loss} | {difference}"
 
 
 def _judgement(ours: Way, best: Way) -> str:
     pair = f"- {ours.name} against {best.name}"
     if not best.losses:
         return f"{pair}: **μP wins**, SP's target diverges."
-    apart = paired(ours.losses, best.losses)
+    difference = paired(ours.losses, best.losses)
     first = paired({seed: loss for seed, loss in ours.losses.items() if seed < NUM_SEEDS}, best.losses)
-    alone = "" if apart.num_seeds == first.num_seeds else f"; the sweeps' own seeds alone say {first}"
-    if apart.low <= 0 <= apart.high:
-        return f"{pair}: **undecided**, {apart}{alone}."
-    return f"{pair}: **{'μP' if apart.high < 0 else 'SP'} wins**, {apart}{alone}."
+    alone = "" if difference.num_seeds == first.num_seeds else f"; the sweeps' own seeds alone say {first}"
+    if difference.low <= 0 <= difference.high:
+        return f"{pair}: **undecided**, {difference}{alone}."
+    return f"{pair}: **{'μP' if difference.high < 0 else 'SP'} wins**, {difference}{alone}."
 
 
 def load() -> tuple[Side, Side, dict[int, list[Record]]]:
@@ -251,9 +254,9 @@ def tables() -> str:
 
 
 def written(page: Path, start: str, body: str) -> str:
-    """The page with what stands between `start` and the end mark replaced."""
-    before, _, rest = page.read_text().partition(start)
-    return f"{before}{start}\n{body}\n{END}{rest.partition(END)[2]}"
+    """The page with the text between `start` and the end mark replaced by `body`."""
+    before, _, after = page.read_text().partition(start)
+    return f"{before}{start}\n{body}\n{END}{after.partition(END)[2]}"
 
 
 def draw() -> None:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.proxy_size`: how small may the proxy be, on digits, from the trials of sweeps/proxy-size.yaml.
 
-Works from docs/data/proxy-size.csv and writes the table of docs/proxy-size.md and its picture. `--export FOLDER`
-takes the trials from the ledger in FOLDER first.
+It reads docs/data/proxy-size.csv and writes the table of docs/proxy-size.md and its picture. `--export FOLDER` takes
+the trials from the ledger in FOLDER first.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks import recorded
 from benchmarks.evidence import written
 from muxfer.analysis.cells import percent, shown
 from muxfer.analysis.proxy_size import Candidate, ProxyFront, describe_task, parameters_times_samples, proxy_front
-from muxfer.report.figures import replace_file
+from muxfer.files import replace_file
 from muxfer.report.figures.proxies import proxies_figure
 
 CSV = recorded.DATA / "proxy-size.csv"
@@ -23,7 +23,7 @@ PAGE = recorded.DATA.parent / "proxy-size.md"
 PICTURE = recorded.DATA.parent / "img" / "proxy-size.png"
 START = "<!-- written by python -m benchmarks.proxy_size -->"
 BATCH_SIZE = 64
-"""Of a study that does not vary it; this one does."""
+"""For studies that do not vary it. This one does."""
 
 
 def front() -> ProxyFront:
@@ -31,27 +31,28 @@ def front() -> ProxyFront:
 
 
 def table() -> str:
-    found = front()
-    num_trials = sum(candidate.num_trials for candidate in found.candidates)
-    per_task = found.candidates[0].num_trials
-    names = [name.replace("_", " ") for name in found.axes]
+    result = front()
+    largest = describe_task(result.largest)
+    num_trials = sum(candidate.num_trials for candidate in result.candidates)
+    per_task = result.candidates[0].num_trials
+    names = [name.replace("_", " ") for name in result.axes]
     lines = [
-        f"{num_trials + per_task} trials, {per_task} a task; the largest task is {describe_task(found.largest)}. A regret"
+        f"{num_trials + per_task} trials, {per_task} a task; the largest task is {largest}. A regret"
         " is what that task loses, relatively, by the choice; a cost of 1 is one run of it, by parameters x samples.",
         "",
         f"| {' | '.join(names)} | cost of the sweep | choice | made again by other seeds | regret, measured |"
         " fitted (95 % interval) | on the front |",
         "|" + "---|" * (len(names) + 6),
-        *(_row(candidate, found) for candidate in found.candidates),
+        *(_row(candidate, result) for candidate in result.candidates),
         "",
-        f"{found.why[0].upper()}{found.why[1:]}.",
+        f"{result.why[0].upper()}{result.why[1:]}.",
     ]
     return "\n".join(lines)
 
 
-def _row(candidate: Candidate, found: ProxyFront) -> str:
-    sizes = " | ".join(f"{candidate.task[name]:g}" for name in found.axes)
-    sure = "not told" if candidate.sureness is None else f"{100 * candidate.sureness:.0f} %"
+def _row(candidate: Candidate, result: ProxyFront) -> str:
+    sizes = " | ".join(f"{candidate.task[name]:g}" for name in result.axes)
+    sure = "unknown" if candidate.sureness is None else f"{100 * candidate.sureness:.0f} %"
     choice = "none" if candidate.choice is None else _rate(candidate.choice)
     regret = candidate.regret
     measured = "" if regret is None or regret.relative is None else percent(regret.relative)
@@ -59,12 +60,12 @@ def _row(candidate: Candidate, found: ProxyFront) -> str:
     if regret is not None and regret.estimate is not None and regret.low is not None and regret.high is not None:
         interval = f"{percent(regret.estimate)} ({100 * regret.low:.2f} to {100 * regret.high:.2f})"
         fitted = f"{interval}; {candidate.why}" if candidate.why else interval
-    front = "yes" if candidate.on_front else ""
-    return f"| {sizes} | {candidate.share:.3g} | {choice} | {sure} | {measured} | {fitted} | {front} |"
+    on_front = "yes" if candidate.on_front else ""
+    return f"| {sizes} | {candidate.share:.3g} | {choice} | {sure} | {measured} | {fitted} | {on_front} |"
 
 
 def _rate(value: float) -> str:
-    """As the grid has it, in half powers of two, and as it is typed."""
+    """The rate in half powers of two, as in the grid, and as a number."""
     exponent = round(2 * math.log2(value)) / 2
     return f"2^{exponent:g} ({value:.3g})" if math.isclose(2**exponent, value, rel_tol=1e-6) else shown(value)
 

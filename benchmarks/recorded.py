@@ -1,22 +1,22 @@
-"""Records of a study as a file that is kept with the docs: a row a trial, so that a page can be made again from it."""
+"""Records of a study as a file that is kept with the docs, one row a trial. The page can be made again from it."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from muxfer.analysis.cells import ordered
-from muxfer.report.figures import replace_file
+from muxfer.files import replace_file
 from muxfer.report.format import rows_csv
 from muxfer.trial import Outcome, Record
 
 OWN = ("replicate", "outcome", "metric", "step", "num_parameters", "train_seconds")
-"""What follows the settings in a row."""
+"""The columns after the settings."""
 
 DATA = Path(__file__).parents[1] / "docs" / "data"
 
 
 def export(name: str, overrides: Sequence[str], path: Path) -> list[Record]:
-    """Write the settled trials of a recorded study; run it in the ledger's folder, with the sweep's own overrides."""
+    """Write the settled trials of a recorded study. Run it in the ledger's folder with the sweep's overrides."""
     from muxfer.study.match import the_study
     from muxfer.study.resolve import resolve
     from muxfer.study.session import open_ledger
@@ -40,7 +40,7 @@ def write(records: Sequence[Record], path: Path) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of such a file; their keys are row numbers."""
+    """The records of a file that `write` made. Their keys are row numbers."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [

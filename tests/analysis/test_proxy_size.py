@@ -27,7 +27,7 @@ def study(
     noise=0.002,
     diverges_at=math.inf,
 ) -> list[Record]:
-    """Loss 1 + 2 % per squared octave from 2^-6, moved by `moves(width, steps)`; a seed shifts all its trials alike."""
+    """Loss 1 + 2 % per squared octave from 2^-6, moved by `moves(width, steps)`. A seed shifts all its trials alike."""
     random_ = random.Random(7)
     shift = [random_.gauss(0, 0.05) for _ in range(seeds)]
     records = []
@@ -49,23 +49,23 @@ def study(
     return records
 
 
-def front_of(records, **given):
-    return proxy_front(records, hp="base_lr", cost=COST, **given)
+def front_of(records, **options):
+    return proxy_front(records, hp="base_lr", cost=COST, **options)
 
 
 def by_task(front):
     return {(c.task["width"], c.task["steps"]): c for c in front.candidates}
 
 
-def test_the_cost_is_the_whole_sweeps_and_the_share_is_of_one_run_of_the_largest_task():
-    found = by_task(front_of(study()))
-    assert found[16, 50].num_trials == 21
-    assert found[16, 50].cost == 21 * 16**2 * 50 * 64
-    assert found[16, 50].share == pytest.approx(21 * (16 / 64) ** 2 * (50 / 100))
-    assert [c.cost for c in front_of(study()).candidates] == sorted(c.cost for c in found.values())
+def test_cost_is_of_the_whole_sweep_and_share_is_in_runs_of_the_largest_task():
+    candidates = by_task(front_of(study()))
+    assert candidates[16, 50].num_trials == 21
+    assert candidates[16, 50].cost == 21 * 16**2 * 50 * 64
+    assert candidates[16, 50].share == pytest.approx(21 * (16 / 64) ** 2 * (50 / 100))
+    assert [c.cost for c in front_of(study()).candidates] == sorted(c.cost for c in candidates.values())
 
 
-def test_the_cheapest_proxy_is_enough_where_the_optimum_stays_put():
+def test_cheapest_proxy_is_recommended_where_the_optimum_does_not_move():
     front = front_of(study())
     assert front.largest == {"width": 64, "steps": 100}
     assert front.within(0.01) is front.candidates[0]
@@ -74,19 +74,19 @@ def test_the_cheapest_proxy_is_enough_where_the_optimum_stays_put():
     assert "width 16, 50 steps: its 21 trials cost 0.656 runs of width 64, 100 steps" in front.why
 
 
-def test_a_proxy_whose_optimum_moves_has_the_regret_of_the_known_curve_and_is_no_recommendation():
+def test_proxy_with_a_moved_optimum_has_the_known_regret_and_is_not_recommended():
     """Two octaves off: the largest task loses 2 % x 2² of its best loss, 8 % less the offset of its level."""
     front = front_of(study(moves=lambda width, steps: 2.0 if steps == 50 else 0.0))
-    found = by_task(front)
-    assert found[16, 50].choice == 2**-4
-    assert found[16, 50].regret.low < 0.08 < found[16, 50].regret.high
-    assert found[16, 100].choice == 2**-6
-    assert front.within(0.02) is found[16, 100]
-    assert found[16, 50].on_front
-    assert not found[32, 50].on_front or found[32, 50].upper < found[16, 50].upper
+    candidates = by_task(front)
+    assert candidates[16, 50].choice == 2**-4
+    assert candidates[16, 50].regret.low < 0.08 < candidates[16, 50].regret.high
+    assert candidates[16, 100].choice == 2**-6
+    assert front.within(0.02) is candidates[16, 100]
+    assert candidates[16, 50].on_front
+    assert not candidates[32, 50].on_front or candidates[32, 50].upper < candidates[16, 50].upper
 
 
-def test_the_front_falls_as_the_cost_grows_and_nothing_cheaper_lies_below_it():
+def test_front_falls_with_cost_and_no_candidate_lies_below_it():
     front = front_of(study(moves=lambda width, steps: 32 / width - 0.5 * (steps == 50), widths=(8, 16, 32, 64)))
     uppers = [c.upper for c in front.front]
     assert uppers == sorted(uppers, reverse=True)
@@ -96,7 +96,7 @@ def test_the_front_falls_as_the_cost_grows_and_nothing_cheaper_lies_below_it():
             assert any(c.cost <= candidate.cost and c.upper <= candidate.upper for c in front.front)
 
 
-def test_a_choice_at_which_the_largest_task_diverges_is_said_and_kept_off_the_front():
+def test_choice_that_diverges_at_the_largest_task_is_reported_and_not_on_the_front():
     records = study(moves=lambda width, steps: 2.0 if width == 16 else 0.0)
     records = [
         replace(r, outcome=Outcome.DIVERGED, metric=None, step=5)
@@ -104,27 +104,27 @@ def test_a_choice_at_which_the_largest_task_diverges_is_said_and_kept_off_the_fr
         else r
         for r in records
     ]
-    found = by_task(front_of(records))
-    assert found[16, 50].diverges
-    assert found[16, 50].upper is None
-    assert found[16, 50].why == "the largest task diverges at base_lr 2^-4"
-    assert not found[16, 50].on_front
-    assert found[32, 50].on_front
+    candidates = by_task(front_of(records))
+    assert candidates[16, 50].diverges
+    assert candidates[16, 50].upper is None
+    assert candidates[16, 50].why == "the largest task diverges at base_lr 2^-4"
+    assert not candidates[16, 50].on_front
+    assert candidates[32, 50].on_front
 
 
-def test_a_proxy_that_chose_its_grids_end_is_not_trusted():
-    found = by_task(front_of(study(moves=lambda width, steps: 4.0 if width == 16 else 0.0)))
-    assert found[16, 50].upper is None
-    assert "the grid's end, base_lr 2^-3" in found[16, 50].why
+def test_choice_at_the_grids_end_has_no_upper_bound():
+    candidates = by_task(front_of(study(moves=lambda width, steps: 4.0 if width == 16 else 0.0)))
+    assert candidates[16, 50].upper is None
+    assert "the grid's end, base_lr 2^-3" in candidates[16, 50].why
 
 
-def test_a_choice_between_two_settings_is_a_coin_toss_and_one_on_a_setting_is_sure():
+def test_sureness_is_low_between_two_settings_and_high_on_a_setting():
     between = by_task(front_of(study(moves=lambda width, steps: 0.5 if width == 16 else 0.0, noise=0.01)))
     assert 0.3 < between[16, 100].sureness < 0.8
     assert between[32, 100].sureness > 0.95
 
 
-def test_a_choice_that_other_seeds_would_not_make_again_recommends_no_proxy():
+def test_choice_that_other_seeds_would_not_repeat_is_not_recommended():
     """One seed and a flat curve: the smallest task hits the right setting among four that are as good to it."""
     records = study(seeds=1, widths=(16, 64), steps=(50,), noise=0.002)
     flat = [0.05, 0.004, 0.001, 0.0, 0.002, 0.003, 0.05]
@@ -140,11 +140,11 @@ def test_a_choice_that_other_seeds_would_not_make_again_recommends_no_proxy():
     assert "other seeds may not make again" in front.why
 
 
-def test_the_sureness_is_how_often_the_same_sweep_chooses_alike():
+def test_sureness_equals_the_measured_frequency_of_the_choice():
     """Against 100 sweeps of width 16 with other noise, the optimum 0.4 of the way to the next setting."""
     largest = [record for record in study(seeds=3) if record.setting == {**record.setting, "width": 64, "steps": 100}]
     random_ = random.Random(1)
-    choices, told = [], []
+    choices, probabilities = [], []
     for _ in range(100):
         small = [
             replace(
@@ -156,8 +156,8 @@ def test_the_sureness_is_how_often_the_same_sweep_chooses_alike():
         ]
         (candidate,) = front_of([*small, *largest]).candidates
         choices.append(candidate.choice)
-        told.append(candidate.sureness if candidate.choice == 2**-6 else 1 - candidate.sureness)
-    assert choices.count(2**-6) / 100 == pytest.approx(sum(told) / 100, abs=0.12)
+        probabilities.append(candidate.sureness if candidate.choice == 2**-6 else 1 - candidate.sureness)
+    assert choices.count(2**-6) / 100 == pytest.approx(sum(probabilities) / 100, abs=0.12)
 
 
 @pytest.mark.parametrize(
@@ -170,42 +170,42 @@ def test_the_sureness_is_how_often_the_same_sweep_chooses_alike():
         ([replace(r, setting={**r.setting, "grad_clip": r.replicate}) for r in study()], "grad_clip is tuned together"),
     ],
 )
-def test_it_says_why_there_is_no_front(records, why):
+def test_missing_front_has_a_reason(records, why):
     front = front_of(records)
     assert why in front.why
     assert front.candidates == ()
     assert front.to_dict()["recommended"] == {"0.01": None, "0.02": None}
 
 
-def test_a_size_is_no_setting_to_choose():
+def test_size_cannot_be_the_tuned_setting():
     assert "width is a size" in proxy_front(study(), hp="width", cost=COST).why
 
 
-def test_a_setting_that_is_text_is_bad_input():
+def test_text_setting_is_bad_input():
     with pytest.raises(BadInput, match="base_lr"):
         front_of([replace(r, setting={**r.setting, "base_lr": "fast"}) for r in study()])
 
 
-def test_targets_and_failed_trials_say_nothing():
+def test_targets_and_failed_trials_are_ignored():
     records = study()
     more = [replace(records[0], kind="target", setting={**records[0].setting, "width": 512})]
     more += [replace(records[1], outcome=Outcome.FAILED, metric=None)]
     assert front_of([*records, *more]).to_dict() == front_of(records).to_dict()
 
 
-def test_one_seed_has_wider_intervals_than_three():
-    given = {"moves": lambda width, steps: 0.4, "noise": 0.02}
-    one, three = (by_task(front_of(study(seeds=seeds, **given)))[32, 100] for seeds in (1, 3))
+def test_one_seed_gives_wider_intervals_than_three():
+    options = {"moves": lambda width, steps: 0.4, "noise": 0.02}
+    one, three = (by_task(front_of(study(seeds=seeds, **options)))[32, 100] for seeds in (1, 3))
     assert one.upper > three.upper > 0
 
 
-def test_without_noise_to_tell_nothing_is_recommended():
+def test_unknown_noise_recommends_no_proxy():
     front = front_of(study(rates=RATES[2:5], seeds=1))
     assert {c.why for c in front.candidates} == {"nothing tells the noise"}
     assert "no proxy's regret is known" in front.why
 
 
-def test_the_picture_marks_the_recommended_proxy_and_the_csv_has_every_candidate(tmp_path):
+def test_figure_marks_the_recommended_proxy_and_csv_has_every_candidate(tmp_path):
     front = front_of(study(moves=lambda width, steps: 2.0 if steps == 50 else 0.0, diverges_at=2**-4))
     png, svg, table = proxies_figure(front, tmp_path / "proxies")
     assert png.stat().st_size > 10_000
@@ -216,6 +216,6 @@ def test_the_picture_marks_the_recommended_proxy_and_the_csv_has_every_candidate
     assert len(lines) == 1 + len(front.candidates)
 
 
-def test_nothing_is_drawn_where_there_is_no_front(tmp_path):
+def test_no_figure_without_a_front(tmp_path):
     assert proxies_figure(front_of([]), tmp_path / "proxies") == []
     assert list(tmp_path.iterdir()) == []

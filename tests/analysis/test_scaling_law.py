@@ -1,4 +1,4 @@
-"""Scaling laws are fitted to tables whose truth is known: the paper's laws, Chinchilla's surface, and broken ones."""
+"""Scaling laws fitted to tables whose truth is known: the paper's laws, Chinchilla's surface, and broken tables."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def law(name, flops, laws=PAPER):
 
 
 def table(*, noise=0.0, num_sizes=7, half=1.0, curvature=0.05, shift=0.0, seed=0, budgets=BUDGETS, laws=PAPER):
-    """Per budget so many sizes over `half` e-folds on each side of its optimum, off by `shift`; a parabola in log N."""
+    """`num_sizes` sizes a budget over `half` e-folds on each side of its optimum plus `shift`; a parabola in log N."""
     rng = np.random.default_rng(seed)
     rows = []
     for flops in budgets:
@@ -53,7 +53,7 @@ def with_columns(points, **columns):
         {"num_sizes": 6, "half": 2.0, "curvature": 1.0},
     ],
 )
-def test_the_papers_laws_come_back_and_predict_the_papers_target(shape):
+def test_fit_recovers_the_papers_laws_and_predicts_its_target(shape):
     fit = fit_isoflop(table(noise=1e-5, **shape))
     for name, (_, exponent) in PAPER.items():
         assert fit.laws[name].exponent.value == pytest.approx(exponent, abs=0.002)
@@ -71,18 +71,18 @@ def test_without_noise_coefficients_and_optima_are_exact():
         assert budget.fid == pytest.approx(law("fid", budget.flops), rel=1e-8)
 
 
-def test_intervals_cover_the_truth_where_they_say_so():
-    """50 studies: 95 % intervals that covered as they should would miss 6 or more of 50 once in 25 such tests."""
+def test_intervals_cover_the_truth():
+    """50 studies: correct 95 % intervals would miss 6 or more of 50 once in 25 such tests."""
     num_studies, missed = 50, {"params": 0, "loss": 0, "prediction": 0}
     for seed in range(num_studies):
         fit = fit_isoflop(table(noise=2e-4, seed=seed, num_sizes=6))
         for name in ("params", "loss"):
-            found = fit.laws[name].exponent
-            missed[name] += not found.low <= PAPER[name][1] <= found.high
-        found = fit.laws["params"].at(1.5e21)
-        missed["prediction"] += not found.low <= law("params", 1.5e21) <= found.high
+            exponent = fit.laws[name].exponent
+            missed[name] += not exponent.low <= PAPER[name][1] <= exponent.high
+        predicted = fit.laws["params"].at(1.5e21)
+        missed["prediction"] += not predicted.low <= law("params", 1.5e21) <= predicted.high
     assert max(missed.values()) < 6
-    assert fit.laws["params"].exponent.high - fit.laws["params"].exponent.low < 0.02, "and not by saying nothing"
+    assert fit.laws["params"].exponent.high - fit.laws["params"].exponent.low < 0.02, "the intervals are narrow too"
 
 
 def chinchilla(noise=0.0):
@@ -95,7 +95,7 @@ def chinchilla(noise=0.0):
     return Points(flops=flops, params=params, tokens=tokens, loss=loss)
 
 
-def test_lopsided_curves_are_no_parabolas_and_keep_their_exponents():
+def test_lopsided_curves_get_a_higher_degree_and_the_right_exponents():
     fit = fit_isoflop(chinchilla(1e-5))
     assert fit.degree > 2
     assert fit.laws["params"].exponent.value == pytest.approx(0.28 / 0.62, abs=0.002)
@@ -103,44 +103,44 @@ def test_lopsided_curves_are_no_parabolas_and_keep_their_exponents():
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-4])
-def test_the_parametric_law_comes_back(noise):
-    found = fit_parametric(chinchilla(noise))
-    assert isinstance(found, ParametricLaw)
-    assert (found.E, found.a, found.b) == pytest.approx((1.69, 0.34, 0.28), rel=0.01)
-    assert found.params_exponent == pytest.approx(0.28 / 0.62, abs=0.002)
-    params, tokens, loss = found.optimum(1e22)
+def test_fit_recovers_the_parametric_law(noise):
+    fit = fit_parametric(chinchilla(noise))
+    assert isinstance(fit, ParametricLaw)
+    assert (fit.E, fit.a, fit.b) == pytest.approx((1.69, 0.34, 0.28), rel=0.01)
+    assert fit.params_exponent == pytest.approx(0.28 / 0.62, abs=0.002)
+    params, tokens, loss = fit.optimum(1e22)
     assert 6 * params * tokens == pytest.approx(1e22)
     for factor in (0.9, 1.1):
-        assert found.loss(params * factor, tokens / factor) > loss
+        assert fit.loss(params * factor, tokens / factor) > loss
 
 
 def test_one_bad_run_moves_the_parametric_law_little():
     points = chinchilla(1e-4)
     points.loss[4] *= 1.2
-    found = fit_parametric(points)
-    assert (found.E, found.a, found.b) == pytest.approx((1.69, 0.34, 0.28), rel=0.02)
+    fit = fit_parametric(points)
+    assert (fit.E, fit.a, fit.b) == pytest.approx((1.69, 0.34, 0.28), rel=0.02)
 
 
-def test_few_points_tell_no_parametric_law():
+def test_few_points_give_no_parametric_law():
     assert "at least" in fit_parametric(chinchilla()[:7])
 
 
-def test_a_budget_whose_optimum_lies_outside_its_sizes_is_left_out_with_its_reason():
+def test_budget_with_its_optimum_outside_its_sizes_is_left_out_with_a_reason():
     points = table(noise=1e-5)
-    first = (points.flops > BUDGETS[0]) | (points.params > 1.05 * law("params", BUDGETS[0]))
-    fit = fit_isoflop(points[first])
+    cut = (points.flops > BUDGETS[0]) | (points.params > 1.05 * law("params", BUDGETS[0]))
+    fit = fit_isoflop(points[cut])
     assert fit.budgets[0].why == "the loss is lowest at the smallest size: add smaller ones"
     assert len(fit.kept) == 5
     assert fit.laws["params"].exponent.value == pytest.approx(0.5681, abs=0.002)
 
 
-def test_a_budget_that_does_not_curve_beyond_the_noise_is_left_out():
+def test_budget_that_does_not_curve_beyond_the_noise_is_left_out():
     fit = fit_isoflop(table(noise=0.05, curvature=0.001, seed=3))
     assert "does not curve" in " ".join(budget.why for budget in fit.budgets)
     assert fit.laws == {}
 
 
-def test_fewer_than_three_optima_are_no_law_and_predict_nothing():
+def test_fewer_than_three_optima_give_no_law_and_no_prediction():
     points = table(noise=1e-5)
     falling = points[points.params <= 0.9 * np.array([law("params", c) for c in points.flops])]
     fit = fit_isoflop(falling)
@@ -150,7 +150,7 @@ def test_fewer_than_three_optima_are_no_law_and_predict_nothing():
         predict(fit, 1e20)
 
 
-def test_rows_whose_flops_are_rounded_to_whole_steps_are_one_budget():
+def test_flops_rounded_to_whole_steps_are_one_budget():
     points = table()
     rounded = points.flops * (1 + 0.004 * np.sin(np.arange(len(points))))
     fit = fit_isoflop(with_columns(points, flops=rounded))
@@ -165,7 +165,7 @@ def test_one_row_a_budget_is_a_table_of_optima():
     assert "taken for the optima" in fit.notes[0]
 
 
-def test_the_order_of_the_rows_and_rows_that_stand_twice_change_nothing():
+def test_row_order_and_duplicate_rows_do_not_change_the_laws():
     points = table(noise=1e-3)
     order = np.random.default_rng(0).permutation(len(points))
     shuffled = fit_isoflop(points[np.concatenate([order, order[:5]])])
@@ -185,7 +185,7 @@ def test_optima_that_scatter_more_than_their_noise_widen_the_interval():
     assert wide.low < 0.5681 < wide.high
 
 
-def test_a_run_that_diverged_shapes_nothing_and_is_said():
+def test_diverged_run_is_left_out_with_a_note():
     points = table(noise=1e-5)
     points.loss[[0, 8]] = math.nan
     fit = fit_isoflop(points)
@@ -202,9 +202,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_table_that_cannot_be_one_is_refused_in_a_line(case):
-    make, told = BAD[case]
-    with pytest.raises(BadInput, match=told) as error:
+def test_impossible_table_is_refused_in_one_line(case):
+    make, message = BAD[case]
+    with pytest.raises(BadInput, match=message) as error:
         fit_isoflop(make())
     assert "\n" not in str(error.value)
 
@@ -218,20 +218,20 @@ def test_a_table_that_cannot_be_one_is_refused_in_a_line(case):
         (table()[:0], "none of the 0 runs has a finite loss"),
     ],
 )
-def test_a_study_that_has_just_begun_has_no_laws_and_says_why(points, why):
+def test_too_few_budgets_give_no_laws_and_a_reason(points, why):
     fit = fit_isoflop(points)
     assert (fit.laws, fit.why) == ({}, why)
 
 
-def test_a_law_survives_json_and_its_interval_holds_its_value():
+def test_law_survives_json_and_its_interval_holds_its_value():
     fit = fit_isoflop(table(noise=1e-3))
-    told = json.loads(json.dumps({name: law.to_dict() for name, law in fit.laws.items()}, allow_nan=False))
-    for part in told.values():
+    laws = json.loads(json.dumps({name: law.to_dict() for name, law in fit.laws.items()}, allow_nan=False))
+    for part in laws.values():
         assert part["low"] <= part["exponent"] <= part["high"]
         assert part["coefficient_low"] <= part["coefficient"] <= part["coefficient_high"]
 
 
-def test_three_values_without_a_noise_of_their_own_get_students_t():
+def test_three_values_without_known_noise_get_students_t():
     x = np.log([1.0, 10.0, 100.0])
     exact = PowerLaw(log_flops=x, log_values=2 + 0.5 * x, noise=None).exponent
     assert (exact.value, exact.low, exact.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-9)
@@ -243,13 +243,13 @@ def test_three_values_without_a_noise_of_their_own_get_students_t():
 BETTER = {**PAPER, "params": (0.003, 0.54), "tokens": (1 / 0.018, 0.46), "loss": (2.9, -0.0385)}
 
 
-def test_a_model_that_gains_more_from_compute_and_asks_for_more_data_is_the_better_one():
+def test_better_model_gains_more_from_compute_and_asks_for_more_data():
     fits = [fit_isoflop(table(noise=2e-4, laws=laws, seed=seed)) for seed, laws in enumerate((BETTER, PAPER))]
-    told = compare(*fits, names=("new", "old"), differ="model")
-    assert told.flops == 6e18
-    assert told.exponents["params"].value == pytest.approx(0.54 - 0.5681, abs=0.01)
-    assert told.loss_ratio.value == pytest.approx(law("loss", 6e18, BETTER) / law("loss", 6e18), rel=1e-3)
-    first, second, third = told.readings()
+    compared = compare(*fits, names=("new", "old"), differ="model")
+    assert compared.flops == 6e18
+    assert compared.exponents["params"].value == pytest.approx(0.54 - 0.5681, abs=0.01)
+    assert compared.loss_ratio.value == pytest.approx(law("loss", 6e18, BETTER) / law("loss", 6e18), rel=1e-3)
+    first, second, third = compared.readings()
     assert "new has the lower loss" in first
     assert second.startswith("new gains more from compute")
     assert third.startswith("new is the better model")
@@ -260,6 +260,6 @@ def test_a_model_that_gains_more_from_compute_and_asks_for_more_data_is_the_bett
 
 def test_equal_laws_are_called_open():
     fits = [fit_isoflop(table(noise=2e-4, seed=seed)) for seed in (0, 1)]
-    told = " ".join(compare(*fits, names=("one", "other")).readings())
+    readings = " ".join(compare(*fits, names=("one", "other")).readings())
     for words in ("the losses are level", "neither gains more", "open as models", "open as data"):
-        assert words in told
+        assert words in readings

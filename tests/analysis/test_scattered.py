@@ -16,14 +16,14 @@ def drawn(count=14, *, widths=(32, 64), noise=0.003, drift=0.0, seed=0, diverged
     for number, width in enumerate(widths):
         for i, (lr, clip) in enumerate(settings):
             loss = 1 + 0.02 * (lr + 7 - drift * number) ** 2 + 0.005 * clip**2 + noise * source.gauss(0, 1)
-            lost = diverged is not None and lr > diverged
+            is_diverged = diverged is not None and lr > diverged
             records.append(
                 Record(
                     key=f"{width}-{i}",
                     setting={"width": width, "base_lr": 2.0**lr, "grad_clip": 2.0**clip},
                     replicate=0,
-                    outcome=Outcome.DIVERGED if lost else Outcome.FINISHED,
-                    metric=None if lost else loss,
+                    outcome=Outcome.DIVERGED if is_diverged else Outcome.FINISHED,
+                    metric=None if is_diverged else loss,
                     step=10,
                 )
             )
@@ -34,7 +34,7 @@ def verdict_of(records):
     return judge(records, axis="width", hp="base_lr")
 
 
-def test_random_settings_are_told_from_a_grid():
+def test_random_settings_are_scattered_and_a_grid_is_not():
     assert is_scattered(drawn(), "width", "base_lr")
     grid = [
         Record(
@@ -53,7 +53,7 @@ def test_random_settings_are_told_from_a_grid():
     assert bands(drawn(), axis="width", hp="base_lr") == {}
 
 
-def test_the_same_bowl_at_every_width_transfers():
+def test_same_bowl_at_every_width_transfers():
     verdict = verdict_of(drawn(count=24))
     assert verdict.verdict == "transfers"
     assert verdict.from_ == 32
@@ -61,28 +61,28 @@ def test_the_same_bowl_at_every_width_transfers():
     assert verdict.drift_per_doubling["value"] is None
 
 
-def test_a_bowl_that_moves_is_not_said_to_transfer():
+def test_moving_bowl_abstains():
     verdict = verdict_of(drawn(count=24, drift=3.0))
     assert verdict.verdict == "abstains"
     assert verdict.regret[0].estimate > 0.02
 
 
-def test_the_regrets_interval_mostly_holds_the_truth():
-    held = []
+def test_regret_interval_covers_the_truth_in_eight_of_ten_studies():
+    covered = []
     for seed in range(10):
         records = drawn(count=24, noise=0.01, drift=1.0, seed=seed)
         regret = verdict_of(records).regret[0]
         at_largest = {r.setting["base_lr"]: r.setting for r in records if r.setting["width"] == 64}
         true = {lr: true_loss({**setting, "base_lr": lr / 2}) for lr, setting in at_largest.items()}
-        held.append(regret.low <= true[regret.choice] - min(true.values()) <= regret.high)
-    assert sum(held) >= 8
+        covered.append(regret.low <= true[regret.choice] - min(true.values()) <= regret.high)
+    assert sum(covered) >= 8
 
 
 def true_loss(setting):
     return 0.02 * (math.log2(setting["base_lr"]) + 7) ** 2 + 0.005 * math.log2(setting["grad_clip"]) ** 2
 
 
-def test_the_smoothed_choice_is_better_than_the_luckiest_run():
+def test_smoothed_choice_is_better_than_the_luckiest_run():
     smoothed, luckiest = [], []
     for seed in range(10):
         records = drawn(count=24, widths=(64,), noise=0.02, seed=seed)

@@ -1,4 +1,4 @@
-"""The verdict is judged on curves whose truth is known: a parabola in log2 of the rate, shifted, cut or broken."""
+"""Verdicts on curves whose truth is known: a parabola in log2 of the rate, shifted, cut or with divergences."""
 
 import dataclasses
 import itertools
@@ -39,9 +39,9 @@ def curve(width, exponents, *, vertex, floor=0.3, curvature=0.02, diverged=(), r
 def study(drift=0.0, exponents=range(-10, -3), **options):
     """Widths 32, 64, 128 whose optimum moves by `drift` grid steps a doubling, from 2^-7 at width 32."""
     return [
-        r
+        one
         for doubling, width in enumerate((32, 64, 128))
-        for r in curve(width, exponents, vertex=-7 + drift * doubling, **options)
+        for one in curve(width, exponents, vertex=-7 + drift * doubling, **options)
     ]
 
 
@@ -49,7 +49,7 @@ def verdict_of(records, **options):
     return judge(records, axis="width", hp="base_lr", **options)
 
 
-def test_an_optimum_that_stays_transfers_at_no_regret():
+def test_optimum_that_stays_transfers_without_regret():
     verdict = verdict_of(study())
     assert verdict.verdict == "transfers"
     assert "width 32 (base_lr 2^-7) costs 0.00 % (at most 0.00 %) at width 128" in verdict.why
@@ -64,17 +64,17 @@ def test_an_optimum_that_stays_transfers_at_no_regret():
 
 @pytest.mark.parametrize("offset", [-0.45, -0.2, 0.0, 0.3, 0.45])
 @pytest.mark.parametrize("curvature", [0.001, 0.015, 0.2])
-def test_the_parabola_recovers_a_known_vertex_exactly(offset, curvature):
+def test_parabola_recovers_a_known_vertex(offset, curvature):
     verdict = verdict_of(curve(64, range(-10, -3), vertex=-7 + offset, curvature=curvature))
     assert verdict.optimum[64].fitted == pytest.approx(2 ** (-7 + offset), rel=1e-9)
 
 
-def test_a_drift_of_half_a_step_per_doubling_is_measured_as_such():
+def test_drift_of_half_a_step_per_doubling_is_measured():
     verdict = verdict_of(study(drift=-0.5))
     assert verdict.drift_per_doubling["value"] == pytest.approx(-0.5, abs=1e-9)
 
 
-def test_an_optimum_that_moves_and_whose_use_costs_drifts():
+def test_moving_optimum_with_notable_regret_drifts():
     verdict = verdict_of(study(drift=-1.0))
     assert verdict.verdict == "drifts"
     assert verdict.regret[0].relative == pytest.approx(0.02 * 4)
@@ -83,19 +83,19 @@ def test_an_optimum_that_moves_and_whose_use_costs_drifts():
     assert "from width 64 on it transfers" in verdict.why
 
 
-def test_an_optimum_that_moves_at_no_notable_cost_transfers():
+def test_moving_optimum_with_small_regret_transfers():
     verdict = verdict_of(study(drift=-0.4, curvature=0.005))
     assert verdict.drift_per_doubling["high"] < 0
     assert verdict.verdict == "transfers"
 
 
-def test_the_same_grid_optimum_transfers_where_nothing_tells_the_noise():
+def test_same_grid_optimum_transfers_although_the_noise_is_unknown():
     three = [record(w, 2.0**e, m) for w in (32, 64) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.3))]
     verdict = verdict_of(three)
     assert (verdict.verdict, verdict.noise, verdict.regret[0].high) == ("transfers", None, None)
 
 
-def test_different_grid_optima_abstain_where_nothing_tells_the_noise():
+def test_different_grid_optima_abstain_where_the_noise_is_unknown():
     below = [record(32, 2.0**e, m) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.2))]
     above = [record(64, 2.0**e, m) for e, m in ((-7, 1.02), (-6, 1.0), (-5, 1.1))]
     verdict = verdict_of(below + above)
@@ -113,8 +113,8 @@ def test_noise_larger_than_the_differences_abstains():
     assert "add seeds" in verdict.why
 
 
-def test_what_a_seed_adds_to_all_its_trials_is_no_noise():
-    """Randomness is paired: replicates that lie 10 % apart as a whole say nothing against the optimum."""
+def test_shift_of_all_trials_of_a_seed_is_no_noise():
+    """Randomness is paired: replicates that differ by 10 % as a whole do not make the optimum uncertain."""
     offsets = {0: 0.0, 1: 0.1, 2: -0.1}
     records = [
         record(w, 2.0**e, 1 + offset + 0.02 * (e + 7) ** 2, replicate=seed)
@@ -129,7 +129,7 @@ def test_what_a_seed_adds_to_all_its_trials_is_no_noise():
     assert verdict_of(shuffled).noise > 0.05
 
 
-def test_the_best_setting_is_that_of_the_curve_not_of_the_luckiest_run():
+def test_best_setting_is_lowest_on_the_curve_not_the_luckiest_run():
     losses = {-9: 1.060, -8: 1.016, -7: 1.004, -6: 0.999, -5: 1.062, -4: 1.137}
     shallow = [record(64, 2.0**e, m) for e, m in losses.items()]
     verdict = verdict_of(shallow)
@@ -139,48 +139,48 @@ def test_the_best_setting_is_that_of_the_curve_not_of_the_luckiest_run():
     assert (best.setting["base_lr"], best.metric) == (2**-7, 1.004)
 
 
-def test_the_distance_to_the_largest_stable_rate_is_said():
+def test_optimum_has_the_largest_stable_and_the_first_divergent_rate():
     optimum = verdict_of(study(diverged=(-5, -4))).optimum[64]
     assert (optimum.grid, optimum.stable, optimum.diverges) == (2**-7, 2**-6, 2**-5)
     assert verdict_of(study()).optimum[64].diverges is None
 
 
-def test_what_finished_beyond_a_divergence_is_not_stable():
+def test_rate_that_finished_beyond_a_divergence_is_not_stable():
     optimum = verdict_of(study(diverged=(-5,))).optimum[64]
     assert (optimum.grid, optimum.stable, optimum.diverges) == (2**-7, 2**-6, 2**-5)
 
 
-def test_a_divergence_below_the_optimum_is_no_edge_above_it():
+def test_divergence_below_the_optimum_does_not_limit_stability():
     optimum = verdict_of(study(diverged=(-10,))).optimum[64]
     assert (optimum.grid, optimum.stable, optimum.diverges) == (2**-7, 2**-4, None)
 
 
-def test_where_nothing_finished_nothing_is_stable():
+def test_nothing_is_stable_where_nothing_finished():
     optimum = verdict_of(study(diverged=range(-10, -3))).optimum[64]
     assert (optimum.grid, optimum.stable, optimum.diverges) == (None, None, 2**-10)
 
 
 @pytest.mark.parametrize(("exponents", "end"), [(range(-7, -3), "lower end"), (range(-10, -6), "upper end")])
-def test_an_optimum_at_the_grids_end_abstains(exponents, end):
+def test_optimum_at_the_grids_end_abstains(exponents, end):
     verdict = verdict_of(study(exponents=exponents))
     assert verdict.verdict == "abstains"
     assert end in verdict.why
     assert verdict.optimum[32].fitted is None
 
 
-def test_an_edge_at_any_axis_value_abstains():
+def test_optimum_at_the_grids_end_of_one_width_abstains():
     records = [r for r in study() if not (r.setting["width"] == 64 and r.setting["base_lr"] > 2**-7)]
     verdict = verdict_of(records)
     assert verdict.verdict == "abstains"
     assert "width 64" in verdict.why
 
 
-def test_a_diverged_trial_closes_a_bracket():
+def test_diverged_trial_closes_a_bracket():
     records = study(exponents=range(-10, -6)) + [record(w, 2**-6, None) for w in (32, 64, 128)]
     assert verdict_of(records).verdict == "transfers"
 
 
-def test_a_failed_trial_closes_no_bracket():
+def test_failed_trial_does_not_close_a_bracket():
     records = study(exponents=range(-10, -6))
     records += [record(w, 2**-6, None, outcome=Outcome.FAILED) for w in (32, 64, 128)]
     assert verdict_of(records).verdict == "abstains"
@@ -197,8 +197,8 @@ def test_one_diverged_replicate_makes_its_setting_diverged():
     assert verdict.to_dict()["regret"][0]["relative"] is None
 
 
-def test_an_optimum_that_marches_towards_divergence_drifts():
-    """As the standard parametrization does: one step a doubling, and the rate of the smallest diverges."""
+def test_optimum_that_marches_to_divergence_drifts():
+    """The standard parametrization does so: one step a doubling, and the rate of the smallest diverges."""
     records = [
         *curve(32, range(-9, -3), vertex=-5, curvature=0.3),
         *curve(64, range(-9, -3), vertex=-6, curvature=0.3, diverged=(-4,)),
@@ -209,14 +209,14 @@ def test_an_optimum_that_marches_towards_divergence_drifts():
     assert "diverges at width 128" in verdict.why
 
 
-def test_a_best_of_exactly_zero_still_transfers():
+def test_best_metric_of_exactly_zero_transfers():
     records = [record(w, 2.0**e, abs(e + 7) / 10) for w in (32, 64) for e in (-8, -7, -6)]
     verdict = verdict_of(records)
     assert verdict.verdict == "transfers"
     assert verdict.regret[0].relative == 0
 
 
-def test_a_metric_that_depends_on_nothing_abstains_and_says_so():
+def test_metric_that_does_not_depend_on_the_setting_abstains():
     verdict = verdict_of([record(w, 2.0**e, 1.0) for w in (32, 64) for e in range(-9, -4)])
     assert verdict.verdict == "abstains"
     assert "does not depend on base_lr" in verdict.why
@@ -234,12 +234,12 @@ def test_replicates_are_averaged_and_one_lucky_run_does_not_win():
     assert (best.setting["base_lr"], best.metric, len(best.records)) == (2**-7, pytest.approx(0.4), 2)
 
 
-def test_of_equals_the_smaller_setting_wins():
+def test_smaller_setting_wins_between_equal_metrics():
     records = [record(64, 2.0**e, m) for e, m in ((-8, 1.0), (-7, 0.5), (-6, 0.5), (-5, 1.0))]
     assert verdict_of(records).optimum[64].grid == 2**-7
 
 
-def test_no_vertex_is_claimed_where_the_points_do_not_curve_upward():
+def test_no_vertex_where_the_points_do_not_curve_upward():
     # The paper's width 144: the loss falls ever faster towards the rate that diverges.
     losses = {-9: None, -10: 88.89, -11: 91.88, -12: 93.61, -13: 102.99}
     optimum = verdict_of([record(144, 2.0**e, m) for e, m in losses.items()]).optimum[144]
@@ -250,19 +250,19 @@ def test_flat_losses_have_no_vertex():
     assert verdict_of(curve(64, range(-10, -3), vertex=-7, curvature=0)).optimum[64].fitted is None
 
 
-def test_a_cliff_two_steps_away_does_not_pull_the_vertex():
+def test_cliff_two_steps_away_does_not_move_the_vertex():
     records = [*curve(64, range(-9, -5), vertex=-7), record(64, 2**-5, 30.0)]
     assert verdict_of(records).optimum[64].fitted == pytest.approx(2**-7)
 
 
-def test_log2_columns_are_taken_as_they_are():
+def test_log2_columns_are_not_transformed_again():
     records = [record(w, float(e), 1 + 0.01 * (e - 0.3) ** 2) for w in (32, 64) for e in range(-6, 7, 2)]
     verdict = verdict_of(records, log2_hp=False)
     assert verdict.verdict == "transfers"
     assert verdict.optimum[32].fitted == pytest.approx(0.3)
 
 
-def test_a_setting_of_zero_is_judged_without_a_parabola():
+def test_setting_of_zero_is_judged_without_a_parabola():
     records = [record(w, d, m) for w in (32, 64) for d, m in ((0.0, 1.1), (0.01, 1.0), (0.1, 1.05))]
     verdict = verdict_of(records)
     assert verdict.verdict == "transfers"
@@ -278,25 +278,25 @@ def test_a_setting_of_zero_is_judged_without_a_parabola():
         (study(diverged=range(-10, -3)), "no base_lr of the 7 tried has a finite loss at width 32"),
     ],
 )
-def test_too_little_evidence_abstains_and_says_what_is_missing(records, why):
+def test_too_little_evidence_abstains_and_names_what_is_missing(records, why):
     verdict = verdict_of(records)
     assert verdict.verdict == "abstains"
     assert why in verdict.why
 
 
-def test_an_optimum_that_never_ran_at_the_largest_abstains():
+def test_optimum_that_never_ran_at_the_largest_width_abstains():
     records = [r for r in study() if not (r.setting["width"] == 128 and r.setting["base_lr"] == 2**-7)]
     verdict = verdict_of(records)
     assert verdict.verdict == "abstains"
     assert "run it there" in verdict.why
 
 
-def test_the_target_does_not_take_part():
+def test_target_does_not_change_the_verdict():
     target = record(256, 2**-7, 0.1, kind="target")
     assert verdict_of([*study(), target]) == verdict_of(study())
 
 
-def test_the_order_of_the_records_does_not_matter():
+def test_order_of_the_records_does_not_change_the_verdict():
     records = study(drift=-0.3) + study(drift=-0.3, floor=0.31)
     for i, r in enumerate(records):
         object.__setattr__(r, "replicate", i // 21)
@@ -304,7 +304,7 @@ def test_the_order_of_the_records_does_not_matter():
     assert verdict_of(shuffled) == verdict_of(records)
 
 
-def test_further_settings_are_held_where_they_are_best_at_the_largest():
+def test_further_settings_are_held_at_their_best_at_the_largest_width():
     good = [r for w in (32, 64) for r in [record(w, 2.0**e, 1 + (e + 7) ** 2 / 50, decay=0.1) for e in range(-9, -4)]]
     poor = [r for w in (32, 64) for r in [record(w, 2.0**e, 2 + (e + 5) ** 2 / 50, decay=0.0) for e in range(-9, -4)]]
     verdict = verdict_of(poor + good)
@@ -314,13 +314,13 @@ def test_further_settings_are_held_where_they_are_best_at_the_largest():
     assert best.setting == {"width": 64, "base_lr": 2**-7, "decay": 0.1}
 
 
-def test_no_best_setting_where_everything_diverged():
+def test_no_best_setting_where_nothing_finished():
     assert best_setting(study(diverged=range(-10, -3)), axis="width", hp="base_lr") is None
     assert best_setting([], axis="width", hp="base_lr") is None
 
 
 @pytest.mark.parametrize("value", [None, "high"])
-def test_a_record_without_a_number_is_refused_with_its_key(value):
+def test_record_without_a_number_is_refused_with_its_key(value):
     bad = record(64, 2**-7, 0.3, note=1)
     setting = {"width": 64} if value is None else {"width": 64, "base_lr": value}
     object.__setattr__(bad, "setting", setting)

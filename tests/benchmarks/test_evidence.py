@@ -1,4 +1,4 @@
-"""The pages' tables are what the committed trials give, and the committed trials are what the pages say was run."""
+"""The pages' tables follow from the committed trials, and the committed trials are those that the pages describe."""
 
 import pytest
 
@@ -11,28 +11,28 @@ from muxfer.trial import Outcome, Record
     ("page", "start", "body"),
     [(evidence.PAGE, evidence.START, evidence.tables), (proxy_size.PAGE, proxy_size.START, proxy_size.table)],
 )
-def test_the_pages_tables_are_what_the_data_give(page, start, body):
+def test_tables_of_the_pages_follow_from_the_data(page, start, body):
     text = page.read_text()
     assert text.partition(start)[2].partition(evidence.END)[0] == f"\n{body()}\n"
     assert evidence.written(page, start, body()) == text
 
 
-def test_the_study_of_proxies_is_whole():
+def test_proxy_study_has_every_trial():
     records = recorded.read(proxy_size.CSV)
     assert len(records) == 4 * 2 * 2 * 7 * 3
     assert len({(tuple(sorted(r.setting.items())), r.replicate) for r in records}) == len(records)
     assert {r.outcome for r in records} <= {Outcome.FINISHED, Outcome.DIVERGED}
 
 
-def test_the_transferred_rate_meets_the_goal_at_eight_times_the_width():
+def test_transferred_rate_meets_the_goal_at_eight_times_the_width():
     mup, _, _ = evidence.load()
     regret = next(r for r in judge(mup.records, axis="width", hp="base_lr").regret if r.from_ == evidence.SMALLEST)
     assert regret.to == 8 * evidence.SMALLEST
     assert regret.high <= evidence.GOAL
 
 
-def test_what_the_page_on_proxies_concludes_is_in_its_data():
-    """Batch binds; an eighth of the width and a third of the steps do not."""
+def test_conclusions_of_the_proxy_page_follow_from_its_data():
+    """A smaller batch limits the proxy. An eighth of the width and a third of the steps do not."""
     front = proxy_size.front()
     by_batch = {batch: [c for c in front.candidates if c.task["batch_size"] == batch] for batch in (16, 64)}
     assert len(by_batch[64]) == 7
@@ -42,28 +42,28 @@ def test_what_the_page_on_proxies_concludes_is_in_its_data():
     assert front.within(0.01).task == {"width": 16, "batch_size": 64, "steps": 60}
 
 
-def test_the_two_targets_that_are_compared_have_more_seeds_than_their_sweeps():
+def test_compared_targets_have_more_seeds_than_their_sweeps():
     mup, sp, shorts = evidence.load()
     ours, theirs = evidence.ways(mup, sp, shorts)[evidence.SMALLEST]
     assert len(ours.losses) == len(min(theirs, key=lambda way: way.mean).losses) == 8
     assert {record.replicate for record in mup.records} == set(range(evidence.NUM_SEEDS))
 
 
-def test_the_best_sp_target_cost_as_much_to_tune():
-    """Proxies of one size within 10 %, for a run that diverged stopped early; of short runs some spend most of it."""
+def test_sp_targets_cost_as_much_to_tune():
+    """Proxies of one size agree within 10 %, because a diverged run stopped early. Short runs cost 85 % at least."""
     for ours, (proxies, *short) in evidence.ways(*evidence.load()).values():
         assert proxies.cost == pytest.approx(ours.cost, rel=0.10)
         assert 0.85 * ours.cost < max(way.cost for way in short) <= ours.cost
 
 
-def test_a_paired_difference_is_the_mean_of_the_seeds_ratios_with_students_interval():
+def test_paired_difference_is_the_mean_ratio_with_a_t_interval():
     """0.10, 0.20 and 0.30 above: mean 0.20, deviation 0.1, t of two degrees of freedom 4.303."""
-    found = evidence.paired({0: 1.1, 1: 2.4, 2: 3.9, 5: 7.0}, {0: 1.0, 1: 2.0, 2: 3.0})
-    assert found.mean == pytest.approx(0.2)
-    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
+    difference = evidence.paired({0: 1.1, 1: 2.4, 2: 3.9, 5: 7.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert difference.mean == pytest.approx(0.2)
+    assert difference.high - difference.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
 
 
-def test_records_come_back_from_their_file(tmp_path):
+def test_records_are_read_back_from_their_file(tmp_path):
     kept = {"num_parameters": 87684, "train_seconds": 1.5}
     records = [
         Record(
