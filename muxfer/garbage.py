@@ -1,4 +1,4 @@
-"""Garbage collection, put off for a while by whoever needs that, in whatever thread: it is one switch for all."""
+"""A pause of Python's garbage collection that several threads may ask for. There is one switch for all threads."""
 
 import gc
 import threading
@@ -11,8 +11,8 @@ _was_on = False
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Put it off until the last one who is inside leaves; where it was off before the first came it stays so."""
+def collection_paused() -> Iterator[None]:
+    """Pause it until the last block that asked has ended. If it was off before the first block, it stays off."""
     global _num_inside, _was_on
     with _lock:
         if not _num_inside:

@@ -1,6 +1,8 @@
-"""What the system tells of a process of this machine: whether it lives, when it began, what it has locked.
+"""Processes of this machine: whether one lives, when it began, and which one has locked a file.
 
-Nothing without /proc.
+It reads /proc itself and does not use psutil. `psutil.create_time` adds the boot time of the wall clock, so a step of
+the clock changes it. A start time in clock ticks since boot never changes, and a lease must not depend on a wall clock.
+psutil also does not say who holds a lock on a file. On a system without /proc, the functions that read it return None.
 """
 
 import os
@@ -11,7 +13,7 @@ from typing import IO
 
 
 def status(pid: int) -> tuple[str, int, int] | None:
-    """(state letter, parent's pid, start time in clock ticks since boot); None if it is gone or hidden from us."""
+    """(state letter, parent's pid, start time in clock ticks since boot). None if the process is gone or hidden."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -21,32 +23,32 @@ def status(pid: int) -> tuple[str, int, int] | None:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process began; None if it is gone or hidden, or only waits to be buried."""
-    found = status(pid)
-    return None if found is None or found[0] in "ZX" else found[2]
+    """When a process began, in clock ticks since boot. None if it is gone, hidden or a zombie."""
+    now = status(pid)
+    return None if now is None or now[0] in "ZX" else now[2]
 
 
 def gone(pid: int) -> bool:
-    """Whether there surely is no such process: /proc may hide those of other users (hidepid)."""
+    """Whether the process surely does not exist. /proc may hide processes of other users (hidepid)."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it exists, and is another user's
         pass
     return False
 
 
 def still_named(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of that name: who waited for a lock may get that of a removed one."""
+    """Whether an open file still has that name. While we waited for its lock, it may have been removed."""
     try:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
         return False
 
 
-def locker(files: Iterable[Path]) -> int | None:
-    """Who has a part of one of these files locked for writing, by fcntl; None if nobody we are shown."""
+def locking_process(files: Iterable[Path]) -> int | None:
+    """The pid of a process that has locked a part of one of these files for writing, by fcntl. None if unknown."""
     inodes = set()
     for file in files:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The one place where seeds are made: every random stream is a function of the study's seed and a name."""
+"""Random generators by content: every random stream is a function of the study's seed and a name."""
 
 import hashlib
 

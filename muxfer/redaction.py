@@ -1,9 +1,9 @@
-"""Values out of the environment: recorded by the name of their variable, and masked wherever text leaves.
+"""Values from the environment: recorded by the name of their variable, and redacted in every text that leaves.
 
-A text of a configuration may hold ${oc.env:NAME}. Keys hash what it stands for, so that a study is the same however its
-configuration was written; what is stored holds the name alone (`hidden`), and is made whole again from today's
-environment when it is read (`resolved`). A ledger is not trusted with that: one that asks for a variable which by its
-name is a secret gets nothing. Behind this stands `masked`: whatever is printed, reported or recorded passes it.
+A text of a configuration may hold ${oc.env:NAME}. Trial keys hash its value, so a study is the same however its
+configuration was written. A record holds only the name (`with_variable_names`). When it is read, today's environment
+fills in the value (`with_values`). A ledger is not trusted with secrets: a recorded variable whose name says secret is
+not filled in. In addition, everything that is printed, reported or recorded passes `redact`.
 """
 
 import json
@@ -22,152 +22,157 @@ SECRET_NAMES = re.compile(
     r"(?i)(password|passwd|secret|token|credential|api_?key|access_?key|private_?key)(?!.*_(file|path|dir)$)"
 )
 CREDENTIALS = re.compile(r"""(://)([^/:\s'"]*:(?:(?!://|</)[^\s'"])*|[^/\s'"]+)(?=@)""")
-"""User and password of a URI. After a colon, which a port may have too, all that a raw / or @ may belong to: up to the
-last @ before a blank, a quote, another URI or an end tag of HTML."""
+"""User and password of a URI. A raw / or @ after a colon may belong to the password. So the match goes up to the last @
+before a blank, a quote, another URI or an end tag of HTML. A port has a colon too, but no @ follows it."""
 QUERY = re.compile(
     r"(?i)([?&](?:password|token|signature|x-amz-\w+|awsaccesskeyid|access_key\w*|secret\w*)=)([^&\s'\"]+)"
 )
 BY_NAME = re.compile(rf"(?:(?:[^:@/]*|{VARIABLE.pattern}):)?{VARIABLE.pattern}", re.ASCII)
-"""Of these two what holds no secret itself."""
+"""Matches of CREDENTIALS and QUERY that hold only names of variables, and so no secret."""
 MIN_SECRET, MIN_VALUE = 4, 6
-"""Shorter ones are words: to mask them would be to mask everything."""
+"""Shorter values are not redacted: they are words that appear everywhere."""
 
 OUR_WORDS = {
-    *("finished", "diverged", "pruned", "failed", "running"),
+    *("finished", "diverged", "failed", "running"),
     *("proxy", "target", "study", "transfers", "drifts", "abstains"),
 }
-"""What we say all the time is nobody's secret: hidden it would change answers and keep nothing."""
+"""muxfer's own words are never redacted. That would change results and protect nothing."""
 
 PLACES = ("output_dir", "data.path", "ledger.experiment")
-"""Keys that name a place: what they come to stands in every answer, or nobody would find it."""
-UNREAD = ("ledger.", "compute.", "output_dir", "description")
-"""Keys of a recorded configuration that nobody reads: where their variable is not set, the name stays."""
+"""Keys that name a place. Their values are always shown, or nobody would find that place."""
+UNUSED = ("ledger.", "compute.", "output_dir", "description")
+"""Keys that are not used when they come out of a record. If their variable is not set, its name stays."""
 
-_noted: set[str] = set()
+_variables: set[str] = set()
+"""Names of the variables that configurations have read in this process."""
 
 
-def note(variables: Mapping[str, str]) -> None:
-    """Remember which variables a configuration reads: `masked` hides their values from now on."""
+def remember_variables(variables: Mapping[str, str]) -> None:
+    """Remember which variables a configuration reads. From now on `redact` replaces their values."""
     for path, text in variables.items():
         if path not in PLACES:
-            _noted.update(name for name, _ in VARIABLE.findall(text))
+            _variables.update(name for name, _ in VARIABLE.findall(text))
 
 
-def hidden(plain: Any, variables: Mapping[str, str]) -> Any:
-    """Plain data with the texts of `variables`, by dotted path, in place of what they stand for."""
+def with_variable_names(plain: Any, variables: Mapping[str, str]) -> Any:
+    """Plain data with the texts of `variables`, by dotted path, in place of their values."""
     return _mapped(plain, lambda path, leaf: variables.get(path, leaf)) if variables else plain
 
 
-def resolved(plain: Any, variables: dict[str, str], *, strict: bool = True) -> Any:
-    """What was recorded, made whole from today's environment; `variables` takes up what stood there, by dotted path.
+def with_values(plain: Any, variables: dict[str, str], *, strict: bool = True) -> Any:
+    """Recorded data with the values of today's environment. Each replaced text is added to `variables`, by dotted path.
 
-    Those that it held before are the user's own. BadInput where a variable is not set, or is one that no ledger may
-    ask for; not `strict`: its name stays.
+    The texts that `variables` holds before the call are the user's own. BadInput if a variable is not set, or if its
+    name says secret and the user's own configuration does not have it. If not `strict`, its name stays instead.
     """
     own = dict(variables)
 
-    def whole(path: str, leaf: Any) -> Any:
-        if not isinstance(leaf, str) or not (found := VARIABLE.findall(leaf)):
+    def fill(path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, str) or not (matches := VARIABLE.findall(leaf)):
             return leaf
-        for name, default in found:
+        for name, default in matches:
             refused = SECRET_NAMES.search(name) and own.get(path) != leaf
             if refused or (name not in os.environ and not default):
-                if not strict or path.startswith(UNREAD):
+                if not strict or path.startswith(UNUSED):
                     return leaf
-                why = "whose name says secret, and your own does not" if refused else "which is not set: set it"
+                why = (
+                    "whose name says secret: to use it, write it in your own configuration too"
+                    if refused
+                    else "which is not set: set it"
+                )
                 raise BadInput(f"the recorded configuration has {path}={leaf[:80]}, {why}")
         variables[path] = leaf
-        note({path: leaf})
-        return value_of(leaf)
+        remember_variables({path: leaf})
+        return _value(leaf)
 
-    return _mapped(plain, whole)
+    return _mapped(plain, fill)
 
 
 def recordable(plain: Any) -> Any:
-    """A configuration for a record: its URIs without user and password, unless these are given by name.
+    """A configuration that may be recorded: its URIs without user and password, unless variables stand for these.
 
-    BadInput where such a value is read back from the record: keys hash it, and would no longer be found.
+    BadInput if a value would change that is read back from the record: keys hash it, so no trial would be found.
     """
 
-    def shown(path: str, leaf: Any) -> Any:
+    def strip(path: str, leaf: Any) -> Any:
         if not isinstance(leaf, str) or (text := _without_credentials(leaf, by_name=True)) == leaf:
             return leaf
-        if path.startswith(UNREAD):
+        if path.startswith(UNUSED):
             return text
         raise BadInput(
             f"{path}={_without_credentials(leaf)[:80]} holds a secret in a URI, and would be recorded:"
             " write ${oc.env:NAME} in its place, and set NAME"
         )
 
-    return _mapped(plain, shown)
+    return _mapped(plain, strip)
 
 
-def value_of(text: str) -> Any:
-    """What a recorded text stands for: a text, or under oc.decode a number, true, false or nothing."""
+def _value(text: str) -> Any:
+    """The value of a recorded text: a text, or under oc.decode also a number, true, false or null."""
     decoded = DECODED.fullmatch(text)
-    filled = VARIABLE.sub(lambda found: os.environ.get(found[1], found[2] or ""), decoded[1] if decoded else text)
+    filled = VARIABLE.sub(lambda match: os.environ.get(match[1], match[2] or ""), decoded[1] if decoded else text)
     if (VARIABLE.fullmatch(text) and text.endswith(",null}")) and filled == "null":
         return None
     return _decoded(filled) if decoded else filled
 
 
 def redact(text: str) -> str:
-    """The text without any secret that this process knows of, and without user and password in a URI."""
-    return _masked(text, _secrets())
+    """The text without the secrets that this process knows, and without user and password in a URI."""
+    return _redact(text, _secrets())
 
 
-def _masked(text: str, secrets: Mapping[str, str]) -> str:
-    for value, shown in secrets.items():
-        text = text.replace(value, shown)
+def _redact(text: str, secrets: Mapping[str, str]) -> str:
+    for value, replacement in secrets.items():
+        text = text.replace(value, replacement)
     return _without_credentials(text)
 
 
 def _without_credentials(text: str, *, by_name: bool = False) -> str:
-    """The text with its URIs' secrets masked; `by_name`: not those that stand there as ${oc.env:NAME}."""
+    """The text with *** for the secrets in its URIs. With `by_name`, a secret written as ${oc.env:NAME} stays."""
 
-    def hide(found: re.Match[str]) -> str:
-        return found[0] if by_name and BY_NAME.fullmatch(found[2]) else f"{found[1]}***"
+    def hide(match: re.Match[str]) -> str:
+        return match[0] if by_name and BY_NAME.fullmatch(match[2]) else f"{match[1]}***"
 
-    if "=" in text:  # first: an @ may stand in such a value
+    if "=" in text:  # the query comes first: its value may hold an @
         text = QUERY.sub(hide, text)
     return CREDENTIALS.sub(hide, text) if "@" in text else text
 
 
 def redact_plain(value: Any) -> Any:
-    """As `masked`, for the texts in plain data on their way to a record or an answer; names stay."""
-    return _masked_plain(value, _secrets())
+    """Redact every text in plain data that goes to a record or to stdout. The names of mappings stay."""
+    return _redact_plain(value, _secrets())
 
 
-def _masked_plain(value: Any, secrets: Mapping[str, str]) -> Any:
+def _redact_plain(value: Any, secrets: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _masked_plain(item, secrets) for key, item in value.items()}
+        return {key: _redact_plain(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_masked_plain(item, secrets) for item in value]
-    return _masked(value, secrets) if isinstance(value, str) else value
+        return [_redact_plain(item, secrets) for item in value]
+    return _redact(value, secrets) if isinstance(value, str) else value
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: what would move its cursor or reverse its letters is written out."""
+    """Text that is safe on a terminal: characters that move the cursor or reverse letters are written as escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str, *, characters: int = 1000) -> str:
-    """An error's text as the one line that it promises to be."""
+    """An error's text in one printable line, redacted and cut."""
     line = printable(" ".join(redact(text).split()))
     return line if len(line) <= characters else f"{line[: characters - 3]}..."
 
 
 def _secrets() -> dict[str, str]:
-    """Each value to be hidden, in each form that it may be printed in, and what stands for it; the longest first."""
-    found: dict[str, str] = {}
+    """The replacement of each value to be redacted, in every form it may be printed in. The longest come first."""
+    replacements: dict[str, str] = {}
     for name, value in os.environ.items():
         if SECRET_NAMES.search(name) and len(value) >= MIN_SECRET and not _is_plain(value):
-            found[value] = "***"
-    for name in _noted:
+            replacements[value] = "***"
+    for name in _variables:
         value = os.environ.get(name, "")
         if len(value) >= MIN_VALUE and not _is_plain(value):
-            found.setdefault(value, f"${{oc.env:{name}}}")
-    forms = {form: shown for value, shown in found.items() for form in _forms(value)}
+            replacements.setdefault(value, f"${{oc.env:{name}}}")
+    forms = {form: replacement for value, replacement in replacements.items() for form in _forms(value)}
     return dict(sorted(forms.items(), key=lambda pair: -len(pair[0])))
 
 
@@ -176,7 +181,7 @@ def _forms(value: str) -> Collection[str]:
 
 
 def _is_plain(text: str) -> bool:
-    """A number or a word of ours."""
+    """Whether the text is a number or one of OUR_WORDS."""
     return _decoded(text) != text or text in OUR_WORDS
 
 

@@ -1,23 +1,23 @@
-"""Garbage collection stays off for whoever put it off, whatever other threads do."""
+"""Garbage collection stays paused until the last block that asked for it ends, in any thread."""
 
 import gc
 
 import pytest
 
-from muxfer.garbage import uncollected
+from muxfer.garbage import collection_paused
 
 
 @pytest.fixture(autouse=True)
-def as_it_was():
+def collection_enabled_again():
     yield
     gc.enable()
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_it_comes_back_when_the_last_leaves_and_as_it_was(on):
+def test_collection_is_restored_when_the_last_block_ends(on):
     if not on:
         gc.disable()
-    first, second = uncollected(), uncollected()
+    first, second = collection_paused(), collection_paused()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -26,14 +26,13 @@ def test_it_comes_back_when_the_last_leaves_and_as_it_was(on):
     assert gc.isenabled() == on
 
 
-def test_a_search_that_ends_while_ray_shuts_down_does_not_bring_it_back(monkeypatch):
-    """Ray ends the whole process where a finalizer comes between."""
+def test_search_that_ends_during_ray_shutdown_does_not_resume_collection(monkeypatch):
+    """A finalizer that runs during the shutdown would let Ray end the whole process."""
     import ray
 
     from muxfer.executors.ray_processes import Cluster
-    from muxfer.ledger.mlflow_client import uncollected
 
-    search, shut_down, collecting = uncollected(), ray.shutdown, []
+    search, shut_down, collecting = collection_paused(), ray.shutdown, []
 
     def shut_down_meanwhile():
         search.__exit__(None, None, None)

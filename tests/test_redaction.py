@@ -1,14 +1,23 @@
-"""What came from the environment is recorded by name, made whole only for those who may, and redact everywhere else."""
+"""Values of the environment are recorded by name, filled in where that is allowed, and redacted everywhere else."""
 
 import time
 
 import pytest
 
 from muxfer.errors import BadInput
-from muxfer.redaction import hidden, note, one_line, printable, recordable, redact, redact_plain, resolved
+from muxfer.redaction import (
+    one_line,
+    printable,
+    recordable,
+    redact,
+    redact_plain,
+    remember_variables,
+    with_values,
+    with_variable_names,
+)
 
 
-def test_what_is_hidden_is_made_whole_again(monkeypatch):
+def test_variable_names_are_filled_with_their_values_again(monkeypatch):
     monkeypatch.setenv("WORD", "long-word")
     monkeypatch.setenv("COUNT", "120")
     plain = {"model": {"arguments": {"a": "x-long-word", "b": [1, 120]}}, "training": {"steps": 120}}
@@ -17,51 +26,51 @@ def test_what_is_hidden_is_made_whole_again(monkeypatch):
         "model.arguments.b.1": "${oc.decode:${oc.env:COUNT}}",
         "training.steps": "${oc.decode:${oc.env:COUNT}}",
     }
-    kept = hidden(plain, variables)
-    assert kept["model"]["arguments"] == {"a": "x-${oc.env:WORD}", "b": [1, "${oc.decode:${oc.env:COUNT}}"]}
-    taken_up = {}
-    assert resolved(kept, taken_up) == plain
-    assert taken_up == variables
+    recorded = with_variable_names(plain, variables)
+    assert recorded["model"]["arguments"] == {"a": "x-${oc.env:WORD}", "b": [1, "${oc.decode:${oc.env:COUNT}}"]}
+    variables_read = {}
+    assert with_values(recorded, variables_read) == plain
+    assert variables_read == variables
 
 
-def test_a_ledger_does_not_get_at_secrets_by_asking(monkeypatch):
+def test_ledger_cannot_read_a_secret_variable(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
-    asked = {"model": {"arguments": {"a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}}}
+    request = {"model": {"arguments": {"a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}}}
     with pytest.raises(BadInput, match="name says secret"):
-        resolved(asked, {})
-    assert resolved(asked, {}, strict=False) == asked
+        with_values(request, {})
+    assert with_values(request, {}, strict=False) == request
     own = {"model.arguments.a": "${oc.env:AWS_SECRET_ACCESS_KEY}"}
-    assert resolved(asked, own)["model"]["arguments"]["a"] == "wJalrXUtnFEMI"
+    assert with_values(request, own)["model"]["arguments"]["a"] == "wJalrXUtnFEMI"
 
 
-def test_a_variable_that_is_not_set_is_refused_only_where_it_is_needed(monkeypatch):
+def test_unset_variable_is_refused_only_where_it_is_used(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(BadInput, match=r"training.steps=.*not set"):
-        resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET}}"}}, {})
-    unread = {"ledger": {"tracking_uri": "${oc.env:NOT_SET}"}, "description": "${oc.env:NOT_SET}"}
-    assert resolved(unread, {}) == unread
-    assert resolved({"training": {"steps": "${oc.decode:${oc.env:NOT_SET,7}}"}}, {}) == {"training": {"steps": 7}}
+        with_values({"training": {"steps": "${oc.decode:${oc.env:NOT_SET}}"}}, {})
+    unused = {"ledger": {"tracking_uri": "${oc.env:NOT_SET}"}, "description": "${oc.env:NOT_SET}"}
+    assert with_values(unused, {}) == unused
+    assert with_values({"training": {"steps": "${oc.decode:${oc.env:NOT_SET,7}}"}}, {}) == {"training": {"steps": 7}}
 
 
 @pytest.mark.parametrize(
     "text",
     ["{}", "x{}y", '"{}"', "postgresql://u:{}@h/db", "https://s3/x?X-Amz-Signature={}&y=1", "key={}"],
 )
-def test_a_secret_is_masked_wherever_it_stands(monkeypatch, text):
+def test_secret_is_redacted_in_every_text_and_form(monkeypatch, text):
     monkeypatch.setenv("MY_DATABASE_PASSWORD", "p@ss/w+rd'\"x")
     for form in ("p@ss/w+rd'\"x", "p%40ss%2Fw%2Brd%27%22x", "p@ss/w+rd'\\\"x"):
         assert "rd" not in redact(text.format(form))
         assert "rd" not in str(redact_plain({"error": [text.format(form)]}))
 
 
-def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(monkeypatch):
+def test_user_and_password_of_a_uri_are_redacted(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "12345")
     assert redact("see http://me:word@host/x, 12345 bytes") == "see http://***@host/x, 12345 bytes"
     assert redact_plain({"path": "/a", "step": 3, "name": "b"}) == {"path": "/a", "step": 3, "name": "b"}
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "redacted"),
     [
         ("at postgresql://bob:hunter/22secret@db.lab/x.", "at postgresql://***@db.lab/x."),
         ("https://bob:p@sswort22@wiki", "https://***@wiki"),
@@ -76,19 +85,19 @@ def test_user_and_password_of_any_uri_are_masked_and_what_is_no_secret_is_not(mo
         ("sqlite:////home/a:b@c/d.db, git@host:a/b.git", "sqlite:////home/a:b@c/d.db, git@host:a/b.git"),
     ],
 )
-def test_a_password_is_masked_to_its_end_and_what_has_no_user_is_not(text, shown):
-    assert redact(text) == shown
-    assert redact(shown) == shown
+def test_password_is_redacted_to_its_end_and_text_without_user_is_kept(text, redacted):
+    assert redact(text) == redacted
+    assert redact(redacted) == redacted
 
 
-def test_masking_takes_no_longer_than_reading():
+def test_redaction_takes_linear_time():
     began = time.process_time()
     for text in ("://a:" * 40_000, "://:" + "b" * 200_000, "://" + "a:" * 100_000, "://" + "@" * 200_000 + "/"):
         redact(f"me@home {text}")
     assert time.process_time() - began < 2
 
 
-def test_a_configuration_is_recorded_without_a_secret_in_a_uri_or_not_at_all():
+def test_configuration_with_a_secret_in_a_uri_is_redacted_or_refused():
     plain = {
         "description": "https://bob:hunter22@wiki?token=abcdef",
         "ledger": {"experiment": "a"},
@@ -100,20 +109,20 @@ def test_a_configuration_is_recorded_without_a_secret_in_a_uri_or_not_at_all():
             recordable({"model": {"arguments": {"url": url}}})
 
 
-def test_a_value_that_a_configuration_reads_is_shown_by_its_name_but_a_place_is_not(monkeypatch):
+def test_value_of_a_variable_is_shown_by_name_unless_it_is_a_place(monkeypatch):
     monkeypatch.setenv("QUIET_VALUE", "quiet-value")
     monkeypatch.setenv("SOME_PLACE", "/some/place")
-    note({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
+    remember_variables({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
     assert redact("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
 
 
-def test_an_error_is_one_printable_line():
+def test_error_is_one_printable_line():
     assert one_line("a\nb\x1b[2J\u202ec" + "x" * 5000).startswith("a b\\x1b[2J\\u202ecxx")
     assert len(one_line("x" * 5000)) == 1000
     assert printable("a\nb\té\x00") == "a\nb\té\\x00"
 
 
-def test_a_word_that_we_say_all_the_time_is_no_secret_and_a_name_is_never_masked(monkeypatch):
+def test_common_words_and_names_of_mappings_are_never_redacted(monkeypatch):
     for name, value in {"A_TOKEN": "finished", "B_TOKEN": "metric", "C_TOKEN": "swordfish"}.items():
         monkeypatch.setenv(name, value)
     answer = {"metric": 0.5, "outcome": "finished", "error": "no swordfish"}

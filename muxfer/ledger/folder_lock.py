@@ -1,4 +1,4 @@
-"""A lock on a study's folder against drivers of another ledger."""
+"""A lock on a study's folder that keeps drivers of other ledgers out."""
 
 import contextlib
 import fcntl
@@ -13,15 +13,17 @@ from muxfer.errors import StudyBusy
 from muxfer.ledger.lease import RACE_SECONDS
 
 FOLDER_LOCK, MAX_LOCK_CHARACTERS = ".driver.lock", 4000
-"""Below a study's folder; it holds the identity of a ledger, and what to call that."""
+"""The lock's name in a study's folder, and how much of it is read: the identity of a ledger and its name."""
 
 
 def hold_folder(home: Path, ledger: str, where: str) -> Callable[[], None]:
-    """Keep drivers of other ledgers out of a study's folder, until what is returned is called.
+    """Lock a study's folder against drivers of other ledgers. The function that is returned unlocks it.
 
-    Their leases know nothing of ours, and both would prune what the other one trains from. Drivers of one `ledger` (its
-    identity; `where` is for people) have their lease: who takes over a stopped one finds its lock, and goes on. Raises
-    StudyBusy. Where the disk refuses, or its locks are none, nobody is kept out.
+    The lease does not keep such drivers out, because it lies in one ledger. Two of them would prune the checkpoints
+    that the other one trains from. `ledger` is the identity of the ledger, `where` its name for people.
+
+    Drivers of the same ledger have the lease. A driver that takes over a stopped one finds its lock, and goes on
+    without one. Raises StudyBusy. If the disk refuses the lock file, or has no working locks, nobody is kept out.
     """
     path = home / FOLDER_LOCK
     for _ in range(round(RACE_SECONDS / 0.01)):
@@ -34,14 +36,14 @@ def hold_folder(home: Path, ledger: str, where: str) -> Callable[[], None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            other, _, at = file.read(MAX_LOCK_CHARACTERS).partition(" ")
+            other, _, other_where = file.read(MAX_LOCK_CHARACTERS).partition(" ")
             file.close()
             if other == ledger:
                 break
-            if at:
+            if other_where:
                 raise StudyBusy(
-                    f"in {home} works a driver of another ledger, {at}: wait until it has ended, or give this one a"
-                    " folder of its own, output_dir=FOLDER"
+                    f"{home} is in use by a driver of another ledger, {other_where}: wait until it has ended, or give"
+                    " this one a folder of its own, output_dir=FOLDER"
                 ) from None
         except OSError:
             file.close()
@@ -52,13 +54,13 @@ def hold_folder(home: Path, ledger: str, where: str) -> Callable[[], None]:
                     file.truncate(0)
                     file.write(f"{ledger} {where}")
                     file.flush()
-                return partial(_let_in, file, path)
+                return partial(_unlock, file, path)
             file.close()
-        time.sleep(0.01)  # it is being written, or was removed as we opened it
+        time.sleep(0.01)  # its holder is writing it, or removed it after we had opened it
     return lambda: None
 
 
-def _let_in(file: IO[str], path: Path) -> None:
+def _unlock(file: IO[str], path: Path) -> None:
     with contextlib.suppress(OSError):
         if processes.still_named(file, path):
             path.unlink()

@@ -12,15 +12,16 @@ from muxfer import processes
 from muxfer.config.study import LONGEST_LEASE_SECONDS
 
 SILENT_TTLS = 10
-"""After how many times-to-live without a heartbeat a driver is shown as silent: two hosts' clocks may differ."""
+"""A driver is shown as silent after this many times-to-live without a heartbeat. Two hosts' clocks may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A driver's process. `boot` and `namespace` are empty where the system does not tell (no /proc).
+    """A driver's process. `boot` and `namespace` are empty on a system without /proc.
 
-    `ttl_seconds` is its time-to-live: who waits with a shorter one would take a living holder for silent. `beat` is
-    when its heart beat last, by its host's clock, where a ledger tells: for people to see, nothing is decided by it.
+    `ttl_seconds` is its time-to-live. Another driver waits at least that long before it takes the holder for silent.
+    `beat` is the time of its last heartbeat, by its host's clock, where the ledger knows it. It is shown to people and
+    decides nothing.
     """
 
     host: str
@@ -47,14 +48,14 @@ class Holder:
 
     @classmethod
     def from_json(cls, text: str) -> "Holder":
-        """ValueError or TypeError where it is no holder's."""
+        """Read what `to_json` wrote. ValueError or TypeError for any other text."""
         data = json.loads(text)
-        told = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "beat"}
-        for name, value in told.items():
+        values = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "beat"}
+        for name, value in values.items():
             expected = {"pid": int, "ttl_seconds": int | float}.get(name, str)
             if not isinstance(value, expected):
                 raise TypeError(f"{name} is {value!r}")
-        holder = cls(**told)
+        holder = cls(**values)
         if holder.pid < 1 or not 0 <= holder.ttl_seconds <= LONGEST_LEASE_SECONDS:
             raise ValueError(f"pid is {holder.pid}, ttl_seconds {holder.ttl_seconds}")
         return holder
@@ -63,21 +64,21 @@ class Holder:
         return json.dumps({name: value for name, value in asdict(self).items() if name != "beat"}, sort_keys=True)
 
     def alive(self) -> bool | None:
-        """Whether the process lives; None if that cannot be seen from here, or if it is stopped."""
+        """Whether the process lives. None if it is stopped, or if we cannot see it from here."""
         if not self.boot or (self.boot, self.namespace) != (_boot_id(), _namespace()):
             return None
-        found = processes.status(self.pid)
-        if found is None:
+        status = processes.status(self.pid)
+        if status is None:
             return False if processes.gone(self.pid) else None
-        state, _, started = found
+        state, _, started = status
         if str(started) != self.started or state in "ZX":
             return False
         return None if state in "Tt" else True
 
     def silent(self) -> bool:
-        """Whether its heart has not beaten for long, by the clocks of two hosts: for a driver that cannot be seen."""
-        patience = timedelta(seconds=SILENT_TTLS * self.ttl_seconds)
-        return self.beat is not None and datetime.now().astimezone() - self.beat > patience
+        """Whether its last heartbeat is long ago, by the clocks of both hosts. Used where `alive` is None."""
+        limit = timedelta(seconds=SILENT_TTLS * self.ttl_seconds)
+        return self.beat is not None and datetime.now().astimezone() - self.beat > limit
 
     def __str__(self) -> str:
         return f"driver pid {self.pid} on host {self.host} has held it since {self.since}"

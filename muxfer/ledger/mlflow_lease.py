@@ -15,10 +15,10 @@ from muxfer.trial import Study
 
 
 class LeaseRuns:
-    """Implements `muxfer.lease.LeaseStore` by params, which MLflow never changes once they are set.
+    """Implements `muxfer.ledger.lease.LeaseStore` by params, which MLflow never changes once they are set.
 
-    Drivers that start a study at once may each make a run. Whoever acquires claims the epoch on every run it sees, in
-    the order of their ids: the first of them that came into being is seen by all, so exactly one wins that one.
+    Drivers that start a study at once may each make a run. A driver claims the epoch on every run it sees, in the order
+    of their ids. All drivers see the first of these runs, so exactly one of them wins there.
     """
 
     def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
@@ -34,7 +34,7 @@ class LeaseRuns:
             self._store.create_run(self._experiment_id, name=self._study.label, start_ms=now_ms(), tags=tags)
             runs = self._search()
         self._run_ids = sorted(run.info.run_id for run in runs if run.info.lifecycle_stage == "active")
-        return claims_of(runs)
+        return read_claims(runs)
 
     def claim(self, epoch: int, holder: Holder) -> bool:
         for number, run_id in enumerate(self._run_ids):
@@ -42,13 +42,14 @@ class LeaseRuns:
                 for won in self._run_ids[:number]:
                     self._store.log(won, tags={f"lease.released.e{epoch}.{holder.token}": "lost the race"})
                 return False
-        return bool(self._run_ids)  # none: the run was deleted since we made it, and nobody would see us
+        # Without a run, nobody would see our claim: the run was deleted after we had made it.
+        return bool(self._run_ids)
 
     def beat(self, epoch: int, count: int) -> None:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self._store.log(self._run_ids[0], tags={f"lease.beat.e{epoch}": f"{count} {now}"})
 
-    def let_go(self, epoch: int, holder: Holder) -> None:
+    def release(self, epoch: int, holder: Holder) -> None:
         for run_id in self._run_ids:
             self._store.log(run_id, tags={f"lease.released.e{epoch}.{holder.token}": "done"})
 
@@ -59,16 +60,17 @@ class LeaseRuns:
 
 
 def last_beat(claims: Claims) -> datetime | None:
-    """When a heart beat last in these claims, by the clock of its host; None before the first beat."""
-    found = []
+    """The time of the last heartbeat in these claims, by the clock of its host. None before the first one."""
+    beats = []
     for beat in claims.beats.values():
-        with contextlib.suppress(ValueError):  # "" before it, a count alone from a muxfer before this one
-            found.append(datetime.fromisoformat(beat.partition(" ")[2]).astimezone())
-    return max(found, default=None)
+        # The text is "" before the first heartbeat. An earlier muxfer wrote the count alone.
+        with contextlib.suppress(ValueError):
+            beats.append(datetime.fromisoformat(beat.partition(" ")[2]).astimezone())
+    return max(beats, default=None)
 
 
-def claims_of(runs: Sequence[Any]) -> Claims:
-    """What the runs of one study's lease say, deleted ones too."""
+def read_claims(runs: Sequence[Any]) -> Claims:
+    """Read the claims from the runs of one study's lease. Deleted runs count too."""
     epochs = [int(name[7:]) for run in runs for name in run.data.params if re.fullmatch(r"lease\.e\d+", name)]
     epoch = max(epochs, default=0)
     holders, beats = {}, {}
@@ -80,7 +82,7 @@ def claims_of(runs: Sequence[Any]) -> Claims:
                 holder = Holder.from_json(text)
             except (ValueError, TypeError, RecursionError):
                 raise BadInput(
-                    f"param lease.e{epoch} of run {run.info.run_id} is none of muxfer's: delete that run"
+                    f"param lease.e{epoch} of run {run.info.run_id} was not written by muxfer: delete that run"
                 ) from None
             if f"lease.released.e{epoch}.{holder.token}" not in tags:
                 holders[holder.token] = holder

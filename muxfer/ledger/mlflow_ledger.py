@@ -1,15 +1,18 @@
-"""The ledger on MLflow: a study is a parent run, a trial is one child run, whatever is retried or raced.
+"""The ledger on MLflow. A study is a parent run, and a trial is one child run, even after retries and races.
 
     experiment NAME           parent run  tags muxfer.kind=study, .study, .sweep, .identity.0.., .schema; config.json
                               child run   tags muxfer.kind=proxy|target, .key, .study, .outcome, .claim.eN, .record.eN;
                                           params: setting, replicate, model.*; metrics: curves; task.json
     experiment NAME.leases    one run a study: params lease.eN (compare-and-set), tags lease.beat.eN, lease.released.eN
 
-Idempotence: a run is looked for by its tags before it is created; of several (a POST that was retried, or came late)
-the one claimed by the highest epoch counts, then the oldest, then the lowest run id; the others are tagged
-muxfer.duplicate and deleted. A point's timestamp is the run's start plus its step in ms, so sending it again changes
-nothing. Epochs: who begins a trial claims its run; a record of a lower epoch than the highest claim is ignored.
-A diverged trial is FINISHED with muxfer.outcome=diverged: its result is known, and MLflow has no word for it.
+Idempotence: a run is searched by its tags before it is created. A POST that was retried, or came late, can make
+several. Then the run claimed by the highest epoch counts, then the oldest, then the one with the lowest run id. The
+others are tagged muxfer.duplicate and deleted. A point's timestamp is the run's start plus its step in ms, so sending
+it again changes nothing.
+
+Epochs: a driver that begins a trial claims its run. A record of a lower epoch than the highest claim is ignored.
+
+A diverged trial has status FINISHED and muxfer.outcome=diverged: its result is known, and MLflow has no such status.
 """
 
 import logging
@@ -26,7 +29,7 @@ from muxfer.errors import BadInput, LedgerUnreachable, MuxferError, StudyBusy
 from muxfer.ledger.base import Lease, Standing
 from muxfer.ledger.folder_lock import hold_folder
 from muxfer.ledger.holder import Holder
-from muxfer.ledger.lease import HeldLease, acquire
+from muxfer.ledger.lease import acquire
 from muxfer.ledger.mlflow_client import Refused, TrackingStore
 from muxfer.ledger.mlflow_lease import LeaseRuns, last_beat, read_claims
 from muxfer.ledger.mlflow_operations import spooled_path
@@ -51,8 +54,7 @@ from muxfer.ledger.mlflow_tags import (
 from muxfer.ledger.spool import Spool
 from muxfer.ledger.tracking_uri import default_tracking_uri, redact_uri
 from muxfer.ledger.writer import BACKOFF_SECONDS, Writer
-from muxfer.redaction import recordable, redact_plain, with_values, with_variable_names
-from muxfer.redaction import redact as hide
+from muxfer.redaction import recordable, redact, redact_plain, with_values, with_variable_names
 from muxfer.trial import Identity, Point, Record, Study, Trial, content_hash
 from muxfer.validate import expect
 
@@ -61,13 +63,14 @@ _logger = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 5.0
 SPOOL = re.compile(r"spool-[0-9a-f]{8}-(\d{6,9})\.jsonl", re.ASCII)
-"""A spool's name, with the epoch of its lease; one of more digits was made up."""
+"""A spool's name, with the epoch of its lease. A name with more digits is ignored: muxfer did not write it."""
 
 
 class MlflowLedger:
-    """Implements `muxfer.ledger.Ledger`. `folder` holds one folder a study, where its spool lies.
+    """Implements `muxfer.ledger.base.Ledger`. `folder` holds one folder for each study, where its spool lies.
 
-    `variables` are the texts of what a configuration has from the environment: these are written, in place of values.
+    `variables` are the texts of a configuration that read the environment, by dotted path. They are recorded in place
+    of their values.
     """
 
     def __init__(self, config: LedgerConfig, *, folder: Path, variables: Mapping[str, str] | None = None) -> None:
@@ -77,30 +80,30 @@ class MlflowLedger:
         self._store = TrackingStore(config.tracking_uri or default_tracking_uri())
         self._writer: Writer | None = None
         self._runs: StudyRuns | None = None
-        self._epoch = 0
         self._home = folder
         self._lease: Lease | None = None
-        self._held: Callable[[], bool] = lambda: False
         self._open_trials: set[str] = set()
         self._written = False
         self._unchanged: tuple[str, list[Record]] | None = None
-        """A study and its records, while we drive and have written nothing since they were read: nobody else may."""
+        """A study and its records, as last read. Kept while we drive and write nothing: nobody else may write."""
 
     def studies(self, name: str | None = None) -> list[Study]:
-        found: dict[str, Study] = {}
+        studies: dict[str, Study] = {}
         for run in self._read({"muxfer.kind": "study"}):
             tags = run.data.tags
             sweep = tags.get("muxfer.sweep", "")
             if name in (None, sweep):
                 if (key := tags.get("muxfer.study")) is None:
-                    raise BadInput(f"run {run.info.run_id} has no tag muxfer.study and is none of muxfer's: delete it")
+                    raise BadInput(
+                        f"run {run.info.run_id} has no tag muxfer.study, so it was not written by muxfer: delete it"
+                    )
                 with parsing_tag(run, "muxfer.study"):
                     validate_key(key)
                 with parsing_tag(run, "muxfer.identity"):
                     identity = with_values(read_json(tags, "muxfer.identity"), dict(self._variables), strict=False)
                     expect(Identity, identity)
-                found[key] = Study(name=sweep, key=key, identity=identity)
-        return list(found.values())
+                studies[key] = Study(name=sweep, key=key, identity=identity)
+        return list(studies.values())
 
     def config(self, study: Study) -> Mapping[str, Any]:
         for run in self._read({"muxfer.kind": "study", "muxfer.study": validate_key(study.key)}):
@@ -109,15 +112,15 @@ class MlflowLedger:
                     return dict(with_values(read_json(run.data.tags, "muxfer.config"), self._variables))
         raise BadInput(f"study {study.label} has no configuration in this ledger; run muxfer sweep {study.name} first")
 
-    def acquire(self, study: Study) -> HeldLease:
+    def acquire(self, study: Study) -> Lease:
         validate_key(study.key)
         if Path(study.label).name != study.label or not study.label.isprintable() or len(study.label) > 200:
             raise BadInput(f"study name {study.name[:80]!r} can't be a folder's: use letters, digits and dashes")
         experiment = self._store.experiment(f"{self._config.experiment}.leases", create=True)
         assert experiment is not None
         leases = LeaseRuns(self._store, experiment[0], study)
-        borne = partial(self._highest_epoch, study)
-        lease = acquire(leases, study.label, ttl_seconds=self._config.lease_seconds, borne=borne)
+        highest_epoch = partial(self._highest_epoch, study)
+        lease = acquire(leases, study.label, ttl_seconds=self._config.lease_seconds, highest_epoch=highest_epoch)
         where = f"{self._store.where}, experiment {self._config.experiment}"
         try:
             lease.after_release = hold_folder(self._folder / study.label, content_hash(experiment[1]), where)
@@ -131,12 +134,10 @@ class MlflowLedger:
         experiment = self._store.experiment(self._config.experiment, create=True)
         assert experiment is not None
         self.close()
-        self._epoch = lease.epoch
-        self._held = lease.held
         self._open_trials.clear()
-        shown = replace(study, identity=with_variable_names(study.identity, self._variables))
+        recorded_study = replace(study, identity=with_variable_names(study.identity, self._variables))
         self._home = home = (self._folder / study.label).absolute()
-        self._runs = StudyRuns(self._store, experiment[0], shown, home=home)
+        self._runs = StudyRuns(self._store, experiment[0], recorded_study, home=home)
         is_new, self._written = self._runs.parent(config)
         # A spool belongs to one ledger: the same folder may be used with another one tomorrow.
         spools = f"spool-{content_hash([experiment[1], self._config.experiment], length=8)}-"
@@ -146,12 +147,11 @@ class MlflowLedger:
             [Spool(path) for path in [*earlier, ours]],
             self._runs.apply,
             held=lease.held,
+            surely_held=lease.surely_held,
             where=f"the ledger {self._store.where}",
-            surely_held=lease.surely_held if isinstance(lease, HeldLease) else None,
         )
         self._lease = lease
-        if isinstance(lease, HeldLease):
-            lease.before_release = self._rest
+        lease.before_release = self._write_rest
         if self._writer.pending_bytes:
             self._writer.flush(self._config.patience_seconds)
         if is_new:
@@ -159,10 +159,10 @@ class MlflowLedger:
 
     def curves(self, study: Study, name: str) -> dict[str, list[Point]]:
         chosen = {key: choose_run(same) for key, same in self._trial_runs(study).items()}
-        read = {key: partial(self._store.curve, run.info.run_id, name) for key, run in chosen.items()}
+        curves = {key: partial(self._store.curve, run.info.run_id, name) for key, run in chosen.items()}
         return {
-            key: [Point(name=name, step=step, value=value) for step, value in self._patiently(ask)]
-            for key, ask in read.items()
+            key: [Point(name=name, step=step, value=value) for step, value in self._read_through_outage(curve)]
+            for key, curve in curves.items()
         }
 
     def records(self, study: Study) -> list[Record]:
@@ -170,8 +170,7 @@ class MlflowLedger:
             return list(self._unchanged[1])
         all_delivered = self._writer is not None and not self._writer.pending_bytes
         runs = self._trial_runs(study)
-        every = [read_record(choose_run(same)) for same in runs.values()]
-        records = [record for record in every if record is not None]
+        records = [record for same in runs.values() if (record := read_record(choose_run(same))) is not None]
         if all_delivered:
             self._unchanged = study.key, records
         if self._writer is not None:
@@ -180,7 +179,7 @@ class MlflowLedger:
         return list(records)
 
     def standings(self, study: Study) -> list[Standing]:
-        found = []
+        standings = []
         for key, same in self._trial_runs(study).items():
             run = choose_run(same)
             standing = Standing(key=key, kind=run.data.tags.get("muxfer.kind", ""), record=read_record(run))
@@ -188,8 +187,8 @@ class MlflowLedger:
                 points = self._store.curve(run.info.run_id, "train_loss")
                 step, loss = points[-1] if points else (0, None)
                 standing = replace(standing, running=True, step=step, loss=loss)
-            found.append(standing)
-        return found
+            standings.append(standing)
+        return standings
 
     def driver(self, study: Study) -> Holder | None:
         if self._store.absent:
@@ -207,7 +206,7 @@ class MlflowLedger:
             {
                 "op": "begin",
                 "key": validate_key(trial.key),
-                "name": hide(run_name(trial))[:RUN_NAME_CHARACTERS],
+                "name": redact(run_name(trial))[:RUN_NAME_CHARACTERS],
                 "start_ms": now_ms(),
                 "tags": {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial)),
                 "params": redact_plain(trial_params(trial)),
@@ -225,7 +224,7 @@ class MlflowLedger:
         self.attach(artifacts, key=record.key)
         plain = record.to_dict() | {"run_id": None}
         if record.error is not None:
-            plain["error"] = cut_error(hide(record.error))
+            plain["error"] = cut_error(redact(record.error))
         self._write({"op": "settle", "key": record.key, "end_ms": now_ms(), "record": plain}, epoch=record.epoch)
 
     def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:
@@ -239,36 +238,41 @@ class MlflowLedger:
     def close(self) -> None:
         self._unchanged = None
         if self._writer is not None:
-            fenced = isinstance(self._lease, HeldLease) and self._lease.lost
+            fenced = self._lease is not None and self._lease.lost
             self._writer.stop(timeout_seconds=RELEASE_SECONDS, fenced=fenced)
             self._writer = None
 
     def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
-        """To the spool, as it is: what others wrote was masked on its way in; our own words (TOKEN=begin) never are."""
+        """Write an operation to the spool as it is.
+
+        Texts of users were redacted before. Redacting the whole operation could change words of muxfer's own, as with
+        TOKEN=begin in the environment.
+        """
         assert self._writer is not None, "open the study first"
+        assert self._lease is not None
         self._written = True
         self._unchanged = None
-        self._writer.write({**operation, "epoch": epoch or self._epoch})
+        self._writer.write({**operation, "epoch": epoch or self._lease.epoch})
 
-    def _rest(self) -> None:
-        """Before the lease goes: half-done trials no longer run, and the study rests. Best effort, and brief."""
+    def _write_rest(self) -> None:
+        """Mark unfinished trials and the study as not running, before the lease goes. It is brief, and may fail."""
         if self._writer is None or not self._written:
             return
         self._write({"op": "rest", "paused": sorted(self._open_trials), "end_ms": now_ms()})
         try:
             self._writer.flush(RELEASE_SECONDS, brief=True)
         except MuxferError:
-            _logger.warning("%s is away: what waits in the spool is sent by the next run", self._store.where)
+            _logger.warning("%s is unreachable: the next run sends what waits in the spool", self._store.where)
 
     def _highest_epoch(self, study: Study) -> int:
-        """That anything bears which this study has: its trials' runs, a spool yet to be replayed, an attempt."""
+        """The highest epoch of the study's trial runs, of its spools that wait for a replay, and of its attempts."""
         from muxfer.training.attempt_folders import highest_epoch
 
         home = self._folder / study.label
         runs = [run for same in self._trial_runs(study).values() for run in same]
-        found = [max(claimed_epoch(run), recorded_epoch(run)) for run in runs]
-        found += [int(spool[1]) for path in home.glob("spool-*") if (spool := SPOOL.fullmatch(path.name))]
-        return max([highest_epoch(home), *found])
+        epochs = [max(claimed_epoch(run), recorded_epoch(run)) for run in runs]
+        epochs += [int(spool[1]) for path in home.glob("spool-*") if (spool := SPOOL.fullmatch(path.name))]
+        return max([highest_epoch(home), *epochs])
 
     def _trial_runs(self, study: Study) -> dict[str, list[Any]]:
         runs: dict[str, list[Any]] = {}
@@ -280,7 +284,7 @@ class MlflowLedger:
     def _read(self, tags: Mapping[str, str]) -> list[Any]:
         if self._store.absent:
             return []
-        runs = self._patiently(partial(self._search, tags))
+        runs = self._read_through_outage(partial(self._search, tags))
         refuse_newer_schema(runs, self._config.experiment)
         return runs
 
@@ -288,8 +292,8 @@ class MlflowLedger:
         experiment = self._store.experiment(self._config.experiment, create=False)
         return [] if experiment is None else self._store.search(experiment[0], tags)
 
-    def _patiently(self, read: Callable[[], T]) -> T:
-        """A driver's reads wait an outage out, as what it writes does; who only looks is refused at once."""
+    def _read_through_outage(self, read: Callable[[], T]) -> T:
+        """Call `read` until an outage is over, if we drive the study. A reader without a lease is refused at once."""
         deadline = time.monotonic() + self._config.patience_seconds
         pause = BACKOFF_SECONDS[0]
         while True:
@@ -298,14 +302,15 @@ class MlflowLedger:
             except Refused:
                 raise
             except LedgerUnreachable:
-                if self._writer is None or not self._held() or time.monotonic() + pause > deadline:
+                driving = self._writer is not None and self._lease is not None and self._lease.held()
+                if not driving or time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS[1])
 
 
 def _without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it may be recorded: a URI can hold a password."""
+    """The configuration without the passwords that its URIs hold, so that it may be recorded."""
     group = config.get("ledger")
     if isinstance(group, Mapping) and group.get("tracking_uri"):
         config = {**config, "ledger": {**group, "tracking_uri": redact_uri(group["tracking_uri"])}}

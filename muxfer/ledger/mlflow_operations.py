@@ -1,7 +1,8 @@
-"""What an operation may say when it comes out of a spool, and which files it may name.
+"""The form of an operation that comes out of a spool, and the files that it may name.
 
-A spool lies in a study's folder, which may come from others. What no version of ours writes is refused here, before it
-can stop a replay for good (a number that no database takes) or send away a file that is none of the study's.
+A spool lies in a study's folder, and that folder may come from other people. Anything that no version of muxfer writes
+is refused here. It could stop every replay (a number that no database takes), or send away a file from outside the
+study.
 """
 
 import os
@@ -12,14 +13,14 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from muxfer.ledger.base import Operation
+from muxfer.ledger.mlflow_tags import validate_key
 from muxfer.trial import Point, Record
 from muxfer.validate import expect
 
-KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
 MAX_INTEGER = 2**53
-"""Of a time or an epoch: sums of them must fit into 63 bits."""
+"""The bound of a time, a step and an epoch: sums of them must fit into 63 bits."""
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-"""What one database or another refuses in a text."""
+"""Characters that some database refuses in a text: NUL and unpaired surrogates."""
 
 
 class _Begin(TypedDict):
@@ -78,8 +79,8 @@ FORMS = {
 }
 
 
-def check(operation: Operation) -> None:
-    """ValueError, with what is wrong, unless a version of ours may have written it."""
+def validate_operation(operation: Operation) -> None:
+    """Raise ValueError, with what is wrong, unless some version of muxfer may have written the operation."""
     kind = operation.get("op")
     if not isinstance(kind, str) or kind not in FORMS:
         raise ValueError(f"op is {reprlib.repr(kind)}: expected one of {', '.join(FORMS)}")
@@ -87,8 +88,7 @@ def check(operation: Operation) -> None:
     points = [_point(triple) for triple in _list(operation, "points")] if kind == "points" else []
     paused = _list(operation, "paused") if kind == "rest" else []
     for key in paused if operation.get("key") is None else [operation["key"]]:
-        if not isinstance(key, str) or not KEY.fullmatch(key):
-            raise ValueError(f"key is {reprlib.repr(key)}: expected letters and digits")
+        validate_key(key)
     numbers = [operation[name] for name in ("epoch", "start_ms", "end_ms") if name in operation]
     numbers += [point["step"] for point in points]
     if kind == "settle":
@@ -100,7 +100,7 @@ def check(operation: Operation) -> None:
         pairs = (*operation["tags"].items(), *operation["params"].items())
         texts += [operation["name"], *(text for pair in pairs for text in pair)]
     if any(UNSTORABLE.search(text) for text in texts):
-        raise ValueError("expected texts without NUL and half characters")
+        raise ValueError("expected texts without NUL and unpaired surrogates")
 
 
 def _list(operation: Operation, name: str) -> list[Any]:
@@ -118,15 +118,15 @@ def _point(triple: Any) -> dict[str, Any]:
     return point
 
 
-def spooled(path: Path, home: Path) -> str:
-    """How a file is named in a spool: from `home` on, so that it is found there when the study's folder has moved."""
+def spooled_path(path: Path, home: Path) -> str:
+    """The path that a spool stores for a file: relative to the study's folder `home`, so that the folder may move."""
     path = path.absolute()
     return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
 
-def own_file(path: str, home: Path) -> Path:
-    """The file of that path, for as long as it lies in `home`. ValueError where it does not, by itself or by a link."""
+def resolve_spooled_path(path: str, home: Path) -> Path:
+    """The file that a spooled path names. ValueError if it lies outside `home`, also if a link leads there."""
     real = Path(os.path.realpath(home / path))
     if Path(os.path.realpath(home)) not in real.parents:
-        raise ValueError(f"{path[:200]!r} lies outside {home}: expected a file of the study's")
+        raise ValueError(f"{path[:200]!r} lies outside {home}: expected a file of the study")
     return home / path

@@ -1,8 +1,9 @@
-"""How studies, trials and records are written as MLflow tags and params, and read back."""
+"""The names and values of the tags and params that a run has: how they are written, and how they are read back."""
 
 import json
 import math
 import re
+import reprlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,48 +15,54 @@ from muxfer.trial import Record, Trial
 from muxfer.validate import expect
 
 ERROR_CHARACTERS = 3000
-"""What an error's text may take in a record, written out as JSON; the record as a whole is one tag."""
+"""The longest text of an error in a record, in characters of JSON. A whole record is one tag."""
 RUN_NAME_CHARACTERS = 250
-RELEVANT = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batch_size", "schedule", "seed")
-
+PARAM_NAMES = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batch_size", "schedule", "seed")
+"""The values outside `model` that become params."""
 SCHEMA = 1
-"""Version of everything this file writes. A ledger of a higher one is refused; raise it with a reader for the old."""
+"""The version of all tags, params and operations that the ledger writes.
+
+A ledger with a higher version is refused. Raise it together with a reader for the old one.
+"""
 TAG_CHARACTERS = 7000
+"""The longest part of a text that `split_tag` writes into one tag."""
+KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 @contextmanager
-def as_ours(run: Any, tag: str) -> Iterator[None]:
-    """While a tag is read: BadInput where somebody else wrote there, with what is wrong with it."""
+def parsing_tag(run: Any, tag: str) -> Iterator[None]:
+    """While a tag is read, turn a ValueError into BadInput: somebody else has written that tag."""
     try:
         yield
     except (ValueError, RecursionError) as error:
         raise BadInput(
-            f"tag {tag} of run {run.info.run_id} is none of muxfer's ({error}): mend it or delete that run"
+            f"tag {tag} of run {run.info.run_id} was not written by muxfer ({error}): correct it or delete that run"
         ) from None
 
 
-def json_of(tags: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The object in the parts of a tag. ValueError where there is none."""
+def read_json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The JSON object in the parts of a tag. ValueError if there is none."""
     try:
-        data = json.loads(joined_tag(tags, name))
+        data = json.loads(join_tag(tags, name))
     except KeyError as missing:
         raise ValueError(f"{missing.args[0]} is missing") from None
     expect(Mapping[str, Any], data)
     return dict(data)
 
 
-def record_of(run: Any) -> Record | None:
-    """The record of the highest epoch, unless a driver of a still higher one began the trial again."""
+def read_record(run: Any) -> Record | None:
+    """The record of the highest epoch. None if a driver of a higher epoch has begun the trial again."""
     tags = run.data.tags
-    newest = newest_record(run)
-    if newest < 0 or newest < highest_claim(run):
+    newest = recorded_epoch(run)
+    if newest < 0 or newest < claimed_epoch(run):
         return None
     tag = f"muxfer.record.e{newest}"
-    with as_ours(run, tag):
+    with parsing_tag(run, tag):
         return replace(Record.from_dict(json.loads(tags[tag])), run_id=run.info.run_id)
 
 
-def cut_text(text: str) -> str:
+def cut_error(text: str) -> str:
+    """Cut an error's text so that it takes at most ERROR_CHARACTERS of JSON."""
     text = text[:ERROR_CHARACTERS]
     while len(json.dumps(text)) > ERROR_CHARACTERS:
         text = text[: len(text) * 7 // 8]
@@ -70,13 +77,13 @@ def lineage_tags(trial: Trial) -> dict[str, str]:
 
 
 def trial_params(trial: Trial) -> dict[str, str]:
-    """What was swept and the architecture; the rest of the task is an artifact."""
-    found = {name: _text(value) for name, value in trial.setting.items()} | {"replicate": str(trial.replicate)}
+    """The setting and the architecture as params. The whole task is an artifact."""
+    params = {name: _text(value) for name, value in trial.setting.items()} | {"replicate": str(trial.replicate)}
     for group in ("model", "objective", "optimizer", "training"):
         values = trial.task.get(group, {})
-        wanted = values if group == "model" else {name: values[name] for name in RELEVANT if name in values}
-        found |= {f"{group}.{name}": _text(value) for name, value in wanted.items()}
-    return found
+        wanted = values if group == "model" else {name: values[name] for name in PARAM_NAMES if name in values}
+        params |= {f"{group}.{name}": _text(value) for name, value in wanted.items()}
+    return params
 
 
 def run_name(trial: Trial) -> str:
@@ -93,34 +100,36 @@ def _text(value: Any, *, powers: bool = False) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def safe_key(key: str) -> str:
-    if not re.fullmatch(r"[\w.-]{1,64}", key, re.ASCII):
-        raise ValueError(f"key {key[:80]!r}: expected letters and digits")
+def validate_key(key: Any) -> str:
+    """Return a key that is safe in a query and in a folder's name. ValueError for any other."""
+    if not isinstance(key, str) or not KEY.fullmatch(key):
+        raise ValueError(f"key is {reprlib.repr(key)}: expected letters and digits")
     return key
 
 
-def highest_claim(run: Any) -> int:
+def claimed_epoch(run: Any) -> int:
+    """The highest epoch that claimed this run, 0 if none did."""
     claims = [int(name[14:]) for name in run.data.tags if re.fullmatch(r"muxfer\.claim\.e\d+", name)]
     return max(claims, default=0)
 
 
-def newest_record(run: Any) -> int:
+def recorded_epoch(run: Any) -> int:
     """The highest epoch that settled this run, -1 if none did."""
     epochs = [int(name[15:]) for name in run.data.tags if re.fullmatch(r"muxfer\.record\.e\d+", name)]
     return max(epochs, default=-1)
 
 
-def chosen_of(runs: Sequence[Any]) -> Any:
-    """Of the runs of one key, the one that counts."""
-    return min(runs, key=lambda run: (-highest_claim(run), run.info.start_time, run.info.run_id))
+def choose_run(runs: Sequence[Any]) -> Any:
+    """Choose the run that counts from the runs of one key: a late `create_run` may have made several."""
+    return min(runs, key=lambda run: (-claimed_epoch(run), run.info.start_time, run.info.run_id))
 
 
 def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
-    """Raises BadInput where a newer muxfer has written: to go on would be to misread it."""
+    """Raise BadInput if a newer muxfer has written these runs. This version would misread them."""
     try:
         newest = max((int(run.data.tags.get("muxfer.schema", SCHEMA)) for run in runs), default=SCHEMA)
     except ValueError:
-        raise BadInput(f"a tag muxfer.schema of {what} is none of muxfer's: mend or delete it") from None
+        raise BadInput(f"a tag muxfer.schema of {what} was not written by muxfer: correct it or delete it") from None
     if newest > SCHEMA:
         raise BadInput(
             f"{what} was written by a newer muxfer (ledger schema {newest}, this one knows {SCHEMA}): upgrade muxfer"
@@ -128,16 +137,20 @@ def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
 
 
 def split_tag(name: str, text: str) -> dict[str, str]:
-    """A long text as several tags, so that one search brings it back; their number, as a shorter one may follow."""
+    """Split a long text into several tags, so that one search brings it back.
+
+    One more tag holds their number, because a shorter text may replace a longer one later.
+    """
     parts = [text[start : start + TAG_CHARACTERS] for start in range(0, len(text), TAG_CHARACTERS)]
     return {f"{name}.parts": str(len(parts))} | {f"{name}.{number}": part for number, part in enumerate(parts)}
 
 
-def joined_tag(tags: Mapping[str, str], name: str) -> str:
+def join_tag(tags: Mapping[str, str], name: str) -> str:
+    """Join the text that `split_tag` wrote."""
     return "".join(tags[f"{name}.{number}"] for number in range(int(tags.get(f"{name}.parts", 0))))
 
 
-def pretty(data: Any) -> str:
+def pretty_json(data: Any) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 

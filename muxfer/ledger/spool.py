@@ -1,4 +1,4 @@
-"""An append-only file of operations that outlives outages of the ledger."""
+"""The spool: a file on disk that keeps operations until the ledger has taken them."""
 
 import contextlib
 import json
@@ -14,14 +14,15 @@ from muxfer.ledger.base import Operation
 
 _logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
+"""How much of a spool is read at a time, at most."""
 
 
 class Spool:
-    """An append-only file of operations, one JSON object a line, and beside it the offset that is acknowledged.
+    """An append-only file of operations, one JSON object a line. A second file holds the acknowledged offset.
 
-    The file comes with the first operation and goes when all are acknowledged, so a study with nothing to write leaves
-    nothing behind. A line cut by a crash was never promised to anybody: it is dropped. Safe between two threads.
-    BadInput where something else stands in the place of its files: a folder, a pipe, a link.
+    The first operation creates the file, and the last acknowledgement removes it. A study with nothing to write leaves
+    nothing behind. A line that a crash cut short is dropped: nobody was promised that it was written. Two threads may
+    use a spool at once. BadInput if a folder, a pipe or a link stands in the place of its files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,8 +33,8 @@ class Spool:
         self._unsynced = False
         self._waiting: list[bytes] = []
         self._taken = 0
-        self._expect_files()
-        self.appended = self._whole_lines()
+        self._validate_files()
+        self.appended = self._length_of_whole_lines()
         self.acknowledged = self._read_offset()
 
     @property
@@ -43,11 +44,11 @@ class Spool:
 
     @property
     def in_memory(self) -> bool:
-        """Whether something waits that the disk has not taken."""
+        """Whether an operation waits in memory because the disk did not take it."""
         return bool(self._waiting)
 
     def append(self, operation: Operation) -> None:
-        """Write one operation down. What a full disk does not take stays in memory, and is read from there."""
+        """Write one operation to the file. If the disk is full, it stays in memory and is read from there."""
         line = json.dumps(operation, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with self._lock:
             self._waiting.append(line)
@@ -55,7 +56,7 @@ class Spool:
                 self._write_waiting()
 
     def sync(self) -> None:
-        """Force what was appended to the disk. Raises OSError when the disk does not take it."""
+        """Force everything appended to the disk. Raises OSError if the disk does not take it."""
         with self._lock:
             self._write_waiting()
             if self._unsynced:
@@ -63,9 +64,9 @@ class Spool:
                 self._unsynced = False
 
     def read(self, limit_bytes: int = CHUNK_BYTES) -> tuple[list[Operation], int]:
-        """The oldest operations not yet acknowledged, and the offset to acknowledge once they are applied.
+        """The oldest operations that are not acknowledged, and the offset to acknowledge once they are applied.
 
-        At most so many bytes of them, the last one whole.
+        Reads at most `limit_bytes`, but always a whole last operation.
         """
         with self._lock:
             start, stop = self.acknowledged, self.appended
@@ -79,10 +80,10 @@ class Spool:
                 chunk += file.readline()
         operations = []
         for line in chunk.splitlines():
-            if (operation := _operation(line)) is not None:
+            if (operation := _parse(line)) is not None:
                 operations.append(operation)
             else:
-                _logger.warning("a damaged line of %s was left out: %r", self.path, line[:80])
+                _logger.warning("a damaged line of %s was skipped: %r", self.path, line[:80])
         return operations, start + len(chunk)
 
     def acknowledge(self, offset: int) -> None:
@@ -92,20 +93,21 @@ class Spool:
                 self._taken = 0
                 return
             self.acknowledged = offset
-            if offset == self.appended or not self.path.exists():  # who took us over has applied and removed it
+            # The file is missing if a driver that took us over has applied and removed it.
+            if offset == self.appended or not self.path.exists():
                 self._remove()
                 return
             temporary = self._acknowledged_path.with_suffix(".tmp")
             temporary.write_text(str(offset))
             temporary.replace(self._acknowledged_path)
 
-    def take_back(self) -> None:
-        """What was read is not acknowledged; what of it was in memory alone may go to the disk again."""
+    def give_back(self) -> None:
+        """End a read without acknowledging it. Operations that are only in memory may go to the disk again."""
         with self._lock:
             self._taken = 0
 
     def discard(self) -> None:
-        """Let go of what waits, for good."""
+        """Delete everything that waits, for good."""
         with self._lock:
             self._waiting.clear()
             self._remove()
@@ -115,7 +117,7 @@ class Spool:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-            if self.appended == self.acknowledged:  # nothing of use is in it: a full disk took no line of it, say
+            if self.appended == self.acknowledged:  # the file has nothing of use, as after a full disk took no line
                 self.path.unlink(missing_ok=True)
                 self._acknowledged_path.unlink(missing_ok=True)
 
@@ -132,7 +134,7 @@ class Spool:
             line = self._waiting[0]
             try:
                 if self._file.write(line) != len(line):
-                    raise OSError("the disk took a part of a line only")
+                    raise OSError("the disk took only a part of a line")
             except OSError:
                 self._file.truncate(self.appended)
                 raise
@@ -150,7 +152,7 @@ class Spool:
     def _files(self) -> tuple[Path, Path, Path]:
         return self.path, self._acknowledged_path, self._acknowledged_path.with_suffix(".tmp")
 
-    def _expect_files(self) -> None:
+    def _validate_files(self) -> None:
         for path in self._files():
             try:
                 if stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.R_OK | os.W_OK):
@@ -158,12 +160,12 @@ class Spool:
             except FileNotFoundError:
                 continue
             raise BadInput(
-                f"{path} is no file that we may read and write: expected a spool of muxfer's, or nothing;"
+                f"{path} is no file that muxfer may read and write: expected a spool of muxfer's, or nothing;"
                 " move it away and run the same command again"
             )
 
-    def _whole_lines(self) -> int:
-        """Length of the file up to the end of its last whole line."""
+    def _length_of_whole_lines(self) -> int:
+        """The length of the file in bytes, up to the end of its last whole line."""
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -179,7 +181,7 @@ class Spool:
             return 0
 
     def _read_offset(self) -> int:
-        """0, all of it again, where what stands there can't be: that does no harm."""
+        """The acknowledged offset. An impossible one reads as 0: all is applied again, which does no harm."""
         try:
             offset = int(self._acknowledged_path.read_text())
         except (FileNotFoundError, ValueError):
@@ -187,10 +189,10 @@ class Spool:
         return offset if 0 <= offset <= self.appended else 0
 
 
-def _operation(line: bytes) -> Operation | None:
-    """What a line of a spool says; None where the disk, or somebody else, has changed it."""
+def _parse(line: bytes) -> Operation | None:
+    """The operation in a line of a spool. None if the disk or somebody else has changed the line."""
     try:
-        found = json.loads(line)
+        operation = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return operation if isinstance(operation, dict) else None

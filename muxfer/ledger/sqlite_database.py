@@ -10,25 +10,26 @@ from pathlib import Path
 from typing import IO
 
 from muxfer.errors import BadInput, LedgerUnreachable
-from muxfer.ledger.tracking_uri import MAX_NAME_BYTES, unreachable
-from muxfer.processes import locker, status, still_named
+from muxfer.ledger.tracking_uri import MAX_NAME_BYTES, unreachable_error
+from muxfer.processes import locking_process, status, still_named
 from muxfer.trial import content_hash
 
 LOCKED = "database is locked"
-"""What SQLite says while another connection writes, once it has waited."""
+"""SQLite's error when another connection went on writing for as long as it waited."""
 LOCK_SECONDS = 300.0
-"""How long to wait for another process that makes the database: it takes 2 s, and half a minute on a busy disk."""
+"""How long to wait for another process that makes the database. That takes 2 s, and half a minute on a busy disk."""
 
 
 @contextmanager
-def created_by_one(database: Path) -> Iterator[Path | None]:
-    """Where to make the schema of a fresh database; None where it is there. Refuses what is no database of MLflow's.
+def creating_database(database: Path) -> Iterator[Path | None]:
+    """Yield the path at which to make the schema of a new database. None if the database exists.
 
-    One process at a time makes it, under another name; it gets its own, and a write-ahead log, once it is whole. A
-    database that was killed half made can't be made whole again: MLflow's migrations are not transactions.
+    One process at a time makes the database, under another name. It is renamed once it is whole and has a write-ahead
+    log. If that process is killed, the next one starts anew: MLflow's migrations are not transactions, so a half-made
+    schema can't be completed. BadInput if the file is no database of MLflow's.
     """
     if _is_made(database):
-        with suppress(OSError):  # of one that was killed as soon as it was whole
+        with suppress(OSError):  # its maker was killed just before it removed the lock
             database.with_name(database.name + ".lock").unlink()
         yield None
         return
@@ -36,7 +37,7 @@ def created_by_one(database: Path) -> Iterator[Path | None]:
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         with _locked(database.with_name(database.name + ".lock")):
-            if _is_made(database):  # meanwhile
+            if _is_made(database):  # another process made it while we waited for the lock
                 yield None
                 return
             try:
@@ -55,11 +56,11 @@ def created_by_one(database: Path) -> Iterator[Path | None]:
 
 @contextmanager
 def _locked(lock: Path) -> Iterator[None]:
-    """Hold a lock file and remove it. Who waited for one that was removed meanwhile takes the new one."""
+    """Hold a lock file, and remove it in the end. If it was removed while we waited, take the new file of that name."""
     began = time.monotonic()
     while True:
         with lock.open("w") as file:
-            if _takes(file) and still_named(file, lock):
+            if _try_lock(file) and still_named(file, lock):
                 try:
                     yield
                 finally:
@@ -73,7 +74,7 @@ def _locked(lock: Path) -> Iterator[None]:
         time.sleep(0.05)
 
 
-def _takes(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -82,28 +83,28 @@ def _takes(file: IO[str]) -> bool:
 
 
 def _remove(database: Path) -> None:
-    for end in ("", "-journal", "-wal", "-shm"):
-        database.with_name(database.name + end).unlink(missing_ok=True)
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _is_made(database: Path) -> bool:
-    """Whether MLflow's schema is there; what was killed half made, before any run, is as good as nothing."""
+    """Whether the database has MLflow's schema. One that was left half made counts as missing: it has no run yet."""
     if not database.exists():
         return False
     if not database.is_file():
-        raise BadInput(f"the ledger {database} is no file: give another, ledger.tracking_uri=sqlite:///FILE.db")
-    # Not read-only: what a killed process left half written is rolled back by whoever comes next.
+        raise BadInput(f"the ledger {database} is not a file: give another, ledger.tracking_uri=sqlite:///FILE.db")
+    # Not read-only: the next connection must roll back what a killed process left half written.
     connection = sqlite3.connect(f"file:{_quoted(database)}?mode=rw", uri=True, timeout=20)
     try:
         tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
         filled = [name for name in ("alembic_version", "runs") if name in tables and _has_rows(connection, name)]
-    except sqlite3.OperationalError as error:  # locked, no room, no right: of the file it says nothing
+    except sqlite3.OperationalError as error:  # locked, disk full, no permission: the file itself may be good
         if LOCKED in str(error):
-            raise locked(database) from None
-        raise unreachable(str(database), str(error)) from None
+            raise locked_error(database) from None
+        raise unreachable_error(str(database), str(error)) from None
     except sqlite3.DatabaseError as error:
         raise BadInput(
-            f"the ledger {database} can't be read ({error}): expected an SQLite database of MLflow's;"
+            f"the ledger {database} can't be read ({error}): expected a SQLite database of MLflow's;"
             " restore it from a backup, or move it away to start a new one"
         ) from None
     finally:
@@ -124,20 +125,23 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def locked(database: Path) -> LedgerUnreachable:
-    """Of a SQLite file that others write to for too long: one stopped in a transaction holds it until it goes on."""
-    pid = locker([database, database.with_name(database.name + "-shm")])
+def locked_error(database: Path) -> LedgerUnreachable:
+    """The error for a database that another process has locked for too long. It names the process if it can.
+
+    A process that was stopped in a transaction holds the lock until it is woken.
+    """
+    pid = locking_process([database, database.with_name(database.name + "-shm")])
     if pid is None:
-        who, mend = "another process", "let it finish, or end it if it is stopped,"
+        who, remedy = "another process", "let it finish, or end it if it is stopped,"
     elif (status(pid) or "?")[0] in "Tt":
-        who, mend = f"process {pid}, which is stopped", f"wake it (kill -CONT {pid}), or end it,"
+        who, remedy = f"process {pid}, which is stopped", f"wake it (kill -CONT {pid}), or end it,"
     else:
-        who, mend = f"process {pid}", "let it finish, or end it,"
-    return LedgerUnreachable(f"the ledger {database} is locked by {who}: {mend} and try again")
+        who, remedy = f"process {pid}", "let it finish, or end it,"
+    return LedgerUnreachable(f"the ledger {database} is locked by {who}: {remedy} and try again")
 
 
-def file_name(name: str) -> str:
-    """A folder's name for an experiment: its own where that is safe, else what is left of it and a hash of it."""
+def artifact_folder_name(name: str) -> str:
+    """The name of an experiment's artifact folder: its own name if that is safe, else a short one with a hash."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip(".")
     if plain == name and len(name.encode()) <= MAX_NAME_BYTES:
         return name

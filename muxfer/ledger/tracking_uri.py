@@ -1,6 +1,6 @@
-"""Where the tracking store is: its URI, made absolute and shown without secrets, and whether it can be there at all.
+"""The URI of the tracking store: validated, made absolute, and shown without its secrets.
 
-Standard library only: it looks at a SQLite file and at a port before anything heavy is imported.
+It uses the standard library only, so that a URI that leads nowhere is refused before anything heavy is imported.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from muxfer.errors import BadInput, LedgerUnreachable
-from muxfer.redaction import redact as hide
+from muxfer.redaction import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 EXPECTED_URI = "expected http(s)://HOST:PORT, sqlite:///FILE.db or postgresql://HOST/NAME"
-PLAIN = {
+SHORT_REASONS = {
     "Connection refused": "connection refused",
     "timed out": "no answer in time",
     "Name or service not known": "no such host",
@@ -28,8 +28,8 @@ PLAIN = {
     "malformed": "the database file is damaged",
 }
 MAX_URI_CHARACTERS, MAX_NAME_BYTES = 2000, 200
-"""Of a URI, and of the names in it: a lock and a log lie beside a database, under its name with an end."""
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""The longest URI, and the longest name in its path: a lock and a log lie beside a database, with a longer name."""
+DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def default_tracking_uri() -> str:
@@ -37,26 +37,26 @@ def default_tracking_uri() -> str:
 
 
 def redact_uri(uri: str) -> str:
-    """The URI without user, password and query; where nothing tells these from the rest, its scheme alone."""
+    """The URI without user, password and query. If these can't be told from the rest, its scheme alone."""
     scheme, slashes, _ = uri.partition("://")
     try:
         urlsplit(uri)
         odd = bool(slashes) and not re.fullmatch(r"[\w+.-]*", scheme)
-    except ValueError:  # what is none of the kind may hold a password all the same
+    except ValueError:  # a text that is no URI may hold a password all the same
         odd = True
     if odd or ("@" in uri and not slashes):
         return f"{uri.partition(':')[0].rpartition('@')[2][:20]}:***"
     if not slashes:
         return uri.partition("?")[0]
-    user, place = _parted(uri)
-    if "?" in user or "#" in user:  # of a password, or begins a query with an @ in it
+    user, place = _split_user(uri)
+    if "?" in user or "#" in user:  # it belongs to a password, or begins a query that holds an @
         return f"{scheme}://***"
-    end = "[?]" if not user and place.startswith("/") else "[?#]"  # a file's name may hold a #
-    return hide(f"{scheme}://{'***@' if user else ''}{re.split(end, place)[0]}")
+    query = "[?]" if not user and place.startswith("/") else "[?#]"  # a file's name may hold a #
+    return redact(f"{scheme}://{'***@' if user else ''}{re.split(query, place)[0]}")
 
 
-def _parted(uri: str) -> tuple[str, str]:
-    """User with password, and what follows them. A raw / or @ is taken for the password's, like any before an @."""
+def _split_user(uri: str) -> tuple[str, str]:
+    """(user with password, the rest). A raw / or @ before the last @ is taken for a part of the password."""
     rest = uri.partition("://")[2]
     first, slash, path = rest.partition("/")
     if ":" in first:
@@ -66,7 +66,7 @@ def _parted(uri: str) -> tuple[str, str]:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of a SQLite URI; None for another kind of store."""
+    """The absolute path of a SQLite URI. None for another kind of store. BadInput for a URI that can't work."""
     scheme, _, rest = uri.partition("://")
     try:
         urlsplit(uri)
@@ -75,7 +75,7 @@ def sqlite_path(uri: str) -> Path | None:
         odd = True
     if odd:
         raise BadInput(f"ledger.tracking_uri {redact_uri(uri)[:200]!r} is no URI: {EXPECTED_URI}")
-    if "://" not in uri or scheme.partition("+")[0] not in ("sqlite", *PORTS):
+    if "://" not in uri or scheme.partition("+")[0] not in ("sqlite", *DEFAULT_PORTS):
         raise BadInput(f"ledger.tracking_uri {redact_uri(uri)[:200]!r}: {EXPECTED_URI}")
     if not scheme.startswith("sqlite"):
         return None
@@ -88,11 +88,11 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def validate_port(uri: str, where: str) -> None:
-    """Fail within seconds where nobody listens: mlflow goes on trying a database for minutes."""
+    """Raise LedgerUnreachable within seconds if nobody listens on the port. mlflow would retry for minutes."""
     parts = urlsplit(uri)
     host = parts.hostname
     try:
-        port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:
         raise BadInput(
             f"ledger.tracking_uri {where}: the port is not a number; {EXPECTED_URI}, and in a password %2F for /"
@@ -102,11 +102,13 @@ def validate_port(uri: str, where: str) -> None:
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
-        short = next((short for words, short in PLAIN.items() if words in str(error)), error.strerror or "no route")
-        raise unreachable(where, short) from None
+        short = next(
+            (short for words, short in SHORT_REASONS.items() if words in str(error)), error.strerror or "no route"
+        )
+        raise unreachable_error(where, short) from None
 
 
-def unreachable(where: str, why: str) -> LedgerUnreachable:
+def unreachable_error(where: str, why: str) -> LedgerUnreachable:
     return LedgerUnreachable(
         f"the ledger {where} gave no answer ({why}); expected an MLflow tracking store there: start it,"
         " or give another, ledger.tracking_uri=URI or MLFLOW_TRACKING_URI"
@@ -114,14 +116,14 @@ def unreachable(where: str, why: str) -> LedgerUnreachable:
 
 
 def short_reason(error: BaseException, secrets: Iterable[str]) -> str:
-    """What is wrong, in a few words and without a secret."""
+    """What is wrong, in a few words and without secrets."""
     text = str(error)
-    for words, short in PLAIN.items():
+    for words, short in SHORT_REASONS.items():
         if words in text:
             return short
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = " ".join(hide(text).split())
+    text = " ".join(redact(text).split())
     return text[:160] or type(error).__name__
 
 
@@ -129,8 +131,9 @@ def _proxied(parts: SplitResult) -> bool:
     return any(os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY"))
 
 
-def secrets(uri: str) -> list[str]:
-    user = _parted(uri)[0]
-    known: list[str | None] = [*user.split(":", 1), user, urlsplit(uri).query]
-    known += [os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("PASSWORD", "TOKEN")]
-    return [form for secret in known if secret and len(secret) > 2 for form in (secret, unquote(secret))]
+def uri_secrets(uri: str) -> list[str]:
+    """The user, password, token and query of a URI and of MLflow's variables, raw and unquoted."""
+    user = _split_user(uri)[0]
+    parts: list[str | None] = [*user.split(":", 1), user, urlsplit(uri).query]
+    parts += [os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("PASSWORD", "TOKEN")]
+    return [form for secret in parts if secret and len(secret) > 2 for form in (secret, unquote(secret))]

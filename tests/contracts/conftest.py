@@ -1,4 +1,4 @@
-"""What the ledger's contract is checked on: MLflow on SQLite, and MLflow through a real server on loopback."""
+"""The ledgers that the contract tests use: MLflow on SQLite, and MLflow through a real server on loopback."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ PATIENCE = 120.0
 
 
 class Server:
-    """`mlflow server` on a free port of loopback, to be killed and started again there."""
+    """`mlflow server` on a free port of loopback. It can be killed and started again on that port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Server:
 
 @pytest.fixture(scope="package")
 def fresh_database(tmp_path_factory):
-    """A database as the first driver makes it, to be copied: making one takes two seconds."""
+    """A database as the first driver makes it. Tests copy it, because making one takes two seconds."""
     folder = tmp_path_factory.mktemp("fresh")
     done = subprocess.run(
         [sys.executable, "-c", CREATE, str(ROOT)], cwd=folder, capture_output=True, text=True, check=True
@@ -107,7 +107,7 @@ def server(tmp_path_factory, fresh_database):
 
 @pytest.fixture(params=["sqlite", "server"])
 def config(request, tmp_path, fresh_database):
-    """A ledger of its own for each test: a database, or an experiment of the server."""
+    """The configuration of a new ledger for each test: a database, or an experiment of the server."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     if request.param == "server":
         uri = request.getfixturevalue("server").uri
@@ -120,7 +120,7 @@ def config(request, tmp_path, fresh_database):
 
 @pytest.fixture
 def drive(config, tmp_path):
-    """`drive()` is a new driver: a ledger with the study open, and its lease."""
+    """`drive()` starts a new driver. It returns a ledger with the study open, and its lease."""
     opened = []
 
     def start(**changes):
@@ -137,7 +137,7 @@ def drive(config, tmp_path):
 
 
 def own_file(tmp_path, name="sample grid.png", content=b"png"):
-    """A file in the study's folder, where all are that it attaches."""
+    """A new file in the study's folder. A study attaches files from there only."""
     file = tmp_path / "muxfer" / STUDY.label / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)

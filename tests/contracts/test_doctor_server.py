@@ -1,10 +1,10 @@
-"""What the doctor says of a real MLflow server that asks nobody who they are."""
+"""The doctor's findings about a real MLflow server without authentication."""
 
 from muxfer.commands import doctor
 from muxfer.study.resolve import resolve_without_data
 
 
-def test_a_server_tells_its_version_and_one_that_is_open_to_all_fails(server, tmp_path, monkeypatch):
+def test_doctor_reports_version_and_an_open_server(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = resolve_without_data("lr-width", [f"ledger.tracking_uri={server.uri}"])
     here = list(doctor.ledger(asked))

@@ -1,4 +1,4 @@
-"""What every earlier version of ours wrote is read today as it was meant, and what a later one wrote is refused."""
+"""Ledgers of every earlier version of muxfer read as they were written, and one of a newer version is refused."""
 
 import json
 
@@ -29,19 +29,19 @@ from muxfer.study.rounds import proposing
 
 @pytest.fixture(params=names())
 def earlier(request, tmp_path, monkeypatch):
-    """(what the version said of its ledger, that ledger, the overrides that lead to it)."""
+    """(the results that the version reported, its ledger, the overrides that name its study)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    said = restore(resolve.param, tmp_path)
+    said = restore(request.param, tmp_path)
     config = LedgerConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     return said, MlflowLedger(config, folder=tmp_path / "muxfer"), OVERRIDES
 
 
-def test_there_is_a_ledger_of_every_version():
+def test_every_earlier_version_has_a_ledger():
     assert len(names()) >= 3
 
 
-def test_every_record_and_curve_reads_as_it_was_written(earlier):
+def test_records_and_curves_of_earlier_versions_read_as_written(earlier):
     said, ledger, _ = earlier
     [study] = ledger.studies("lr-width")
     assert study.key == said["sweep"]["study"]
@@ -55,7 +55,7 @@ def test_every_record_and_curve_reads_as_it_was_written(earlier):
     assert all(curve[-1].step <= records[key].step for key, curve in curves.items())
 
 
-def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
+def test_sweep_skips_and_verdict_reads_trials_of_earlier_versions(earlier):
     said, _, overrides = earlier
     answer = commands.sweep("lr-width", overrides, print_line=print)
     assert answer.exit_code == 0
@@ -66,7 +66,7 @@ def test_a_sweep_has_nothing_to_run_and_a_verdict_reads_it(earlier):
     assert judged == answer.data["verdict"]
 
 
-def test_a_study_of_earlier_numerics_is_judged_and_its_trials_are_not_gone_on_with(earlier, monkeypatch):
+def test_study_of_earlier_numerics_is_judged_but_not_continued(earlier, monkeypatch):
     said, _, overrides = earlier
     before = verdict.verdict("lr-width", overrides).data
     (stood,) = status("lr-width", [], print_line=print).data["studies"]
@@ -81,7 +81,7 @@ def test_a_study_of_earlier_numerics_is_judged_and_its_trials_are_not_gone_on_wi
 
 
 @pytest.mark.parametrize("command", ["verdict", "report", "sweep"])
-def test_what_a_newer_version_wrote_is_refused_and_left_alone(earlier, command, tmp_path):
+def test_ledger_of_a_newer_version_is_refused_and_unchanged(earlier, command, tmp_path):
     _, _, overrides = earlier
     make_newer(tmp_path / "mlflow.db")
     before = content(tmp_path / "mlflow.db")
@@ -93,7 +93,7 @@ def test_what_a_newer_version_wrote_is_refused_and_left_alone(earlier, command, 
 
 @pytest.fixture(scope="module")
 def today(tmp_path_factory):
-    """What the narrow trials of the recorded study end with today, by key."""
+    """The results of the recorded study's narrow trials with today's code, by key."""
     asked = resolve("lr-width", OVERRIDES)
     trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
     narrow = [trial for trial in trials if trial.setting["width"] == 16]
@@ -109,8 +109,8 @@ def today(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", names())
-def test_todays_numbers_are_those_that_were_recorded_under_the_same_key(name, today):
-    """Else a sweep would go on with other numerics under the old ones' keys: NUMERICS_VERSION must go up."""
+def test_trials_train_to_the_numbers_recorded_under_their_keys(name, today):
+    """If they differ, NUMERICS_VERSION must go up. Else a sweep would mix two numerics under the same keys."""
     recorded = results(said_of(name)["sweep"])
     assert today.keys() <= recorded.keys()
     check_numerics(recorded, today, name)

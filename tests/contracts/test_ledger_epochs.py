@@ -19,7 +19,7 @@ from tests.contracts.conftest import (
 )
 
 
-def test_a_late_record_of_an_older_epoch_does_not_count(drive):
+def test_late_record_of_an_older_epoch_does_not_count(drive):
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.flush(PATIENCE)
@@ -35,7 +35,7 @@ def test_a_late_record_of_an_older_epoch_does_not_count(drive):
     operation = {"op": "settle", "key": "key0", "end_ms": 1, "epoch": lease.epoch, "record": late.to_dict()}
     apply([operation])
     assert newer.records(STUDY) == []
-    # even where the fenced driver does not look: what it writes carries its epoch
+    # Even if the fenced driver does not look at the lease, its record carries its epoch.
     newer._store.log(known["key0"][0], tags={f"muxfer.record.e{lease.epoch}": json.dumps(late.to_dict())})
     assert newer.records(STUDY) == []
     newer.settle(record(epoch=newer_lease.epoch))
@@ -45,7 +45,7 @@ def test_a_late_record_of_an_older_epoch_does_not_count(drive):
 
 
 def test_late_points_of_an_older_epoch_do_not_count(drive):
-    """Neither out of a spool, nor from a driver that was stopped and does not know yet that it was taken over."""
+    """They may come from a spool, or from a driver that was stopped and does not know yet that it was taken over."""
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.report("key0", points(1))
@@ -65,7 +65,7 @@ def test_late_points_of_an_older_epoch_do_not_count(drive):
     assert [point.step for point in newer.curves(STUDY, "train_loss")["key0"]] == [1, 2]
 
 
-def test_an_epoch_that_no_run_bears_is_nobodys(drive, config, monkeypatch):
+def test_claim_without_a_lease_run_fails(drive, config, monkeypatch):
     ledger, lease = drive()
     lease.release()
     store = ledger._store
@@ -81,7 +81,7 @@ def test_an_epoch_that_no_run_bears_is_nobodys(drive, config, monkeypatch):
     assert leases.claim(epoch + 1, Holder.this_process())
 
 
-def test_who_claims_while_another_one_asks_for_the_epochs_that_trials_bear_is_not_overlooked(drive, config):
+def test_claim_made_while_another_driver_reads_the_highest_epoch_is_seen(drive, config):
     ledger, lease = drive()
     lease.release()
     experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
@@ -95,12 +95,12 @@ def test_who_claims_while_another_one_asks_for_the_epochs_that_trials_bear_is_no
 
     leases = LeaseRuns(ledger._store, experiment, fresh)
     with pytest.raises(StudyBusy, match="the other's"):
-        acquire(leases, fresh.label, ttl_seconds=600, borne=others_claim_and_begin)
+        acquire(leases, fresh.label, ttl_seconds=600, highest_epoch=others_claim_and_begin)
     assert leases.read().epoch == 1
 
 
-def test_a_ledger_that_knows_less_than_a_spool_and_attempts_on_the_disk_goes_on_above_them(drive, tmp_path):
-    """As one that came out of a backup: the spool of its last driver would claim its trials above the new one."""
+def test_restored_ledger_continues_above_the_epochs_of_spools_and_attempts(drive, tmp_path):
+    """Else the spool of its last driver would claim the trials with a higher epoch than the new driver's."""
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.flush(PATIENCE)
@@ -109,7 +109,8 @@ def test_a_ledger_that_knows_less_than_a_spool_and_attempts_on_the_disk_goes_on_
     spool = ledger._writer.spool.path.name.replace("-000001.", "-000004.")
     begun = {"op": "begin", "key": "key0", "epoch": 4, "name": "a", "start_ms": 1, "tags": {}, "params": {}, "task": {}}
     (home / spool).write_text(json.dumps(begun) + "\n")
-    (home / "spool-0123abcd-9999999999.jsonl").write_text("")  # made up, to leave nobody a number
+    # muxfer never writes an epoch of so many digits. If it counted, every later epoch would have to lie above it.
+    (home / "spool-0123abcd-9999999999.jsonl").write_text("")
     newer, lease = drive()
     assert lease.epoch == 5
     newer.begin(trial())
@@ -121,8 +122,8 @@ def test_a_ledger_that_knows_less_than_a_spool_and_attempts_on_the_disk_goes_on_
     assert drive()[1].epoch == 8
 
 
-def test_where_no_lease_is_left_epochs_go_on_from_those_that_the_trials_bear(drive, config):
-    """As after `mlflow gc`: epochs that began anew would make the records of a new driver those of a late one."""
+def test_epochs_continue_from_the_trials_after_the_lease_was_deleted(drive, config):
+    """`mlflow gc` deletes leases. If epochs began anew, readers would take a new driver's records for late ones."""
     for _ in range(3):
         ledger, lease = drive()
         ledger.begin(trial())
@@ -140,8 +141,8 @@ def test_where_no_lease_is_left_epochs_go_on_from_those_that_the_trials_bear(dri
     assert [found.epoch for found in ledger.records(STUDY)] == [4]
 
 
-def test_a_status_that_was_written_late_does_not_stand(drive):
-    """As by a driver that had looked, was stopped, and wrote when another one had long ended the trial."""
+def test_late_status_of_a_stopped_driver_is_corrected(drive):
+    """The driver looked at the lease, was stopped, and wrote after another driver had ended the trial."""
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.settle(record(epoch=lease.epoch))
@@ -150,8 +151,8 @@ def test_a_status_that_was_written_late_does_not_stand(drive):
     ledger._store.log(run.info.run_id, tags={"muxfer.claim.e0": "1", "muxfer.outcome": "running"})
     ledger._store.set_status(run.info.run_id, "RUNNING")
     ledger._runs._stated[run.info.run_id] = 0
-    nobodys = {"op": "settle", "key": "none", "epoch": 1, "end_ms": 1, "record": {}}
-    ledger._runs.apply([nobodys])  # what is refused beside it changes nothing
+    unknown_trial = {"op": "settle", "key": "none", "epoch": 1, "end_ms": 1, "record": {}}
+    ledger._runs.apply([unknown_trial])  # an operation that is refused changes nothing else
     [run] = runs_of(ledger)
     assert (run.info.status, run.data.tags["muxfer.outcome"]) == ("FINISHED", "finished")
     assert [found.epoch for found in ledger.records(STUDY)] == [lease.epoch]

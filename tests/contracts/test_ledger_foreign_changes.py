@@ -8,7 +8,7 @@ import pytest
 from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from muxfer.study.recorded import expect_taken
+from muxfer.study.session import Session
 from tests.contracts.conftest import (
     PATIENCE,
     STUDY,
@@ -36,7 +36,7 @@ from tests.contracts.conftest import (
         ("params", "lease.e1", '{"pid": []}', lambda reader: reader.driver(STUDY)),
     ],
 )
-def test_what_others_wrote_there_is_bad_input(config, tmp_path, where, name, value, read):
+def test_tags_and_params_of_others_are_bad_input(config, tmp_path, where, name, value, read):
     import sqlite3
 
     if not config.tracking_uri.startswith("sqlite"):
@@ -58,11 +58,11 @@ def test_what_others_wrote_there_is_bad_input(config, tmp_path, where, name, val
         if value is None:
             change = "delete from tags where key = ?", (name,)
         assert database.execute(*change).rowcount
-    with pytest.raises(BadInput, match="^[^\n]+ is none of muxfer's.*: .*delete"):
+    with pytest.raises(BadInput, match="^[^\n]+ was not written by muxfer.*: .*delete"):
         read(MlflowLedger(config, folder=tmp_path))
 
 
-def test_a_run_that_a_person_deleted_does_not_hold_up_the_others(drive, caplog):
+def test_deleted_run_does_not_hold_up_other_trials(drive, caplog):
     ledger, lease = drive()
     ledger.begin(trial(0))
     ledger.begin(trial(1))
@@ -76,7 +76,7 @@ def test_a_run_that_a_person_deleted_does_not_hold_up_the_others(drive, caplog):
     assert "refused a write" in caplog.text
 
 
-def test_what_was_trained_and_is_not_there_is_told(drive):
+def test_missing_record_of_a_trained_trial_is_reported(drive):
     ledger, lease = drive()
     for number in (0, 1):
         ledger.begin(trial(number))
@@ -88,14 +88,15 @@ def test_what_was_trained_and_is_not_there_is_told(drive):
     for one in ran:
         ledger.settle(one)
     ledger.flush(PATIENCE)
-    expect_taken(ledger, STUDY, ran[:1])
+    session = Session(request=None, study=STUDY, ledger=ledger, lease=lease)
+    session._assert_recorded(ran[:1])
     with pytest.raises(LedgerUnreachable, match=r"the first: key0"):
-        expect_taken(ledger, STUDY, [earlier])
+        session._assert_recorded([earlier])
     with pytest.raises(LedgerUnreachable, match=r"does not hold the records of 1 trials .*\(the first: key1\)"):
-        expect_taken(ledger, STUDY, ran)
+        session._assert_recorded(ran)
 
 
-def test_a_deleted_experiment_is_refused_with_a_remedy(drive, config):
+def test_deleted_experiment_is_refused_with_a_remedy(drive, config):
     ledger, _ = drive()
     experiment = client_of(ledger).get_experiment_by_name(config.experiment)
     client_of(ledger).delete_experiment(experiment.experiment_id)
@@ -104,7 +105,7 @@ def test_a_deleted_experiment_is_refused_with_a_remedy(drive, config):
     client_of(ledger).restore_experiment(experiment.experiment_id)
 
 
-def test_a_newer_ledger_is_refused(drive):
+def test_newer_ledger_is_refused(drive):
     ledger, _ = drive()
     [parent] = ledger._read({"muxfer.kind": "study"})
     ledger._store.log(parent.info.run_id, tags={"muxfer.schema": "99"})

@@ -1,4 +1,4 @@
-"""One driver at a time, and nothing missed or doubled when a driver is stopped or a server goes away."""
+"""A study has one driver at a time, even where a race made two lease runs."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from muxfer.ledger.mlflow_ledger import MlflowLedger
 from tests.contracts.conftest import STUDY
 
 
-def test_the_lease_is_one_even_where_a_race_made_two_runs(drive, config):
+def test_one_driver_wins_though_a_race_made_two_lease_runs(drive, config):
     ledger, lease = drive()
     lease.release()
     experiment = ledger._store.experiment(f"{config.experiment}.leases", create=False)[0]
@@ -26,7 +26,7 @@ def test_the_lease_is_one_even_where_a_race_made_two_runs(drive, config):
     assert [holder.token for holder in new.read().holders] == ["us"]
 
 
-def test_drivers_of_two_ledgers_never_work_in_one_folder(drive, config, tmp_path):
+def test_drivers_of_two_ledgers_never_share_a_folder(drive, config, tmp_path):
     _, lease = drive()
     other = MlflowLedger(
         dataclasses.replace(config, experiment=f"{config.experiment}.other"), folder=tmp_path / "muxfer"

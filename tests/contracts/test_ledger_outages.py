@@ -1,6 +1,7 @@
-"""What a ledger behind a real server keeps when that server goes away, or loses an answer, for a moment."""
+"""A ledger behind a real server loses and doubles nothing when the server fails or its responses get lost."""
 
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.contracts.conftest import (
     NUMBERS,
     PATIENCE,
     STUDY,
+    Server,
     artifacts,
     curve,
     own_file,
@@ -46,7 +48,7 @@ def write(ledger, lease, *, file):
 
 
 @pytest.mark.parametrize("begin", [Proxy.down, Proxy.break_], ids=["down", "answers 500"])
-def test_a_drivers_reads_wait_an_outage_out(drive, proxy, begin, tmp_path):
+def test_reads_of_a_driver_wait_until_an_outage_ends(drive, proxy, begin, tmp_path):
     ledger, lease = drive()
     write(ledger, lease, file=tmp_path / "none")
     begin(proxy)
@@ -61,7 +63,7 @@ def test_a_drivers_reads_wait_an_outage_out(drive, proxy, begin, tmp_path):
     mending.join()
 
 
-def test_who_only_looks_is_refused_at_once(config, proxy, tmp_path):
+def test_reader_without_a_lease_is_refused_at_once(config, proxy, tmp_path):
     reader = MlflowLedger(dataclasses.replace(config, patience_seconds=1e9), folder=tmp_path)
     assert reader.records(STUDY) == []
     proxy.down()
@@ -69,7 +71,7 @@ def test_who_only_looks_is_refused_at_once(config, proxy, tmp_path):
         reader.records(STUDY)
 
 
-def test_a_driver_whose_patience_is_at_an_end_is_refused(drive, proxy):
+def test_driver_is_refused_when_its_patience_ends(drive, proxy):
     ledger, _ = drive(patience_seconds=0.3)
     proxy.down()
     with pytest.raises(LedgerUnreachable, match="gave no answer"):
@@ -78,7 +80,7 @@ def test_a_driver_whose_patience_is_at_an_end_is_refused(drive, proxy):
 
 
 @pytest.mark.parametrize("lost", LOST, ids=lambda lost: f"{lost.method}{lost.path_ends}{' late' if lost.late else ''}")
-def test_a_lost_answer_makes_nothing_twice_and_loses_nothing(drive, proxy, lost, tmp_path):
+def test_lost_response_loses_and_doubles_nothing(drive, proxy, lost, tmp_path):
     file = own_file(tmp_path, "picture.png")
     ledger, lease = drive()
     proxy.lose(lost)
@@ -91,7 +93,7 @@ def test_a_lost_answer_makes_nothing_twice_and_loses_nothing(drive, proxy, lost,
     assert (run.info.status, artifacts(ledger, run)) == ("FINISHED", {"task.json", "picture.png"})
 
 
-def test_what_a_driver_read_is_read_again_once_it_has_written(drive, tmp_path):
+def test_driver_reads_records_again_after_it_wrote(drive, tmp_path):
     ledger, lease = drive()
     assert ledger.records(STUDY) == []
     assert ledger.records(STUDY) == []
@@ -102,3 +104,48 @@ def test_what_a_driver_read_is_read_again_once_it_has_written(drive, tmp_path):
     ledger.settle(record(1, epoch=lease.epoch))
     ledger.flush(PATIENCE)
     assert {record.key for record in ledger.records(STUDY)} == {"key0", "key1"}
+
+
+def test_many_lost_responses_double_nothing(drive, proxy):
+    ledger, lease = drive()
+    for number in range(3):
+        proxy.lose(*(lost for lost in LOST if lost.method == "POST" and not lost.late))
+        ledger.begin(trial(number))
+        ledger.report(f"key{number}", points(*range(5)))
+        ledger.settle(record(number, epoch=lease.epoch))
+        ledger.flush(PATIENCE)
+        assert proxy.still_to_lose() == []
+    assert sorted(found.key for found in ledger.records(STUDY)) == ["key0", "key1", "key2"]
+    assert [len(runs_of(ledger, number)) for number in range(3)] == [1, 1, 1]
+    assert all(len(curve(ledger, run)) == 5 for number in range(3) for run in runs_of(ledger, number))
+
+
+def test_restart_of_a_killed_server_loses_and_doubles_nothing(tmp_path, fresh_database):
+    shutil.copy(fresh_database, tmp_path / "server.db")
+    server = Server(tmp_path)
+    server.start()
+    try:
+        config = LedgerConfig(tracking_uri=server.uri, lease_seconds=600)
+        ledger = MlflowLedger(config, folder=tmp_path / "muxfer")
+        lease = ledger.acquire(STUDY)
+        ledger.open(STUDY, {}, lease)
+        for number in range(4):
+            ledger.begin(trial(number))
+            for step in range(300):
+                ledger.report(f"key{number}", points(step))
+            if number == 1:
+                server.kill()
+            ledger.settle(record(number, epoch=lease.epoch))
+        with pytest.raises(LedgerUnreachable, match="run the same command again"):
+            ledger.flush(0.3)
+        assert lease.held()
+        server.start()
+        ledger.flush(PATIENCE)
+        assert len(ledger.records(STUDY)) == 4
+        for number in range(4):
+            [run] = runs_of(ledger, number)
+            assert curve(ledger, run) == [(step, 1.1 / (step + 1)) for step in range(300)]
+        lease.release()
+        ledger.close()
+    finally:
+        server.kill()

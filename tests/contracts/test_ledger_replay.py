@@ -23,7 +23,7 @@ from tests.contracts.conftest import (
 
 STRANGE = (
     b"""{"op":"points","key":"key0"}
-{"op":"unheard"}
+{"op":"unknown"}
 [1]
 null
 {}
@@ -51,16 +51,16 @@ null
     + b'{"op":"begin","key":"key0","epoch":1,"name":"a","start_ms":1,"tags":{},"params":{},"task":%s}\n'
     % (b'{"a":' * 900 + b"5" + b"}" * 900)
 )
-"""Lines that no version of ours writes."""
+"""Lines that no version of muxfer writes."""
 
 
-def test_what_a_killed_driver_left_in_its_spool_is_replayed_before_records_are_read(drive, tmp_path):
+def test_spool_of_a_killed_driver_is_replayed_before_records_are_read(drive, tmp_path):
     ledger, lease = drive()
-    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
+    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("no answer"))
     ledger.begin(trial())
     ledger.report("key0", points(1, 2, 3))
     ledger.settle(record(epoch=lease.epoch))
-    with pytest.raises(LedgerUnreachable, match="away"):
+    with pytest.raises(LedgerUnreachable, match="no answer"):
         ledger.flush(0.1)
     ledger.close()
     lease.before_release = None
@@ -74,9 +74,9 @@ def test_what_a_killed_driver_left_in_its_spool_is_replayed_before_records_are_r
 
 
 @pytest.mark.parametrize("links", [False, True])
-def test_no_spool_sends_a_file_from_outside_the_study(drive, tmp_path, links, caplog):
+def test_spool_cannot_send_a_file_from_outside_the_study(drive, tmp_path, links, caplog):
     ledger, lease = drive()
-    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
+    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("no answer"))
     ledger.begin(trial())
     ledger.attach([own_file(tmp_path)])
     lease.release()
@@ -102,9 +102,9 @@ def test_no_spool_sends_a_file_from_outside_the_study(drive, tmp_path, links, ca
     assert artifacts(newer, parent) == {"config.json", "sample grid.png"}
 
 
-def test_a_file_that_waits_in_a_spool_is_sent_from_where_the_study_lies_by_then(drive, config, tmp_path):
+def test_spooled_file_is_found_after_the_study_folder_moved(drive, config, tmp_path):
     ledger, lease = drive()
-    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("away"))
+    ledger._writer._apply = lambda operations: (_ for _ in ()).throw(LedgerUnreachable("no answer"))
     ledger.begin(trial())
     weights, page = own_file(tmp_path, "target-x/ema.safetensors"), own_file(tmp_path, "report.html")
     ledger.settle(record(epoch=lease.epoch), artifacts=[weights])
@@ -123,7 +123,7 @@ def test_a_file_that_waits_in_a_spool_is_sent_from_where_the_study_lies_by_then(
     newer.close()
 
 
-def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its_record(drive, monkeypatch, caplog):
+def test_full_artifact_store_costs_neither_claim_nor_params_nor_record(drive, monkeypatch, caplog):
     ledger, lease = drive()
 
     def full(*_):
@@ -140,7 +140,7 @@ def test_where_artifacts_find_no_room_a_trial_keeps_its_claim_its_params_and_its
     assert "an artifact was not taken" in caplog.text
 
 
-def test_an_artifact_that_finds_no_place_does_not_hold_up_the_records(drive, config, tmp_path, caplog):
+def test_failed_upload_does_not_hold_up_records(drive, config, tmp_path, caplog):
     ledger, lease = drive()
     ledger.begin(trial())
     ledger.flush(PATIENCE)
@@ -155,4 +155,4 @@ def test_an_artifact_that_finds_no_place_does_not_hold_up_the_records(drive, con
     ledger.settle(record(epoch=lease.epoch), artifacts=[picture])
     ledger.flush(PATIENCE)
     assert [found.key for found in ledger.records(STUDY)] == ["key0"]
-    assert "artifact was not taken" in caplog.text or "is gone" in caplog.text
+    assert "artifact was not taken" in caplog.text or "is missing" in caplog.text

@@ -16,7 +16,7 @@ from tests.contracts.conftest import (
 )
 
 
-def test_the_configuration_comes_back_without_secrets_and_a_shorter_one_replaces_a_longer(drive):
+def test_configuration_reads_back_without_secrets_and_is_replaced_by_a_shorter_one(drive):
     ledger, lease = drive()
     lease.release()
     for config in ({"long": "x" * 30_000}, {"ledger": {"tracking_uri": "http://me:secret@host/", "n": 1}}):
@@ -32,7 +32,7 @@ def test_the_configuration_comes_back_without_secrets_and_a_shorter_one_replaces
         ledger.config(dataclasses.replace(STUDY, key="0" * 16))
 
 
-def test_a_uri_in_a_configuration_is_recorded_without_its_password(drive):
+def test_uri_in_a_configuration_is_recorded_without_its_password(drive):
     ledger, lease = drive()
     ledger.open(STUDY, {"description": "see https://bob:hun/t@er22@wiki/x"}, lease)
     ledger.flush(PATIENCE)
@@ -52,7 +52,7 @@ SECRET = "wJalrXUtnFEMI"
 WORDS = ("begin", "settle", "text", "proxy", "target", "failed", "finished", "cafe", "key0", "muxfer", "config.json")
 
 
-def test_a_secret_is_masked_where_others_wrote_it_and_no_word_of_ours_is_however_secret_it_is(drive, monkeypatch):
+def test_secrets_are_redacted_but_muxfers_own_words_are_not(drive, monkeypatch):
     for number, word in enumerate((SECRET, *WORDS)):
         monkeypatch.setenv(f"TOKEN_{number}", word)
     ledger, lease = drive()

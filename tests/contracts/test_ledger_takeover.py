@@ -40,7 +40,7 @@ except StudyBusy as busy:
 
 @pytest.fixture
 def holder(config, tmp_path):
-    """`holder()` is another driver's process, ready to acquire the lease when a line is sent."""
+    """`holder()` starts another driver's process. It acquires the lease when a line is sent."""
     processes = []
 
     def start(ttl_seconds=600.0, uri=config.tracking_uri):
@@ -71,7 +71,7 @@ def line(process):
     return process.stdout.readline().strip()
 
 
-def test_a_living_holder_is_busy_and_a_killed_one_is_taken_over_at_once(holder, drive):
+def test_living_process_is_busy_and_a_killed_one_is_taken_over_at_once(holder, drive):
     other = holder()
     assert line(other) == "READY"
     go(other)
@@ -83,8 +83,8 @@ def test_a_living_holder_is_busy_and_a_killed_one_is_taken_over_at_once(holder, 
     assert drive()[1].epoch == 2  # a wait would be one of 600 s
 
 
-def test_of_several_processes_that_start_at_once_one_wins(request, holder, tmp_path, config):
-    """On SQLite they also race to create the database."""
+def test_one_of_several_concurrent_processes_wins(request, holder, tmp_path, config):
+    """On SQLite the processes also race to create the database."""
     fresh = config.tracking_uri.startswith("sqlite")
     uri = f"sqlite:///{tmp_path}/raced.db" if fresh else config.tracking_uri
     drivers = [holder(uri=uri) for _ in range(3)]
@@ -96,8 +96,8 @@ def test_of_several_processes_that_start_at_once_one_wins(request, holder, tmp_p
 
 
 @pytest.mark.parametrize("config", ["sqlite"], indirect=True)
-def test_a_database_whose_maker_was_killed_is_made_by_the_next_one(holder, tmp_path):
-    """MLflow's migrations are no transaction: on a database that stopped half way they fail for ever."""
+def test_database_is_made_anew_after_its_maker_was_killed(holder, tmp_path):
+    """MLflow's migrations are no transactions. On a half-made database they would fail for ever."""
     first, second = (holder(uri=f"sqlite:///{tmp_path}/killed.db") for _ in range(2))
     assert [line(first), line(second)] == ["READY", "READY"]
     go(first)
@@ -114,7 +114,7 @@ def test_a_database_whose_maker_was_killed_is_made_by_the_next_one(holder, tmp_p
 
 
 @pytest.mark.parametrize("config", ["sqlite"], indirect=True)
-def test_a_database_that_an_earlier_version_left_half_made_is_made_anew(holder, tmp_path):
+def test_half_made_database_of_an_earlier_version_is_made_anew(holder, tmp_path):
     with closing(sqlite3.connect(tmp_path / "half.db")) as connection:
         connection.execute("create table experiments (experiment_id integer primary key)")
         connection.execute("create table runs (run_uuid varchar(32) primary key)")
@@ -125,7 +125,7 @@ def test_a_database_that_an_earlier_version_left_half_made_is_made_anew(holder, 
     assert line(process) == "HELD"
 
 
-def test_a_stopped_holder_is_taken_over_and_finds_itself_fenced(holder, drive, config):
+def test_stopped_process_is_taken_over_and_ends_when_woken(holder, drive, config):
     other = holder(ttl_seconds=1.0)
     assert line(other) == "READY"
     go(other)

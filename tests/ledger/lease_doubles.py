@@ -2,27 +2,28 @@
 
 import dataclasses
 import threading
+import time
 
 from muxfer.errors import LedgerUnreachable
 from muxfer.ledger.holder import Holder
-from muxfer.ledger.lease import Claims
+from muxfer.ledger.lease import Claims, acquire
 
 
-class Shelf:
-    """A lease store in memory; `away` makes it unreachable."""
+class MemoryStore:
+    """A lease store in memory. `unreachable` makes it fail as in an outage, `refused` with that error."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.claims = {}
         self.released = set()
         self.count = 0
-        self.away = False
+        self.unreachable = False
         self.refused = None
         self.beaten = threading.Event()
 
     def read(self):
-        if self.away:
-            raise LedgerUnreachable("away")
+        if self.unreachable:
+            raise LedgerUnreachable("no answer")
         if self.refused is not None:
             raise self.refused
         with self.lock:
@@ -39,12 +40,12 @@ class Shelf:
         self.count += 1
         self.beaten.set()
 
-    def let_go(self, epoch, holder):
+    def release(self, epoch, holder):
         self.released.add(holder.token)
 
 
-class Nap:
-    """A sleep that takes no time; `meanwhile` happens at each one."""
+class FakeSleep:
+    """A sleep that takes no time. It calls `meanwhile` each time."""
 
     def __init__(self, meanwhile=lambda: None):
         self.seconds = 0.0
@@ -55,9 +56,13 @@ class Nap:
         self.meanwhile()
 
 
-def elsewhere(token="t"):
+def holder_elsewhere(token="t"):
     return dataclasses.replace(Holder.this_process(), host="node7", boot="another", token=token)
 
 
-def never(seconds):
+def no_sleep(seconds):
     raise AssertionError("must not wait")
+
+
+def take_lease(store, *, ttl_seconds, highest_epoch=lambda: 0, sleep=time.sleep):
+    return acquire(store, "s-1", ttl_seconds=ttl_seconds, highest_epoch=highest_epoch, sleep=sleep)

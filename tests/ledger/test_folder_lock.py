@@ -9,18 +9,18 @@ from muxfer.errors import StudyBusy
 from muxfer.ledger.folder_lock import FOLDER_LOCK, hold_folder
 
 
-def test_a_folder_is_kept_to_the_drivers_of_one_ledger(tmp_path):
+def test_folder_is_locked_against_drivers_of_another_ledger(tmp_path):
     home = tmp_path / "lr-width-01234567"
-    let_in = hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")
-    hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")()  # its lease says whether this one may
+    unlock = hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")
+    hold_folder(home, "one", "sqlite:///one.db, experiment muxfer")()  # drivers of one ledger have the lease
     with pytest.raises(StudyBusy, match=r"a driver of another ledger, sqlite:///one.db, experiment muxfer: wait"):
         hold_folder(home, "two", "sqlite:///two.db, experiment muxfer")
-    let_in()
+    unlock()
     assert not list(home.iterdir())
     hold_folder(home, "two", "sqlite:///two.db, experiment muxfer")()
 
 
-def test_the_folder_of_a_driver_that_was_killed_is_free(tmp_path):
+def test_folder_of_a_killed_driver_is_unlocked(tmp_path):
     code = (
         "import sys; from pathlib import Path; from muxfer.ledger.folder_lock import hold_folder;"
         " held = hold_folder(Path(sys.argv[1]), 'one', 'x'); print('held', flush=True); sys.stdin.read()"

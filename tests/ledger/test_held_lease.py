@@ -6,90 +6,89 @@ import pytest
 
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger.holder import Holder
-from muxfer.ledger.lease import acquire
-from tests.ledger.lease_doubles import Shelf, elsewhere
+from tests.ledger.lease_doubles import MemoryStore, holder_elsewhere, take_lease
 
 
-def test_a_holder_finds_itself_fenced_and_lets_nothing_go():
-    shelf = Shelf()
-    lease = acquire(shelf, "s", ttl_seconds=0.03)
-    shelf.claim(2, elsewhere("other"))
+def test_overtaken_holder_ends_and_releases_nothing():
+    store = MemoryStore()
+    lease = take_lease(store, ttl_seconds=0.03)
+    store.claim(2, holder_elsewhere("other"))
     lease._beating.join()
     assert not lease.held()
     assert lease.lost
     lease.release()
-    assert shelf.released == set()
+    assert store.released == set()
 
 
 @pytest.mark.parametrize("claimed", [None, 6, 7, 8])
-def test_a_holder_whose_store_came_out_of_a_backup_finds_itself_fenced(claimed):
-    shelf = Shelf()
-    shelf.claim(6, dataclasses.replace(Holder.this_process(), started="1"))
-    lease = acquire(shelf, "s", ttl_seconds=600)
-    shelf.beaten.wait()
+def test_holder_ends_when_its_store_is_restored_from_a_backup(claimed):
+    store = MemoryStore()
+    store.claim(6, dataclasses.replace(Holder.this_process(), started="1"))
+    lease = take_lease(store, ttl_seconds=600)
+    store.beaten.wait()
     assert lease.epoch == 7
-    shelf.claims = {5: elsewhere("earlier")}
+    store.claims = {5: holder_elsewhere("earlier")}
     if claimed:
-        shelf.claim(claimed, elsewhere("other"))
+        store.claim(claimed, holder_elsewhere("other"))
     assert lease.overtaken()
     assert not lease.held()
     lease.release()
-    assert shelf.released == set()
+    assert store.released == set()
 
 
-def test_a_holder_that_asks_is_told_before_its_next_heartbeat():
-    shelf = Shelf()
-    lease = acquire(shelf, "s", ttl_seconds=600)
-    shelf.beaten.wait()
+def test_overtaken_looks_at_the_store_before_the_next_heartbeat():
+    store = MemoryStore()
+    lease = take_lease(store, ttl_seconds=600)
+    store.beaten.wait()
     assert not lease.overtaken()
-    shelf.claim(2, elsewhere("other"))
-    shelf.away = True
+    store.claim(2, holder_elsewhere("other"))
+    store.unreachable = True
     assert not lease.overtaken()
-    shelf.away = False
+    store.unreachable = False
     assert lease.overtaken()
     assert not lease.held()
     lease.release()
-    assert shelf.released == set()
+    assert store.released == set()
 
 
-def test_a_holder_that_was_stopped_asks_before_it_writes():
-    shelf = Shelf()
-    lease = acquire(shelf, "s", ttl_seconds=600)
-    shelf.beaten.wait()
-    shelf.claim(2, elsewhere("other"))
-    assert lease.surely_held(), "within a time-to-live nobody can have taken over: it does not ask"
+def test_surely_held_looks_at_the_store_after_a_time_to_live():
+    store = MemoryStore()
+    lease = take_lease(store, ttl_seconds=600)
+    store.beaten.wait()
+    store.claim(2, holder_elsewhere("other"))
+    assert lease.surely_held(), "nobody can have taken over within a time-to-live, so it does not look"
     lease._looked -= 601
-    shelf.away = lease._away = True  # cut off alone: the others may have seen no beat of ours
+    store.unreachable = lease._unreachable = True  # only we are cut off: others may have seen no heartbeat
     with pytest.raises(LedgerUnreachable):
         lease.surely_held()
-    shelf.away = False
+    store.unreachable = False
     assert not lease.surely_held()
     lease.release()
-    assert shelf.released == set()
+    assert store.released == set()
 
 
-def test_a_holder_that_may_not_read_its_lease_any_more_ends():
-    shelf = Shelf()
-    lease = acquire(shelf, "s", ttl_seconds=0.03)
-    shelf.refused = BadInput("written by a newer muxfer")
+def test_holder_ends_when_a_newer_muxfer_wrote_its_lease():
+    store = MemoryStore()
+    lease = take_lease(store, ttl_seconds=0.03)
+    store.refused = BadInput("written by a newer muxfer")
     lease._beating.join()
     assert not lease.held()
     lease.release()
-    assert shelf.released == set()
+    assert store.released == set()
 
 
-@pytest.mark.parametrize("how", [{"away": True}, {"refused": RuntimeError("of a kind that nobody thought of")}])
-def test_an_outage_fences_nobody_and_stops_no_heart(how):
-    shelf = Shelf()
-    lease = acquire(shelf, "s", ttl_seconds=0.03)
-    shelf.beaten.wait()
-    vars(shelf).update(how)
-    while not lease._away:
+@pytest.mark.parametrize("failure", [{"unreachable": True}, {"refused": RuntimeError("an unexpected error")}])
+def test_outage_does_not_end_a_lease(failure):
+    store = MemoryStore()
+    lease = take_lease(store, ttl_seconds=0.03)
+    store.beaten.wait()
+    vars(store).update(failure)
+    while not lease._unreachable:
         pass
     assert lease.held()
-    shelf.beaten.clear()
-    shelf.away, shelf.refused = False, None
-    shelf.beaten.wait()
+    store.beaten.clear()
+    store.unreachable, store.refused = False, None
+    store.beaten.wait()
     assert lease.held()
     lease.release()
     assert not lease.held()

@@ -14,10 +14,10 @@ import pytest
 
 from muxfer import processes
 from muxfer.ledger.holder import Holder
-from tests.ledger.lease_doubles import elsewhere
+from tests.ledger.lease_doubles import holder_elsewhere
 
 
-def test_a_holder_survives_json():
+def test_holder_round_trips_through_json():
     holder = dataclasses.replace(Holder.this_process(), ttl_seconds=30.0)
     assert Holder.from_json(holder.to_json()) == holder
     assert holder.alive() is True
@@ -26,20 +26,20 @@ def test_a_holder_survives_json():
 @pytest.mark.parametrize(
     ("field", "value"), [("pid", 0), ("ttl_seconds", math.inf), ("ttl_seconds", 1e6), ("ttl_seconds", -1)]
 )
-def test_a_holder_for_whom_nobody_could_wait_is_refused(field, value):
+def test_holder_with_impossible_pid_or_ttl_is_refused(field, value):
     wrong = json.loads(Holder.this_process().to_json()) | {field: value}
     with pytest.raises(ValueError, match=field):
         Holder.from_json(json.dumps(wrong))
 
 
 @pytest.mark.parametrize("text", ["", "5", "[]", "{", "null", '{"pid": 1}', None])
-def test_what_is_no_holder_is_refused(text):
+def test_text_that_is_not_a_holder_is_refused(text):
     wrong = Holder.this_process().to_json().replace('"pid": ', '"pid": "', 1).replace(", ", '", ', 1)
     with pytest.raises((ValueError, TypeError)):
         Holder.from_json(wrong if text is None else text)
 
 
-def test_a_pid_that_was_given_to_another_process_is_dead():
+def test_holder_whose_pid_was_reused_is_dead():
     assert dataclasses.replace(Holder.this_process(), started="1").alive() is False
 
 
@@ -54,10 +54,10 @@ print([Holder.from_json(text).alive() for text in sys.argv[1:]])
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts /proc")
-def test_a_process_that_proc_hides_is_not_taken_for_dead():
+def test_process_hidden_by_proc_is_not_taken_for_dead():
     ours = Holder.this_process()
     gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout
-    looked = subprocess.run(
+    done = subprocess.run(
         [
             "unshare",
             "--mount",
@@ -71,10 +71,10 @@ def test_a_process_that_proc_hides_is_not_taken_for_dead():
         text=True,
         timeout=60,
     )
-    assert looked.stdout.strip() == "[None, False]", looked.stderr
+    assert done.stdout.strip() == "[None, False]", done.stderr
 
 
-def test_a_name_that_is_no_text_does_not_hide_a_process(tmp_path):
+def test_process_with_undecodable_name_is_judged(tmp_path):
     program = tmp_path / os.fsdecode(b"\xff\xfe)")
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as process:
@@ -89,14 +89,14 @@ def test_a_name_that_is_no_text_does_not_hide_a_process(tmp_path):
             process.kill()
 
 
-def test_another_host_or_container_cannot_be_judged_by_pid():
-    assert elsewhere().alive() is None
+def test_process_on_another_host_or_in_another_container_is_unknown():
+    assert holder_elsewhere().alive() is None
     assert dataclasses.replace(Holder.this_process(), namespace="pid:[1]").alive() is None
     assert dataclasses.replace(Holder.this_process(), boot="", namespace="").alive() is None
 
 
-def test_a_heart_that_has_not_beaten_for_long_is_silent_and_one_of_which_nothing_is_known_is_not():
-    holder = dataclasses.replace(elsewhere(), ttl_seconds=30.0)
+def test_holder_is_silent_only_after_a_known_and_old_heartbeat():
+    holder = dataclasses.replace(holder_elsewhere(), ttl_seconds=30.0)
     now = datetime.now().astimezone()
     beats = [None, now, now - timedelta(seconds=200), now - timedelta(seconds=400)]
     assert [dataclasses.replace(holder, beat=beat).silent() for beat in beats] == [False, False, False, True]

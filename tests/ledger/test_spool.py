@@ -1,4 +1,4 @@
-"""The spool and its writer: what is written once arrives in order, through crashes, full disks and outages."""
+"""The spool and its writer: each operation arrives once and in order, after crashes, full disks and outages."""
 
 import os
 import resource
@@ -26,16 +26,16 @@ def numbered(*numbers):
 
 
 def drained(spool):
-    found = []
+    drained_operations = []
     while spool.pending_bytes:
         operations, offset = spool.read()
-        found += operations
+        drained_operations += operations
         spool.acknowledge(offset)
-    return found
+    return drained_operations
 
 
 class Sink:
-    """A ledger that refuses the first few times it is asked."""
+    """A ledger whose first calls fail."""
 
     def __init__(self, failures=0):
         self.failures = failures
@@ -44,15 +44,15 @@ class Sink:
     def __call__(self, operations):
         if self.failures:
             self.failures -= 1
-            raise LedgerUnreachable("away")
+            raise LedgerUnreachable("no answer")
         self.taken += operations
 
 
 def writer_for(spools, sink, held=lambda: True):
-    return Writer(spools, sink, held=held, where="the ledger")
+    return Writer(spools, sink, held=held, surely_held=held, where="the ledger")
 
 
-def test_a_spool_gives_back_in_order_and_leaves_nothing(tmp_path):
+def test_spool_returns_operations_in_order_and_removes_its_files(tmp_path):
     spool = Spool(tmp_path / "s" / "spool.jsonl")
     assert not spool.path.parent.exists()
     for operation in numbered(*range(5)):
@@ -63,7 +63,7 @@ def test_a_spool_gives_back_in_order_and_leaves_nothing(tmp_path):
     assert drained(spool) == numbered(9)
 
 
-def test_a_spool_is_read_in_chunks_and_goes_on_after_the_acknowledged_one(tmp_path):
+def test_spool_is_read_in_chunks_from_the_acknowledged_offset(tmp_path):
     spool = Spool(tmp_path / "spool.jsonl")
     for operation in numbered(*range(20)):
         spool.append(operation)
@@ -75,7 +75,7 @@ def test_a_spool_is_read_in_chunks_and_goes_on_after_the_acknowledged_one(tmp_pa
 
 
 @pytest.mark.parametrize("cut", range(1, 22))
-def test_a_line_torn_by_a_crash_is_dropped_and_written_over(tmp_path, cut):
+def test_line_cut_short_by_a_crash_is_dropped(tmp_path, cut):
     path = tmp_path / "spool.jsonl"
     spool = Spool(path)
     for operation in numbered(1, 2):
@@ -88,14 +88,14 @@ def test_a_line_torn_by_a_crash_is_dropped_and_written_over(tmp_path, cut):
     assert drained(again) == numbered(1, 3)
 
 
-def test_a_damaged_line_is_left_out_and_told(tmp_path, caplog):
+def test_damaged_line_is_skipped_with_a_warning(tmp_path, caplog):
     path = tmp_path / "spool.jsonl"
     path.write_text('{"n":1}\n{"n":\n{"n":3}\n')
     assert drained(Spool(path)) == [{"n": 1}, {"n": 3}]
     assert "damaged line" in caplog.text
 
 
-def test_an_offset_without_its_file_hides_nothing(tmp_path):
+def test_offset_without_a_spool_is_ignored(tmp_path):
     (tmp_path / "spool.offset").write_text("1000")
     spool = Spool(tmp_path / "spool.jsonl")
     spool.append(numbered(1)[0])
@@ -104,7 +104,7 @@ def test_an_offset_without_its_file_hides_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("offset", ["-5", "1000000", "9" * 5000, "x", "", "\u0663x", "1.5"])
-def test_an_offset_that_cannot_be_hides_nothing(tmp_path, offset):
+def test_impossible_offset_is_ignored(tmp_path, offset):
     (tmp_path / "spool.jsonl").write_text('{"n":1}\n{"n":2}\n')
     (tmp_path / "spool.offset").write_text(offset)
     assert drained(Spool(tmp_path / "spool.jsonl")) == [{"n": 1}, {"n": 2}]
@@ -113,7 +113,7 @@ def test_an_offset_that_cannot_be_hides_nothing(tmp_path, offset):
 
 @pytest.mark.parametrize("end", ["jsonl", "offset", "tmp"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "victim")])
-def test_what_is_no_file_in_the_place_of_a_spool_is_refused(tmp_path, make, end):
+def test_folder_pipe_or_link_in_place_of_a_spool_is_refused(tmp_path, make, end):
     (tmp_path / "victim").write_text("precious")
     make(tmp_path / f"spool.{end}")
     with pytest.raises(BadInput, match=rf"spool.{end} is no file .*move it away"):
@@ -122,7 +122,7 @@ def test_what_is_no_file_in_the_place_of_a_spool_is_refused(tmp_path, make, end)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_value_that_is_not_finite_never_reaches_the_spool(tmp_path, value):
+def test_non_finite_value_never_reaches_the_spool(tmp_path, value):
     spool = Spool(tmp_path / "spool.jsonl")
     with pytest.raises(ValueError, match="JSON compliant"):
         spool.append({"value": value})
@@ -139,7 +139,7 @@ def full_disk(limit_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_what_a_full_disk_does_not_take_is_kept_and_delivered(tmp_path):
+def test_operations_survive_a_full_disk_in_memory(tmp_path):
     spool = Spool(tmp_path / "spool.jsonl")
     with full_disk(30):
         for operation in numbered(1, 2, 3):
@@ -150,7 +150,7 @@ def test_what_a_full_disk_does_not_take_is_kept_and_delivered(tmp_path):
     assert drained(spool) == numbered(4)
 
 
-def test_what_a_full_disk_did_not_take_goes_there_once_it_has_room_though_the_ledger_is_away(tmp_path):
+def test_operations_go_to_the_disk_when_it_has_room_again_during_an_outage(tmp_path):
     writer = writer_for([Spool(tmp_path / "spool.jsonl")], Sink(failures=10**9))
     with full_disk(0):
         writer.write(numbered(1)[0])
@@ -162,7 +162,7 @@ def test_what_a_full_disk_did_not_take_goes_there_once_it_has_room_though_the_le
     assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
 
 
-def test_an_earlier_drivers_spool_comes_before_ours(tmp_path):
+def test_spool_of_an_earlier_driver_is_applied_first(tmp_path):
     earlier = Spool(tmp_path / "spool-1.jsonl")
     for operation in numbered(1, 2):
         earlier.append(operation)
@@ -176,7 +176,7 @@ def test_an_earlier_drivers_spool_comes_before_ours(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ledger_that_comes_back_gets_everything_in_order(tmp_path):
+def test_ledger_gets_everything_in_order_after_an_outage(tmp_path):
     sink = Sink(failures=7)
     writer = writer_for([Spool(tmp_path / "spool.jsonl")], sink)
     for operation in numbered(*range(50)):
@@ -186,7 +186,7 @@ def test_a_ledger_that_comes_back_gets_everything_in_order(tmp_path):
     assert sink.taken == numbered(*range(50))
 
 
-def test_a_ledger_that_stays_away_is_told_with_what_waits_and_nothing_is_lost(tmp_path):
+def test_flush_reports_pending_bytes_and_loses_nothing_in_an_outage(tmp_path):
     writer = writer_for([Spool(tmp_path / "spool.jsonl")], Sink(failures=10**9))
     writer.write(numbered(1)[0])
     with pytest.raises(LedgerUnreachable, match=r"within 0.05 s.*bytes wait in .*run the same command again"):
@@ -195,7 +195,7 @@ def test_a_ledger_that_stays_away_is_told_with_what_waits_and_nothing_is_lost(tm
     assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
 
 
-def test_a_driver_that_was_taken_over_writes_no_more(tmp_path):
+def test_overtaken_driver_writes_no_more(tmp_path):
     sink = Sink()
     held = threading.Event()
     writer = writer_for([Spool(tmp_path / "spool.jsonl")], sink, held=held.is_set)
@@ -206,17 +206,17 @@ def test_a_driver_that_was_taken_over_writes_no_more(tmp_path):
     assert sink.taken == []
 
 
-class Laden:
-    """A writer with a spool to deliver, by a clock that goes on with each operation, so many seconds.
+class SlowLedger:
+    """A writer that delivers a spool, with a clock that advances by `seconds` with each operation.
 
-    Until `left` is set whoever flushes looks at that clock before the ledger answers.
+    Until `unblocked` is set, each delivery waits until the flushing thread has looked at that clock.
     """
 
     def __init__(self, path, monkeypatch, *, num_operations, seconds):
         monkeypatch.setattr(writer, "time", self)
         self.now = 0.0
         self.chunks = []
-        self.left = threading.Event()
+        self.unblocked = threading.Event()
         self._seconds = seconds
         self._looked = threading.Event()
         spool = Spool(path)
@@ -235,37 +235,37 @@ class Laden:
         self.now += self._seconds * len(operations)
         self.chunks.append(len(operations))
         self._looked.clear()
-        while not (self.left.is_set() or self._looked.wait(0.01)):
+        while not (self.unblocked.is_set() or self._looked.wait(0.01)):
             pass
 
 
 @pytest.fixture
-def laden(tmp_path, monkeypatch):
-    return partial(Laden, tmp_path / "spool.jsonl", monkeypatch)
+def slow_ledger(tmp_path, monkeypatch):
+    return partial(SlowLedger, tmp_path / "spool.jsonl", monkeypatch)
 
 
-def test_a_ledger_that_is_slow_is_waited_for_as_long_as_it_takes_something(laden):
-    slow = laden(num_operations=150, seconds=1.5)
+def test_flush_waits_for_a_slow_ledger_while_it_makes_progress(slow_ledger):
+    slow = slow_ledger(num_operations=150, seconds=1.5)
     slow.writer.flush(60)
     slow.writer.stop(60)
     assert sum(slow.chunks) == 150
     assert slow.now > 3 * 60
 
 
-def test_who_has_little_time_leaves_a_slow_ledger_the_rest(laden, tmp_path):
-    slow = laden(num_operations=150, seconds=1.5)
+def test_brief_flush_of_a_slow_ledger_keeps_the_rest_in_the_spool(slow_ledger, tmp_path):
+    slow = slow_ledger(num_operations=150, seconds=1.5)
     with pytest.raises(LedgerUnreachable, match="within 60 s: .*bytes wait in"):
         slow.writer.flush(60, brief=True)
     slow.writer._stopping = True
-    slow.left.set()
+    slow.unblocked.set()
     slow.writer.stop(60)
     assert len(drained(Spool(tmp_path / "spool.jsonl"))) == 150 - sum(slow.chunks) > 0
 
 
-def test_a_quick_ledger_gets_much_at_a_time(laden):
-    quick = laden(num_operations=3000, seconds=0.0001)
-    quick.left.set()
-    quick.writer.flush(60)
-    quick.writer.stop(60)
-    assert sum(quick.chunks) == 3000
-    assert max(quick.chunks) > 900
+def test_fast_ledger_gets_large_chunks(slow_ledger):
+    fast = slow_ledger(num_operations=3000, seconds=0.0001)
+    fast.unblocked.set()
+    fast.writer.flush(60)
+    fast.writer.stop(60)
+    assert sum(fast.chunks) == 3000
+    assert max(fast.chunks) > 900

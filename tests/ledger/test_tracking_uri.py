@@ -1,4 +1,4 @@
-"""What a tracking URI may be, and how one that leads nowhere is refused: in one line, and with no secret in it."""
+"""A tracking URI that can't work is refused in one line, and its secrets are never shown."""
 
 import dataclasses
 import socket
@@ -8,7 +8,7 @@ import pytest
 from muxfer.config.study import LedgerConfig
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from muxfer.ledger.tracking_uri import redact_uri, secrets, short_reason
+from muxfer.ledger.tracking_uri import redact_uri, short_reason, uri_secrets
 from muxfer.trial import Study
 
 STUDY = Study(name="lr-width", key="0123456789abcdef", identity={})
@@ -19,15 +19,15 @@ def sqlite_ledger(uri, folder):
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
-def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, tmp_path, monkeypatch):
+def test_unreachable_ledger_is_reported_in_one_line_without_credentials(scheme, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         uri = f"{scheme}://someone:s3cr3t%40x@127.0.0.1:{port}/db?password=qwerty"
-        with pytest.raises(LedgerUnreachable) as told:
+        with pytest.raises(LedgerUnreachable) as refused:
             MlflowLedger(LedgerConfig(tracking_uri=uri), folder=tmp_path).records(STUDY)
-    text = str(told.value)
+    text = str(refused.value)
     assert f"{scheme}://***@127.0.0.1:{port}/db gave no answer (connection refused)" in text
     assert "start it" in text
     assert not [secret for secret in ("someone", "s3cr3t", "qwerty", "hunter22", "\n") if secret in text]
@@ -51,20 +51,20 @@ def test_a_ledger_that_is_down_is_told_in_one_line_without_credentials(scheme, t
         ("./mlruns", "./mlruns"),
     ],
 )
-def test_a_uri_is_shown_without_user_password_and_query(uri, shown):
+def test_uri_is_shown_without_user_password_and_query(uri, shown):
     assert redact_uri(uri) == shown
     assert redact_uri(shown) == shown
 
 
-def test_a_raw_slash_in_a_password_is_told_without_it(tmp_path):
-    with pytest.raises(BadInput, match=r"postgresql://\*\*\*@db.lab/x: the port is not a number.*%2F") as told:
+def test_raw_slash_in_a_password_is_reported_without_the_password(tmp_path):
+    with pytest.raises(BadInput, match=r"postgresql://\*\*\*@db.lab/x: the port is not a number.*%2F") as refused:
         sqlite_ledger("postgresql://bob:hunter/22secret@db.lab/x", tmp_path).records(STUDY)
-    assert not [part for part in ("bob", "hunter", "22secret") if part in str(told.value)]
+    assert not [part for part in ("bob", "hunter", "22secret") if part in str(refused.value)]
     error = OSError("FATAL: 22secret is not of bob (hunter/22secret)")
-    assert short_reason(error, secrets("postgresql://bob:hunter/22secret@db.lab/x")).endswith("is not of *** (***)")
+    assert short_reason(error, uri_secrets("postgresql://bob:hunter/22secret@db.lab/x")).endswith("is not of *** (***)")
 
 
-def test_reading_a_ledger_that_is_not_there_creates_nothing(tmp_path, monkeypatch):
+def test_reading_a_missing_ledger_creates_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ledger = MlflowLedger(LedgerConfig(), folder=tmp_path)
@@ -75,13 +75,13 @@ def test_reading_a_ledger_that_is_not_there_creates_nothing(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "uri", ["./mlruns", "file:///tmp/x", "sqlite://", "sqlite:///:memory:", "htp://nowhere:1", "http://h:x"]
 )
-def test_a_uri_that_is_none_of_ours_is_refused(tmp_path, uri):
+def test_unsupported_uri_is_refused(tmp_path, uri):
     with pytest.raises(BadInput, match=r"ledger.tracking_uri .*expected"):
         sqlite_ledger(uri, tmp_path).acquire(STUDY)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a\nb", "a\0b", "x" * 10_000])
-def test_a_study_name_that_climbs_out_of_its_folder_is_refused(tmp_path, name):
+def test_study_name_that_is_no_folder_name_is_refused(tmp_path, name):
     with pytest.raises(BadInput, match="can't be a folder's"):
         sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).acquire(dataclasses.replace(STUDY, name=name))
     assert not (tmp_path / "mlflow.db").exists()
