@@ -4,33 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import diffusers
-import numpy
 import pytest
 import torch
 from torch import nn
 
 from muxfer.errors import BadInput
-from muxfer.mup import ScalePlan, make_plan
-from muxfer.mup.shapes import outline
 from proxy_models import FAMILIES
-
-
-class Stack(nn.Module):
-    """Names to modules or raw parameters; nothing here is ever run."""
-
-    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-
-def plan_of(build: Callable[[int], nn.Module], *, width: int = 256, base_width: int = 64, **kwargs) -> ScalePlan:
-    return make_plan(build, width=width, base_width=base_width, **{"readout": None, **kwargs})
-
-
-def roles_of(build: Callable[[int], nn.Module], **kwargs) -> dict[str, str]:
-    return {name: scale.role for name, scale in plan_of(build, **kwargs).scales.items()}
-
+from tests.mup.shape_cases import Stack, dit, pixart, plan_of, roles_of, sd3
 
 LAYERS = {
     "linear in": (lambda w: nn.Linear(3, w), {"weight": "input", "bias": "input"}),
@@ -100,38 +80,6 @@ def test_dit_roles_by_name() -> None:
     }
     assert [name for name, role in roles.items() if role == "readout"] == ["final_layer.linear.weight"]
     assert [name for name, role in roles.items() if role == "finite"] == ["final_layer.linear.bias"]
-
-
-def dit(width: int) -> nn.Module:
-    return diffusers.DiTTransformer2DModel(
-        num_attention_heads=width // 16, attention_head_dim=16, num_layers=2, sample_size=8, num_embeds_ada_norm=10
-    )
-
-
-def pixart(width: int) -> nn.Module:
-    return diffusers.PixArtTransformer2DModel(
-        num_attention_heads=width // 16,
-        attention_head_dim=16,
-        num_layers=2,
-        cross_attention_dim=width,
-        caption_channels=24,
-        sample_size=8,
-        use_additional_conditions=False,
-    )
-
-
-def sd3(width: int) -> nn.Module:
-    return diffusers.SD3Transformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=width // 16,
-        joint_attention_dim=24,
-        caption_projection_dim=width,
-        pooled_projection_dim=24,
-        qk_norm="rms_norm",
-        pos_embed_max_size=8,
-    )
 
 
 @pytest.mark.parametrize(
@@ -251,102 +199,6 @@ def test_tied_tensors_of_one_role_have_one_scale() -> None:
 def test_impossible_plans_are_refused(kwargs: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         plan_of(lambda w: nn.Linear(w, w), **kwargs)
-
-
-def flux(width: int) -> nn.Module:
-    return diffusers.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=width // 16,
-        joint_attention_dim=24,
-        pooled_projection_dim=24,
-        axes_dims_rope=(4, 6, 6),
-    )
-
-
-def encoder(width: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(width, width // 16, 4 * width)
-
-
-def family(name: str) -> Callable[[int], nn.Module]:
-    sizes = {"labels": {"num_classes": 10}, "text": {"text_dim": 24}, "pooled": {"pooled_dim": 24}}
-    given = {key: size for source in FAMILIES[name].inputs.values() for key, size in sizes.get(source, {}).items()}
-    return lambda width: FAMILIES[name].build(
-        width=width, depth=3, head_dim=16, patch=2, image_size=8, channels=1, **given
-    )
-
-
-AS_THEY_ARE = {"DiT": dit, "PixArt": pixart, "SD3": sd3, "FLUX": flux, "encoder layer": encoder}
-AS_THEY_ARE |= {name: family(name) for name in FAMILIES}
-
-
-@pytest.mark.parametrize("build", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())
-def test_no_number_of_the_usual_models_depends_on_the_width(build: Callable[[int], nn.Module]) -> None:
-    numbers = [outline(build, width).numbers for width in (64, 128, 256)]
-    assert numbers[0] == numbers[1] == numbers[2]
-    assert numbers[0]
-    plan_of(build)
-
-
-class Scaled(nn.Module):
-    """A forward with a number in it, kept as an attribute or as a buffer."""
-
-    def __init__(self, width: int, number: Callable[[int], float | torch.Tensor]) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-        value = number(width)
-        if isinstance(value, torch.Tensor):
-            self.register_buffer("scale", value)
-        else:
-            self.scale = value
-
-
-SEES_THE_WIDTH = {
-    "attribute": lambda w: w**-0.5,
-    "one attribute, at the target alone": lambda w: 0.25 if w < 256 else 0.5,
-    "to nan": lambda w: 1.0 if w < 256 else float("nan"),
-    "numpy": lambda w: numpy.float64(w) ** -0.5,
-    "buffer of torch.tensor": lambda w: torch.tensor(w**-0.5),
-    "buffer of a list of one": lambda w: torch.full((1,), w**-0.5),
-    "buffer, filled and multiplied": lambda w: torch.ones(1, 1) * w**-0.5,
-}
-
-
-@pytest.mark.parametrize("number", SEES_THE_WIDTH.values(), ids=SEES_THE_WIDTH.keys())
-def test_a_number_that_depends_on_the_width_is_refused(number: Callable[[int], float | torch.Tensor]) -> None:
-    with pytest.raises(
-        BadInput, match=r"deep.0: its .*scale is .* at width .*in a way that the plan cannot see"
-    ) as caught:
-        plan_of(lambda w: Stack(deep=nn.Sequential(Scaled(w, number))))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_refusal_of_a_number_says_both_values_and_what_to_do() -> None:
-    with pytest.raises(BadInput) as caught:
-        plan_of(lambda w: Scaled(w, lambda w: w**-0.5))
-    assert str(caught.value) == (
-        "the model: its attribute scale is 0.125 at width 64 and 0.0884 at 128: the forward depends on the width in a"
-        " way that the plan cannot see; keep it fixed (attention logits: 1/sqrt(head_dim))"
-    )
-
-
-SAME_AT_EVERY_WIDTH = {
-    "fixed": lambda w: 16**-0.5,
-    "nan": lambda w: float("nan"),
-    "but for a rounding": lambda w: 0.1 * w / w,
-    "a count": lambda w: w,
-    "a switch": lambda w: w > 100,
-    "positions": lambda w: torch.ones(w) * w,
-    "a count in a buffer": lambda w: torch.tensor(w),
-    "buffer": lambda w: torch.tensor(0.25),
-}
-
-
-@pytest.mark.parametrize("number", SAME_AT_EVERY_WIDTH.values(), ids=SAME_AT_EVERY_WIDTH.keys())
-def test_sizes_positions_and_fixed_numbers_are_fine(number: Callable[[int], float | torch.Tensor]) -> None:
-    assert roles_of(lambda w: Scaled(w, number)) == {"linear.weight": "hidden", "linear.bias": "input"}
 
 
 def test_planning_draws_no_random_numbers() -> None:

@@ -1,68 +1,19 @@
 """MMDiT is Stable Diffusion 3's: its size, its outputs as diffusers computes them, its two streams and their roles."""
 
-import dataclasses
-import math
 from fnmatch import fnmatch
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from torch.nn import functional as F
 
-from muxfer.config.hydra_compose import compose
 from muxfer.config.models import Mmdit
-from muxfer.config.parse import parse_part
-from muxfer.models.count import measure
 from muxfer.models.diffusers_weights import from_diffusers, to_diffusers
 from muxfer.models.families import family_of
-from muxfer.mup import make_plan, parametrize
+from muxfer.mup import make_plan
 from proxy_models import FAMILIES
-from proxy_models.mmdit import JointBlock, MMDiT, Projector
-
-SMALL: dict[str, Any] = {
-    "width": 32,
-    "depth": 2,
-    "head_dim": 16,
-    "patch": 2,
-    "image_size": 8,
-    "channels": 3,
-    "text_dim": 6,
-    "pooled_dim": 5,
-}
-REPA: dict[str, Any] = {"repa_depth": 1, "repa_dim": 7}
-
-
-def config(**changes: Any) -> Mmdit:
-    return Mmdit(**{"family": "mmdit", "base_width": 32, **SMALL, **changes})
-
-
-def composed(*overrides: str) -> Mmdit:
-    return parse_part("model", compose("lr-width", ["model=mmdit", *overrides]))
-
-
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-
-
-def randomized(**changes: Any) -> Any:
-    model = MMDiT(**{**SMALL, **changes})
-    randomize(model)
-    return model
-
-
-def batch(size: int = 3, *, length: int = 4, **changes: Any) -> tuple[torch.Tensor, ...]:
-    """Image, timesteps, caption and pooled caption."""
-    sizes = {**SMALL, **changes}
-    generator = torch.Generator().manual_seed(1)
-    x_BCHW = torch.randn(size, sizes["channels"], sizes["image_size"], sizes["image_size"], generator=generator)
-    text_BLE = torch.randn(size, length, sizes["text_dim"], generator=generator)
-    pooled_BP = torch.randn(size, sizes["pooled_dim"], generator=generator)
-    return x_BCHW, torch.tensor([0.0, 500.0, 999.0])[:size], text_BLE, pooled_BP
+from proxy_models.mmdit import JointBlock, MMDiT
+from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, config, randomize, randomized
 
 
 def with_diffusers(model: MMDiT, settings: Mmdit) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -119,62 +70,6 @@ def test_the_projector_is_not_exported() -> None:
     assert back.keys() == plain.state_dict().keys()
     plain.load_state_dict(back)
     assert torch.equal(plain(*batch()), aligned(*batch()))
-
-
-def test_stable_diffusion_3_medium_has_its_size() -> None:
-    """2,028,328,000 parameters, as diffusers counts them on the meta device."""
-    model = composed("+size=sd3_medium")
-    with torch.device("meta"):
-        reference = diffusers.SD3Transformer2DModel(
-            num_layers=24,
-            num_attention_heads=24,
-            caption_projection_dim=1536,
-            pos_embed_max_size=64,
-        )
-    count = measure(model).parameters
-    assert count == sum(parameter.numel() for parameter in reference.parameters()) == 2_028_328_000
-
-
-@pytest.mark.parametrize(("width", "billions"), [(512, 0.152), (1920, 2.104), (5120, 14.899)])
-def test_the_mup_papers_target_and_proxies_can_be_built(width: int, billions: float) -> None:
-    """Of 18B and 0.18B in the paper; see the note in conf/size/mmdit_18b.yaml."""
-    model = dataclasses.replace(composed("+size=mmdit_18b"), width=width)
-    model.validate()
-    assert measure(model).parameters / 1e9 == pytest.approx(billions, abs=0.001)
-
-
-@pytest.mark.parametrize("changes", [{}, {"depth": 1}, {"width": 64, "depth": 3, "patch": 4, "qk_norm": False}, REPA])
-def test_size_and_multiply_accumulates_follow_from_the_keys(changes: dict[str, Any]) -> None:
-    model = config(**changes)
-    caption = "a scan of the digit seven"
-    width, depth, image, text = model.width, model.depth, (model.image_size // model.patch) ** 2, 7
-    pixels = model.patch**2 * model.channels
-    embedders = (model.text_dim * text + 256 + model.pooled_dim + 2 * width) * width
-    stream, last = 12 * width**2, 3 * width**2
-    modulations = 12 * depth - 4 + 2
-    macs = (
-        2 * pixels * width * image
-        + embedders
-        + (depth * image + (depth - 1) * text) * stream
-        + last * text
-        + modulations * width**2
-        + depth * 2 * (image + text) ** 2 * width
-    )
-    biases_and_weights = (
-        (pixels + 1) * width
-        + (width + 1) * pixels
-        + (model.text_dim + 1 + 256 + 1 + model.pooled_dim + 1 + 2 * (width + 1)) * width
-        + (2 * depth - 1) * (stream + 9 * width)
-        + last
-        + 3 * width
-        + modulations * (width + 1) * width
-        + (4 * depth * model.head_dim if model.qk_norm else 0)
-    )
-    if model.repa_dim is not None:  # counted as parameters, but no sample needs it
-        hidden = 2 * model.repa_dim
-        biases_and_weights += (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * model.repa_dim
-    cost = measure(model, [caption])
-    assert (cost.parameters, cost.macs) == (biases_and_weights, macs)
 
 
 def test_zero_gates_and_zero_readout_at_initialization() -> None:
@@ -280,82 +175,6 @@ def test_input_weights_do_not_know_the_width() -> None:
         }
         for name, std in expected.items():
             assert model.get_parameter(f"{name}.weight").std().item() == pytest.approx(std, rel=0.15), name
-
-
-def test_a_projector_leaves_every_other_weight_and_the_output_as_they_are() -> None:
-    torch.manual_seed(0)
-    plain = MMDiT(**SMALL)
-    torch.manual_seed(0)
-    aligned = MMDiT(**SMALL, **REPA)
-    state = aligned.state_dict()
-    assert {name for name in state if name not in plain.state_dict()} == {
-        f"projector.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")
-    }
-    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
-    randomize(aligned)
-    output, projection_BTE = aligned(*batch(), repa=True)
-    assert torch.equal(output, aligned(*batch()))
-    assert projection_BTE.shape == (3, 16, 7)
-    with pytest.raises(ValueError, match="needs a projector"):
-        plain(*batch(), repa=True)
-
-
-@pytest.mark.parametrize("repa_depth", [1, 2, 3])
-def test_repa_trains_what_stands_before_the_projector_and_nothing_behind(repa_depth: int) -> None:
-    model = randomized(depth=3, repa_depth=repa_depth, repa_dim=7)
-    _, projection_BTE = model(*batch(), repa=True)
-    features_BTE = torch.randn(projection_BTE.shape, generator=torch.Generator().manual_seed(3))
-    (1 - F.cosine_similarity(projection_BTE, features_BTE, dim=-1)).mean().backward()
-    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    blocks = [f"joint_blocks.{i}." for i in range(repa_depth)]
-    before = ("x_embedder", "t_embedder", "y_embedder", "context_embedder", "projector", *blocks)
-    # the text that leaves block repa_depth is for the blocks behind it
-    ends = tuple(f"joint_blocks.{repa_depth - 1}.context_block.{part}" for part in ("attn.proj", "mlp"))
-    assert trained == {
-        name for name, _ in model.named_parameters() if name.startswith(before) and not name.startswith(ends)
-    }
-    for name, parameter in model.named_parameters():
-        if name in trained and name != f"joint_blocks.{repa_depth - 1}.context_block.attn.ln_q.weight":
-            assert parameter.grad.abs().max() > 0, name
-
-
-def test_however_wide_the_model_the_cosines_gradient_stays_ordinary() -> None:
-    """At infinite width the projector's first weight adds nothing at first: a cosine of zero would have no gradient."""
-    torch.manual_seed(0)
-    projector: Any = Projector(64, 16)
-    x_BTD = torch.randn(4, 9, 64)
-    features_BTE = torch.randn(4, 9, 16)
-
-    def gradient_norm() -> float:
-        projector.zero_grad()
-        (1 - F.cosine_similarity(projector(x_BTD), features_BTE, dim=-1)).mean().backward()
-        return torch.stack([parameter.grad.norm() for parameter in projector.parameters()]).norm().item()
-
-    narrow = gradient_norm()
-    with torch.no_grad():
-        projector[0].weight.zero_()
-    assert 0.1 * narrow < gradient_norm() < 10 * narrow
-
-
-def test_under_mup_the_trunk_gets_less_of_the_cosines_gradient_the_wider_it_is() -> None:
-    """As the root of the width, like the gradient of any loss; -0.48 seen, and -0.02 with the first bias at zero."""
-    generator = torch.Generator().manual_seed(4)
-    norms = []
-    for width in (256, 4096):
-        plan = make_plan(lambda w: Projector(w, 64), width=width, base_width=64, readout=None)
-        assert plan.scales["0.weight"].role == "readout"
-        total = 0.0
-        for seed in range(5):
-            torch.manual_seed(seed)
-            projector = Projector(width, 64)
-            parametrize(projector, plan)
-            x_BTD: Any = torch.randn(8, 16, width, generator=generator, requires_grad=True)
-            features_BTE = torch.randn(8, 16, 64, generator=generator)
-            (1 - F.cosine_similarity(projector(x_BTD), features_BTE, dim=-1)).mean().backward()
-            total += x_BTD.grad.norm().item()
-        norms.append(total)
-    slope = math.log2(norms[1] / norms[0]) / 4
-    assert slope == pytest.approx(-0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])

@@ -1,0 +1,114 @@
+"""Each family declares its residual branches and their ends rightly, and stock U-ViT is refused."""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from muxfer.config.models import Uvit
+from muxfer.errors import BadInput
+from muxfer.models.families import family_of
+from muxfer.mup import make_plan
+from proxy_models import FAMILIES
+
+SIZES = {"width": 32, "depth": 3, "head_dim": 16, "patch": 4, "image_size": 8, "channels": 1}
+NEEDED = {"labels": {"num_classes": 10}, "text": {"text_dim": 6}, "pooled": {"pooled_dim": 5}}
+"""Arguments by the source that needs them."""
+
+
+def build_family(family: str, width: int) -> nn.Module:
+    entry = FAMILIES[family]
+    wanted = {**SIZES, "width": width}
+    for source in entry.inputs.values():
+        wanted |= NEEDED.get(source, {})
+    if "skip" in inspect.signature(entry.build).parameters:
+        wanted["skip"] = "residual"
+    return entry.build(**wanted)
+
+
+def forward_family(family: str) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+    """A family's model in float64 with nothing zero in it, and its forward on one batch."""
+    torch.manual_seed(1)
+    model = build_family(family, SIZES["width"]).double()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
+    batch = {
+        "image": torch.randn(2, 1, 8, 8, dtype=torch.float64),
+        "timestep": torch.tensor([100.0, 700.0], dtype=torch.float64),
+        "labels": torch.tensor([3, 7]),
+        "text": torch.randn(2, 3, 6, dtype=torch.float64),
+        "text_mask": torch.tensor([[True, True, False], [True, True, True]]),
+        "pooled": torch.randn(2, 5, dtype=torch.float64),
+    }
+    given = {argument: batch[source] for argument, source in FAMILIES[family].inputs.items()}
+    return model, lambda: model(**given)
+
+
+def find_branches(family: str) -> tuple[set[str], set[str]]:
+    """Names inside the family's branches, and of those the ends, by what a plan at the base width does to them."""
+    entry = FAMILIES[family]
+    plan = make_plan(
+        lambda width: build_family(family, width),
+        width=32,
+        base_width=32,
+        parametrization="completep",
+        readout=entry.readout,
+        declared=entry.declared,
+        depth=3,
+        base_depth=1,
+        branches=entry.branches,
+        branch_ends=entry.branch_ends,
+    )
+    inside = {name for name, scale in plan.scales.items() if scale.eps * scale.fold != 1}
+    return inside, {name for name, scale in plan.scales.items() if scale.fold != 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_ends_close_all_of_its_branches_and_hold_the_factor_once(family: str) -> None:
+    """At ends of zero nothing inside matters; near it the output grows in proportion, so no end has a second one."""
+    model, forward = forward_family(family)
+    inside, ends = find_branches(family)
+    assert ends
+    assert ends < inside
+    parameters = dict(model.named_parameters())
+    whole = {name: parameters[name].detach().clone() for name in ends}
+
+    def at(factor: float) -> torch.Tensor:
+        with torch.no_grad():
+            for name in ends:
+                parameters[name].copy_(factor * whole[name])
+        return forward()
+
+    small, double = (at(factor).detach() for factor in (1e-4, 2e-4))
+    closed = at(0.0)
+    grads = torch.autograd.grad(closed.square().sum(), [*parameters.values()], allow_unused=True)
+    for name, grad in zip(parameters, grads, strict=True):
+        if name in inside - ends:
+            assert grad is None or not grad.any(), name
+    torch.testing.assert_close(double - closed, 2 * (small - closed), rtol=1e-2, atol=1e-6)
+    assert (small - closed).abs().max() > 1e-6
+
+
+def test_stock_uvit_is_refused_and_says_what_to_do() -> None:
+    for skip in ("linear", "residual"):
+        model = Uvit(family="uvit", num_classes=10, skip=skip, base_width=32, **SIZES)
+        family = family_of(model)
+        arguments = {
+            "width": 64,
+            "base_width": 32,
+            "parametrization": "completep",
+            "readout": family.readout,
+            "depth": 3,
+            "base_depth": 1,
+            "branches": family.branches,
+            "branch_ends": family.branch_ends,
+        }
+        if skip == "linear":
+            with pytest.raises(BadInput, match=r"no branch ends.*model.skip=residual offers x \+ W\[x; skip\]"):
+                make_plan(family.build, **arguments)
+        else:
+            plan = make_plan(family.build, **arguments)
+            assert plan.scales["out_blocks.0.skip_linear.weight"].fold == pytest.approx(1 / 3)
