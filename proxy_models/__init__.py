@@ -1,6 +1,6 @@
-"""The families of models that a config may name; nothing that is not in FAMILIES is ever imported by name.
+"""The families of models that a config may name. No model outside FAMILIES can be named as a family.
 
-Plain modules on torch alone, free of muxfer: what a family must say beyond its class stands in its entry.
+The models are plain modules on torch alone, free of muxfer. What a class cannot say itself is in its entry here.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ __all__ = ["FAMILIES", "Family"]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: its builder and what stands in no shape of it.
+    """One family: its builder, and what its shapes do not tell.
 
-    `inputs` says what forward is called with: its arguments by name, each with a source (image, timestep, labels, text,
-    text_mask, pooled, ...); `output` is an image, or the patches of one. `readout` names the one output weight that the
-    output multiplier belongs to. `declared` gives the role (input, hidden, readout, finite) of parameters whose layout
-    a shape cannot tell. For depth scaling, `branches` match (as in fnmatch) the parameters inside residual branches,
-    `branch_ends` the last weight and bias of each branch, never a gate.
+    `inputs` maps each argument of forward to its source (image, timestep, labels, text, text_mask, pooled, ...).
+    `output` is an image, or the patches of one. `readout` names the one output weight that the output multiplier
+    belongs to. `declared` gives the role (input, hidden, readout, finite) of parameters whose layout a shape cannot
+    tell. For depth scaling, `branches` match (as in fnmatch) the parameters inside residual branches. `branch_ends`
+    match the last weight and bias of each branch, never a gate.
     """
 
     build: Callable[..., nn.Module]
@@ -58,10 +58,10 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "uvit": Family(
         build=UViT,
-        inputs=LABELS,  # TEXT where it is built with a text_dim
+        inputs=LABELS,  # TEXT if it is built with a text_dim
         readout="decoder_pred.weight",
         branches=("in_blocks.*", "mid_block.*", "out_blocks.*"),
-        branch_ends=("*_block*.attn.proj.*", "*_block*.mlp.fc2.*", "out_blocks.*.skip_linear.*"),  # skip: residual
+        branch_ends=("*_block*.attn.proj.*", "*_block*.mlp.fc2.*", "out_blocks.*.skip_linear.*"),  # skip=residual only
     ),
     "in_context": Family(
         build=InContextTransformer,

@@ -1,7 +1,7 @@
-"""The only attention call of the project, so that a faster kernel or another backend has one place to go.
+"""The only attention call of the project: a faster kernel or another backend has one place to go.
 
-Scores keep 1/sqrt(head_dim): the head dim is fixed and the number of heads grows with the width, so no width enters.
-Refuses nothing itself; the models check that their width holds whole heads.
+Scores keep 1/sqrt(head_dim). The head dim is fixed and the number of heads grows, so scores do not depend on the width.
+Refuses nothing itself: the models refuse a width that is not whole heads.
 
 Axes: B batch, H heads, T tokens, S tokens attended to, K head dim, D width.
 """
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 def attend(
     q_BHTK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor, mask_BS: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Softmax attention of every query over the S keys, or those where the mask is True; returns [B, H, T, K].
+    """Softmax attention of every query over the S keys, or over those where the mask is True. Returns [B, H, T, K].
 
-    At least one key of a sample must be True: a softmax over none is NaN.
+    Each sample needs at least one True key: a softmax over none is NaN.
     """
     return F.scaled_dot_product_attention(
         q_BHTK, k_BHSK, v_BHSK, attn_mask=None if mask_BS is None else mask_BS[:, None, None]

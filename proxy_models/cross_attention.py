@@ -1,11 +1,11 @@
 """The cross-attention transformer of the scaling laws for diffusion transformers (Liang et al. 2024).
 
-DiT's adaLN-Zero blocks for the timestep, each with cross-attention to the caption between attention and MLP. That
-branch has a learned norm and no gate, so only the readout and the modulations start at zero. Caption tokens have no
-positions of ours: the text encoder's features hold their order.
+The blocks are DiT's adaLN-Zero blocks for the timestep, with cross-attention to the caption between attention and MLP.
+That branch has a learned norm and no gate, so only the readout and the modulations start at zero. Caption tokens get no
+positions here: the text encoder's features hold their order.
 
-The text projection's first layer is drawn with deviation fan_in^-1/2, all else as in DiT. Refuses a width that is not
-whole heads and an image that is not whole patches.
+The text projection's first layer is drawn with deviation fan_in^-1/2, everything else as in DiT. Refuses a width that
+is not whole heads and an image that is not whole patches.
 
 Axes: B batch, C channels, H and W pixels, T patches, L caption tokens, E text features, D width.
 """
@@ -24,7 +24,7 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """Attention and MLP, shifted, scaled and gated by the time; cross-attention to the caption between them."""
+    """Attention and MLP, shifted, scaled and gated by the timestep, with cross-attention to the caption in between."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -96,7 +96,10 @@ class CrossAttentionTransformer(nn.Module):
     def forward(
         self, x_BCHW: torch.Tensor, t_B: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], its mask (True: a token); as DiT's output."""
+        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], mask [B, L] (True: a token).
+
+        Returns [B, C or 2C, H, W].
+        """
         x_BTD = self.x_embedder(x_BCHW) + self.pos_embed
         c_BD = self.t_embedder(t_B)
         text_BLD = self.y_embedder(text_BLE)

@@ -1,9 +1,9 @@
 """DiT (Peebles and Xie 2023) in its four block designs, at any width, depth, head dim, patch and number of channels.
 
-Parameter names are the reference's, and so is the initialization, but for the patch embedding (see embed.py). The
-reference published adaLN-Zero alone; the other designs follow section 3.2 of the paper, and where their norms are not
-adaptive they learn a gain and a bias as a ViT's do (the paper's rounded counts fit either way). The module has no
-randomness of its own. Refuses a width that is not whole heads and an image that is not whole patches.
+Parameter names are the reference's. The initialization is too, except for the patch embedding (see embed.py). The
+reference published adaLN-Zero alone, so the other designs follow section 3.2 of the paper. Norms that are not adaptive
+learn a gain and a bias, as a ViT's do; the paper's rounded counts fit both with and without them. The forward draws no
+random numbers. Refuses a width that is not whole heads and an image that is not whole patches.
 
 Axes: B batch, C channels, H and W pixels, T patches (or patches and condition), S tokens of the condition, D width.
 """
@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
 
 class AdaLNZeroBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition; zero gates make it the identity at first."""
+    """Attention and MLP, each shifted, scaled and gated by the condition. With zero gates it starts as the identity."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class AdaLNZeroBlock(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """adaLN-Zero without its gates: not the identity at first, for the branches are added as they are."""
+    """adaLN-Zero without gates: the branches are added in full, so it does not start as the identity."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class InContextBlock(nn.Module):
-    """A ViT's block; the condition is among its tokens."""
+    """A ViT's block. The condition is among its tokens."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class FinalLayer(nn.Module):
 
 
 class PlainFinalLayer(nn.Module):
-    """The readout of the designs without adaLN: a learned norm in its place."""
+    """The readout of the designs without adaLN: it has a learned norm instead."""
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class PlainFinalLayer(nn.Module):
 class DiT(nn.Module):
     """Predicts noise or velocity from a noised image, its timestep and its class.
 
-    `block` says how the condition enters: time and class are summed for adaLN, a sequence of two tokens that the
-    patches attend to for cross-attention, or two more tokens beside the patches, dropped before the readout.
+    `block` says how the condition enters. For adaLN, time and class are summed. For cross-attention they are two tokens
+    that the patches attend to. In context they are two more tokens beside the patches, dropped before the readout.
     `learn_sigma` doubles the output channels (prediction first, variance second). Class `num_classes` is the null one.
     """
 

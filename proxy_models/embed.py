@@ -1,8 +1,8 @@
-"""How pixels, time, labels and positions enter a transformer.
+"""Embeds pixels, time, labels and positions for a transformer.
 
-Every first layer here is an input weight: its fan-in is finite, so its initial deviation must not know the width.
-The DiT reference draws the patch embedding by Xavier, whose fan-out leaks the width; here it is fan_in^-1/2.
-Nothing here draws random numbers in forward: labels arrive with some already replaced by the null class.
+Every first layer here is an input weight: its fan-in is finite, so its initial deviation must not depend on the width.
+The DiT reference draws the patch embedding by Xavier, whose fan-out depends on the width. Here it is fan_in^-1/2.
+No forward draws random numbers: the caller has already replaced some labels by the null class.
 
 Axes: B batch, C channels, H and W pixels, T patches, D width, F frequencies.
 """
@@ -17,7 +17,7 @@ TABLE_STD = 0.02
 
 
 class PatchEmbed(nn.Module):
-    """Image to one token a patch: a convolution whose stride is its kernel."""
+    """One token per patch of the image: a convolution whose stride is its kernel."""
 
     def __init__(self, patch: int, channels: int, width: int) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class PatchEmbed(nn.Module):
 
 
 def patches_to_image(x_BTD: torch.Tensor, patch: int) -> torch.Tensor:
-    """[B, T, patch*patch*C] of a square image to [B, C, H, W]; C runs fastest, as in the DiT reference."""
+    """From [B, T, patch*patch*C] of a square image to [B, C, H, W]. C runs fastest, as in the DiT reference."""
     side = math.isqrt(x_BTD.shape[1])
     x_BhwpqC = x_BTD.unflatten(-1, (patch, patch, -1)).unflatten(1, (side, side))
     return x_BhwpqC.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def sincos_positions(width: int, side: int) -> torch.Tensor:
-    """Fixed 2-d positions [side*side, D]: half the width encodes the column, half the row, each sines then cosines."""
+    """Fixed 2-d positions [side*side, D]. Half the width encodes the column, half the row, each sines then cosines."""
     if width % 4:
         raise ValueError(f"width {width}: 2-d sine-cosine positions need a multiple of 4")
     # On the CPU: arithmetic on the meta device imports torch._dynamo, 2 s of CPU time.
@@ -53,13 +53,13 @@ def sincos_positions(width: int, side: int) -> torch.Tensor:
 
 
 def timestep_features(t_B: torch.Tensor, size: int, *, frequency_shift: float = 0.0) -> torch.Tensor:
-    """Cosines then sines of t, in float32: [B, size]. t runs from 0 to 1000 whatever the objective.
+    """Cosines then sines of t, in float32: [B, size]. t runs from 0 to 1000, whatever the objective.
 
-    Frequencies are 10000^(-i / (size/2 - frequency_shift)): the DiT reference has shift 0, diffusers' DiT has 1.
+    Frequencies are 10000^(-i / (size/2 - frequency_shift)). The DiT reference has shift 0, diffusers' DiT has 1.
     """
     half = size // 2
     index_F = torch.arange(half, dtype=torch.float32, device=t_B.device)
-    # In this order: at t = 999 a float32 rounding of a frequency moves the outputs by 1e-4.
+    # Keep this order of operations: at t = 999 a float32 rounding of a frequency moves the outputs by 1e-4.
     frequency_F = torch.exp(-math.log(10000.0) * index_F / (half - frequency_shift))
     angle_BF = t_B.float()[:, None] * frequency_F[None]
     return torch.cat([angle_BF.cos(), angle_BF.sin()], dim=1)
@@ -86,7 +86,7 @@ class TimestepEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """One row a class and a last one, the null class, which label dropout and guidance use."""
+    """One row per class, and a last row for the null class, which label dropout and guidance use."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

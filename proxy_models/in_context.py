@@ -1,10 +1,10 @@
 """The in-context transformer of the scaling laws for diffusion transformers (Liang et al. 2024): one sequence for all.
 
-Time, caption and patches are tokens of one plain pre-norm transformer, and every token attends to every other; nothing
-else carries a condition. Caption tokens have no positions of ours: the text encoder's features hold their order.
+Time, caption and patches are tokens of one plain pre-norm transformer, and every token attends to every other. The
+condition enters in no other way. Caption tokens get no positions here: the text encoder's features hold their order.
 
-Every first layer is drawn with deviation fan_in^-1/2, so that a token enters the residual stream with the size of a
-patch whatever the width; other linears as in DiT; the readout is zero. Refuses a width that is not whole heads and an
+Every first layer is drawn with deviation fan_in^-1/2. So at any width a token enters the residual stream with the size
+of a patch. Other linears are drawn as in DiT, and the readout is zero. Refuses a width that is not whole heads and an
 image that is not whole patches.
 
 Axes: B batch, C channels, H and W pixels, T tokens, L caption tokens, E text features, D width.
@@ -19,7 +19,7 @@ from proxy_models.embed import PatchEmbed, TimestepEmbed, patches_to_image, sinc
 
 
 class TextEmbed(nn.Module):
-    """A text encoder's features through two layers, token by token."""
+    """Two layers on a text encoder's features, token by token."""
 
     def __init__(self, text_dim: int, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class TextEmbed(nn.Module):
 
 
 def reset_first_layer(mlp: nn.Sequential) -> None:
-    """Deviation fan_in^-1/2, which does not know the width: Xavier's fan-out would."""
+    """Draw with deviation fan_in^-1/2, which does not depend on the width. Xavier's would, by its fan-out."""
     first = mlp[0]
     assert isinstance(first, nn.Linear)
     nn.init.normal_(first.weight, std=first.in_features**-0.5)
@@ -100,7 +100,10 @@ class InContextTransformer(nn.Module):
     def forward(
         self, x_BCHW: torch.Tensor, t_B: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], its mask (True: a token); as DiT's output."""
+        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], mask [B, L] (True: a token).
+
+        Returns [B, C or 2C, H, W].
+        """
         patches_BTD = self.x_embedder(x_BCHW) + self.pos_embed
         num_patches = patches_BTD.shape[1]
         x_BTD = torch.cat([self.t_embedder(t_B)[:, None], self.y_embedder(text_BLE), patches_BTD], dim=1)

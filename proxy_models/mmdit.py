@@ -1,9 +1,9 @@
 """MMDiT, the two-stream transformer of Stable Diffusion 3 (Esser et al. 2024), with REPA's projector (Yu et al. 2025).
 
 Picture and text have weights of their own and meet in one attention over all tokens. Parameter names are those of
-Stability AI's reference; how it was initialized was never published, so that is DiT's: adaLN-Zero, zero readout, Xavier
-inside, no width in an input weight. The module has no randomness of its own. Refuses sizes that don't divide, and a
-projector without a block behind which it stands.
+Stability AI's reference. Its initialization was never published, so it is DiT's: adaLN-Zero, zero readout, Xavier
+inside, and input weights that do not depend on the width. The forward draws no random numbers. Refuses a width that is
+not whole heads and an image that is not whole patches. Also refuses a projector whose block is not given or not there.
 
 Axes: B batch, C channels, H and W pixels or (between B and K) heads, T patches, L text tokens, S both, D width, K head
 dim, E text features, P pooled text features.
@@ -17,11 +17,11 @@ from proxy_models.dit import MLP, FinalLayer, modulate
 from proxy_models.embed import TABLE_STD, PatchEmbed, TimestepEmbed, patches_to_image, sincos_positions
 
 PROJECTOR_RATIO = 2
-"""Hidden size of the projector over that of the features. REPA's is 2048, for features of 768 to 1536."""
+"""Hidden size of the projector over the number of features. REPA's is 2048, for 768 to 1536 features."""
 
 
 class PooledEmbed(nn.Module):
-    """One vector a caption through a two-layer MLP, to be added to the time's."""
+    """A two-layer MLP on one vector per caption. The result is added to that of the timestep."""
 
     def __init__(self, pooled_dim: int, width: int) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class PooledEmbed(nn.Module):
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMS norm over the head dim, in the gain's precision: under autocast that is not the input's."""
+    """RMS norm over the head dim, in the gain's precision. Under autocast the input's precision is another."""
 
     def forward(self, x_BHTK: torch.Tensor) -> torch.Tensor:
         return super().forward(x_BHTK.to(self.weight.dtype)).to(x_BHTK.dtype)
 
 
 class StreamAttention(nn.Module):
-    """One stream's share of the joint attention: its queries, keys and values, and its output unless `pre_only`."""
+    """One stream's part of the joint attention: its queries, keys and values, and its output unless `pre_only`."""
 
     def __init__(self, width: int, head_dim: int, *, qk_norm: bool, pre_only: bool) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class StreamAttention(nn.Module):
 
 
 class StreamBlock(nn.Module):
-    """One stream's half of a joint block, before and after the attention; `pre_only` has nothing after it."""
+    """One stream's half of a joint block, before and after the attention. `pre_only` has no part after it."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float, *, qk_norm: bool, pre_only: bool) -> None:
         super().__init__()
@@ -85,14 +85,14 @@ class StreamBlock(nn.Module):
         return x_BTD + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x_BTD), shift_mlp, scale_mlp))
 
     def modulation(self, c_BD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Shift and scale of the attention, then, unless `pre_only`, its gate, and shift, scale and gate of the MLP."""
+        """Shift and scale of the attention. Unless `pre_only`, also its gate, and shift, scale and gate of the MLP."""
         return self.adaLN_modulation(c_BD).chunk(2 if self.pre_only else 6, dim=1)
 
 
 class JointBlock(nn.Module):
-    """Both streams attend to both. With `context_pre_only` the text only gives keys and values, and ends here.
+    """Both streams attend to both. With `context_pre_only` the text gives keys and values only, and ends here.
 
-    That block's text queries are computed and dropped, as in the reference: their weights get a gradient of zero.
+    Its text queries are computed and dropped, as in the reference. Their weights get a gradient of zero.
     """
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float, *, qk_norm: bool, context_pre_only: bool) -> None:
@@ -103,7 +103,7 @@ class JointBlock(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, context_BLD: torch.Tensor, c_BD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Picture and text after the block; the text unchanged where the block is its last."""
+        """Picture and text after the block. In the last block the text is returned unchanged."""
         text_parts, image_parts = self.context_block.modulation(c_BD), self.x_block.modulation(c_BD)
         text_heads = self.context_block.before(context_BLD, text_parts)
         image_heads = self.x_block.before(x_BTD, image_parts)
@@ -116,10 +116,11 @@ class JointBlock(nn.Module):
 
 
 class Projector(nn.Sequential):
-    """Image tokens to the features of a frozen encoder. Its hidden size is the features', never the width's.
+    """From image tokens to the features of a frozen encoder. Its hidden size follows the features, never the width.
 
-    So its first layer is a readout, whose part at initialization vanishes as the width grows. The cosine behind has a
-    gradient of one over the projection's length: that layer's bias starts random, or the length would vanish too.
+    So its first layer is a readout, whose output at initialization vanishes as the width grows. The gradient of the
+    cosine loss is proportional to one over the projection's length. That layer's bias starts random, so that the length
+    does not vanish too.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -140,7 +141,7 @@ class MMDiT(nn.Module):
     """Predicts noise or velocity from a noised image, its timestep and its caption.
 
     `learn_sigma` doubles the output channels (prediction first, variance second). After `repa_depth` blocks a projector
-    takes the image tokens to `repa_dim` features a patch; it runs only where it is asked for.
+    maps the image tokens to `repa_dim` features per patch. It runs only if forward gets `repa`.
     """
 
     pos_embed: torch.Tensor
@@ -186,7 +187,7 @@ class MMDiT(nn.Module):
         self.final_layer = FinalLayer(width, patch * patch * out_channels)
         self.projector: Projector | None = None
         self.reset_parameters()
-        if repa_dim is not None:  # drawn last: all other weights start as they do without it
+        if repa_dim is not None:  # drawn last, so that all other weights start as they do without it
             self.projector = Projector(width, repa_dim)
 
     def reset_parameters(self) -> None:
@@ -217,8 +218,8 @@ class MMDiT(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Image [B, C, H, W], timesteps [B] in 0..1000, caption [B, L, E] and [B, P]; returns [B, C or 2C, H, W].
 
-        With `repa` it returns (that, projection [B, T, repa_dim]). Text has no positions and no mask, as in the paper:
-        empty tokens are attended to.
+        With `repa` it returns (output, projection [B, T, repa_dim]). As in the paper, text has no positions and no
+        mask: empty tokens are attended to.
         """
         if repa and self.projector is None:
             raise ValueError("repa needs a projector: build the model with repa_depth and repa_dim")

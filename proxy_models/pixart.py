@@ -1,9 +1,9 @@
 """PixArt-α (Chen et al. 2023): adaLN-single, self-attention, cross-attention to a caption, at any width and depth.
 
-One linear of the time makes the modulation of all blocks; a block adds a table of its own to it. Parameter names are
-the reference's, and so is the initialization, but for the patch embedding (see embed.py). The tables' deviation is the
-reference's D^-1/2, which knows the width: a parametrization holds it at the base width's. The null caption is a caption
-like any other, the empty one. Refuses a width that is not whole heads and an image that is not whole patches.
+One linear layer on the time gives the modulation of all blocks, and each block adds its own table to it. Parameter
+names are the reference's. The initialization is too, except for the patch embedding (see embed.py). The tables'
+deviation is the reference's D^-1/2, which depends on the width: a parametrization keeps that of the base width. The
+null caption is the empty caption. Refuses a width that is not whole heads and an image that is not whole patches.
 
 Axes: B batch, C channels, H and W pixels, T patches, L caption tokens, E text features, D width.
 """
@@ -23,7 +23,7 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 class CaptionEmbed(nn.Module):
-    """A text encoder's features to tokens of the model's width, one by one; only the first layer is an input weight."""
+    """From a text encoder's features to tokens of the model's width. Only the first layer is an input weight."""
 
     def __init__(self, text_dim: int, width: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class CaptionEmbed(nn.Module):
 
 
 class PixArtBlock(nn.Module):
-    """Attention and MLP under the shared modulation; between them cross-attention, without norm or gate."""
+    """Attention and MLP under the shared modulation, with cross-attention in between that has no norm and no gate."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class PixArtBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """The readout: one norm, shifted and scaled by the time and a table, one linear to the pixels of a patch."""
+    """The readout: a norm, shifted and scaled by the time and a table, and a linear to the pixels of a patch."""
 
     def __init__(self, width: int, out_features: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class PixArt(nn.Module):
     def forward(
         self, x_BCHW: torch.Tensor, t_B: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], mask [B, L] (True: a token), not all padding.
+        """Image [B, C, H, W], timesteps [B] in 0..1000, text [B, L, E], mask [B, L] (True: a token, at least one).
 
         Returns [B, C or 2C, H, W].
         """

@@ -1,14 +1,14 @@
 """U-ViT (Bao et al. 2023): time, condition and patches are all tokens, and long skips join early blocks to late ones.
 
-Parameter names are the reference's, and so is the initialization (0.02 for linears and positions, torch's own for
-convolutions and labels: no deviation knows the width), but for `decoder_pred`: zero, as every readout here, so that a
-model of any width begins as a constant. The 3x3 convolution behind it stays random: with both at zero neither would get
-a gradient. It is here at every size, where the reference's huge models leave its 148 weights out. The time token has no
-layer of its own, as in every configuration of the reference.
+Parameter names are the reference's. The initialization is too: 0.02 for linears and positions, and torch's own for
+convolutions and labels, so no deviation depends on the width. The one exception is `decoder_pred`. It is zero, as every
+readout here, so that a model of any width starts as a constant. The 3x3 convolution after it stays random: with both at
+zero neither would get a gradient. Every size has that convolution; the reference's huge models leave its 148 weights
+out. The time token has no layer of its own, as in every configuration of the reference.
 
-Refuses an even depth (as many blocks go in as come out, around one in the middle; the reference builds depth + 1 blocks
-there), a width that is not whole heads, an image that is not whole patches, labels and text together, a caption with
-more tokens than learned positions.
+Refuses an even depth: there are as many in-blocks as out-blocks, and one in the middle. For an even depth the reference
+builds depth + 1 blocks. Also refuses a width that is not whole heads, an image that is not whole patches, labels and
+text together, and a caption with more tokens than learned positions.
 
 Axes: B batch, C channels, H and W pixels, T tokens, L caption tokens, E text features, D width.
 """
@@ -24,9 +24,9 @@ SKIPS = ("linear", "residual")
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP. With `skip`, first joined to an early block's tokens: W[x; skip], or x + W[x; skip].
+    """Pre-norm attention and MLP. With `skip`, x first becomes W[x; skip] or x + W[x; skip] of an early block's tokens.
 
-    The second form is a residual branch, which depth scaling needs: the first mixes the trunk anew at every out-block.
+    Depth scaling needs the second form, a residual branch. The first replaces the trunk at every out-block.
     """
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: float, *, skip: str | None = None) -> None:
@@ -54,7 +54,8 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """Predicts noise or velocity from a noised image, its timestep, and its class or its caption.
 
-    Give `num_classes` (class `num_classes` is the null one) or `text_dim`. `learn_sigma` doubles the output channels.
+    Takes either `num_classes` (class `num_classes` is the null one) or `text_dim`. `learn_sigma` doubles the output
+    channels.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class UViT(nn.Module):
         self.patch = patch
         self.width = width
         out_channels = 2 * channels if learn_sigma else channels
-        # Drawn before all that grows, so that one seed gives all widths the same kernel. Its few numbers never average
-        # out: on one-channel digits (2026-11-21, width 64, 200 steps, seeds 0 to 2) they spread the loss over 0.87 to
-        # 1.01, where an identity kernel gives 0.68 to 0.70.
+        # Drawn before all layers that grow, so that one seed gives all widths the same kernel. Its few numbers never
+        # average out. On one-channel digits (2026-11-21, width 64, 200 steps, seeds 0 to 2) they spread the loss over
+        # 0.87 to 1.01, where an identity kernel gives 0.68 to 0.70.
         final_layer = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.patch_embed = PatchEmbed(patch, channels, width)
         self.label_emb = None if num_classes is None else nn.Embedding(num_classes + 1, width)
@@ -127,7 +128,7 @@ class UViT(nn.Module):
     ) -> torch.Tensor:
         """Image [B, C, H, W], timesteps [B] in 0..1000, labels [B] or text [B, L, E]; returns [B, C or 2C, H, W].
 
-        The mask is True where a token stands; without one every token counts, as in the reference.
+        The mask [B, L] is True for a token. Without a mask every token counts, as in the reference.
         """
         extras_BTD = self._extras(t_B, y_B, text_BLE)
         mask_BT = None
