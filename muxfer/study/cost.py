@@ -1,6 +1,6 @@
-"""What training costs, in numbers that can be had before anything runs, and which proxies a budget pays for.
+"""What training costs, in numbers known before anything runs, and which proxies a budget pays for.
 
-Pure arithmetic: what a model counts is measured elsewhere and handed in.
+Pure arithmetic: the counts of a model are measured elsewhere and passed in.
 """
 
 import math
@@ -22,11 +22,11 @@ STEP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.15)
 """Shares of the target's steps that a proposal may train for. The smallest is the paper's own: 30K of 200K (MMDiT)."""
 
 LEAST_SETTINGS = 5
-"""Fewer settings show no optimum with both sides; the papers tuned PixArt-α with five."""
+"""Fewer settings do not show both sides of an optimum. The papers tuned PixArt-α with five."""
 
 
 def training_flops(macs: float, *, samples: float) -> float:
-    """FLOPs of training: two a multiply-accumulate, and a backward pass of twice the forward one.
+    """FLOPs of training: two for each multiply-accumulate, and a backward pass that costs twice the forward pass.
 
     `macs` are multiply-accumulates of one sample's forward pass, `samples` the batch size times the steps.
     """
@@ -36,8 +36,8 @@ def training_flops(macs: float, *, samples: float) -> float:
 def estimated_macs(model: Model) -> float:
     """Multiply-accumulates of one sample's forward pass through a transformer of this size, from its keys alone.
 
-    Only to order a queue: projections (4 D^2), MLP (2 r D^2) and attention (2 T D) a token and block; embedders, the
-    modulation and the readout are left out.
+    It only orders a queue. Each token and block counts projections (4 D^2), MLP (2 r D^2) and attention (2 T D).
+    Embedders, the modulation and the readout are left out.
     """
     tokens = (model.image_size // model.patch) ** 2
     per_token = (4 + 2 * model.mlp_ratio) * model.width**2 + 2 * tokens * model.width
@@ -45,10 +45,10 @@ def estimated_macs(model: Model) -> float:
 
 
 def most_parameters(model: Model) -> float:
-    """More parameters than any family of ours has at these sizes, from its keys alone; a few times as many at worst.
+    """An upper bound of the parameters of our families at these sizes, at worst a few times too large.
 
-    To see at once that a disk holds the checkpoints. A block has at most an MMDiT's two streams, 2 (10 + 2 r) D^2 and
-    its biases; embedders of labels, text, patches and positions and the projector of REPA are counted at their largest.
+    It shows without torch that a disk holds the checkpoints. A block has at most the two streams of an MMDiT,
+    2 (10 + 2 r) D^2, and its biases. Embedders and the projector of REPA are counted at their largest.
     """
     width, tokens = model.width, (model.image_size // model.patch) ** 2
     blocks = model.depth * ((24 + 4 * model.mlp_ratio) * width**2 + 64 * width)
@@ -68,7 +68,7 @@ def samples_seen(task: Task) -> int:
 
 
 def tuning_ratio(proxies: Sequence[tuple[float, float]], target: tuple[float, float]) -> float:
-    """Share of the target's cost that tuning took: the sum over trials of parameters x samples over the target's.
+    """Cost of tuning over the cost of the target: the sum of parameters x samples over trials, over the target's.
 
     Each pair is (parameters, samples seen). Equation 1 of "Scaling Diffusion Transformers Efficiently via μP".
     """
@@ -86,10 +86,10 @@ class Part:
 
 
 def parts(task: Task, search: Search, settings: Iterable[Setting]) -> list[Part]:
-    """What a whole search trains, finalists included; `settings` are the combinations of its grids.
+    """What a whole search trains, finalists included. `settings` are the combinations of its grids.
 
-    A size that a sampler draws counts at its largest: a plan is what a study costs at most. Warm-up costs nothing, and
-    is left out of the tasks.
+    A size that a sampler draws counts at its largest: a plan says what a study costs at most. The tasks have no
+    warm-up, which costs nothing.
     """
     task = replace(task, training=replace(task.training, warmup_steps=0))
     drawn = {name: _largest(name, space) for name, space in search.spaces.items() if name in SIZES}
@@ -97,13 +97,13 @@ def parts(task: Task, search: Search, settings: Iterable[Setting]) -> list[Part]
     for setting in settings:
         sizes = {name: setting[name] for name in SIZES if name in setting} | drawn
         counts[tuple(sizes.items())] += search.seeds * (search.num_settings or 1)
-    found = [Part(sizes=dict(key), task=with_setting(task, dict(key)), trials=n) for key, n in counts.items()]
+    by_size = [Part(sizes=dict(key), task=with_setting(task, dict(key)), trials=n) for key, n in counts.items()]
     if search.finalists and search.finalist_steps is not None:
-        largest = max(found, key=lambda part: estimated_flops(part.task))
+        largest = max(by_size, key=lambda part: estimated_flops(part.task))
         sizes = {**largest.sizes, "steps": search.finalist_steps}
         trials = search.finalists * search.seeds
-        found.append(Part(sizes=sizes, task=with_setting(task, sizes), trials=trials))
-    return found
+        by_size.append(Part(sizes=sizes, task=with_setting(task, sizes), trials=trials))
+    return by_size
 
 
 def _largest(name: str, space: Space) -> float | int:
@@ -132,11 +132,11 @@ def propose(
     unit: int = 1,
     final_steps: int = 0,
 ) -> list[Proposal]:
-    """For each width the longest training that pays for all settings wanted, else for as many as it can; best first.
+    """For each width the longest training at which the budget pays for the most settings; best first.
 
-    `share_per_step` gives, by width, the share of the target's FLOPs that one step costs, `lengths` the steps to choose
-    from, `final_steps` those of all finalists together; settings come in multiples of `unit`. More settings go before a
-    larger width, and that before longer training. BadInput where nothing fits: it says what the cheapest costs.
+    `share_per_step` is the share of the target's FLOPs that one step costs, by width. `lengths` are the steps to choose
+    from, `final_steps` those of all finalists together. Settings come in multiples of `unit`. More settings rank above
+    a larger width, and a larger width above longer training. BadInput where nothing fits says what the cheapest costs.
     """
     least = math.ceil(min(LEAST_SETTINGS, wanted) / unit) * unit
     if not lengths or not share_per_step:
@@ -144,7 +144,7 @@ def propose(
             "--budget: no proxy is smaller than the target and trains for longer than its warm-up; give a larger"
             " target, target.width and target.steps"
         )
-    found, cheapest = [], None
+    proposals, cheapest = [], None
     for width, share in share_per_step.items():
         fitting = []
         for steps in lengths:
@@ -157,19 +157,19 @@ def propose(
             needed = Proposal(width=width, steps=steps, settings=least, share=least * each + final)
             cheapest = needed if cheapest is None or needed.share < cheapest.share else cheapest
         if fitting:
-            found.append(max(fitting, key=lambda one: (one.settings, one.steps)))
-    if not found:
+            proposals.append(max(fitting, key=lambda one: (one.settings, one.steps)))
+    if not proposals:
         assert cheapest is not None
         enough = f"--budget {_above(cheapest.share):g}, or " if cheapest.share < 0.9 else ""
-        tried = f"{cheapest.settings} settings{' and the finalists' if final_steps else ''}"
+        what = f"{cheapest.settings} settings{' and the finalists' if final_steps else ''}"
         raise BadInput(
-            f"--budget {budget:g}: the cheapest proxy, width {cheapest.width} for {cheapest.steps} steps at {tried},"
+            f"--budget {budget:g}: the cheapest proxy, width {cheapest.width} for {cheapest.steps} steps at {what},"
             f" costs {100 * cheapest.share:.2g} % of the target; give {enough}a larger target"
         )
-    return sorted(found, key=lambda one: (-one.settings, -one.width, -one.steps))
+    return sorted(proposals, key=lambda one: (-one.settings, -one.width, -one.steps))
 
 
 def _above(share: float) -> float:
-    """Two digits of a share, rounded up: what is enough to type."""
+    """A share rounded up to two digits: enough, and short to type."""
     digits = f"{share:.1e}"
     return float(digits) if float(digits) >= share else float(f"{share * 1.05:.1e}")

@@ -1,8 +1,8 @@
-"""The settings of an isoFLOP study and what its fit says of a target, both by one rule of what a budget pays for.
+"""The settings of an isoFLOP study and the target that its fit sizes, both by one rule for what a budget pays for.
 
-A budget C buys C = 6 N D: parameters times tokens seen (search.flops_by=6nd), or 6 times the multiply-accumulates
-counted times the samples seen (counted). A token is a patch of the image; text is not counted. Warm-up keeps its share
-of the steps. Sizes that a budget can't train for MIN_STEPS steps are left out of it, as long as three remain.
+A budget is C = 6 N D, parameters times tokens seen (search.flops_by=6nd), or 6 times the counted multiply-accumulates
+times the samples seen (counted). A token is a patch of the image; text is not counted. Warm-up keeps its share of the
+steps. A budget leaves out sizes that it can't train for MIN_STEPS steps, as long as three sizes remain.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from muxfer.trial import Record, Setting
 MIN_STEPS = 20
 MIN_SIZES = 3
 MAX_STRETCH = 2.0
-"""By how much the nearest model that can be built may miss the predicted parameters."""
+"""The nearest model that can be built may have at most this many times more or fewer parameters than predicted."""
 
 
 class Cost(Protocol):
@@ -40,7 +40,7 @@ Measure = Callable[[Model], Cost]
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSize:
-    """A target sized by a fit: what is built (`params`, `steps`), and the loss that the law gives its budget."""
+    """A target sized by a fit: what is built (`params`, `steps`), and the loss that the law predicts at its budget."""
 
     width: int
     depth: int
@@ -50,7 +50,7 @@ class TargetSize:
 
 
 def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setting]:
-    """Each budget with each size that it can train: {"flops", "width", "steps"}, and "depth" where that is the size.
+    """Each budget with each size that it can train: {"flops", "width", "steps"}, and "depth" where depths are compared.
 
     With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes.
     """
@@ -73,7 +73,7 @@ def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setti
 
 
 def points_of(records: Sequence[Record], task: Task) -> Points:
-    """The trials of an isoFLOP study as points; one that diverged has no loss. `task` gives batch and image."""
+    """The trials of an isoFLOP study as points. A diverged trial has no loss. `task` has the batch and image size."""
     settled = [record for record in records if record.kind == "proxy" and record.outcome.settled]
     tokens_per_step = task.training.batch_size * tokens_per_sample(task.model)
     budgets = [float(record.setting["flops"]) for record in settled]
@@ -96,18 +96,18 @@ def target_size(
     width_per_depth: int | None = None,
     flops_by: str = "6nd",
 ) -> TargetSize:
-    """The model nearest to the fit's size at a budget, and the steps that the budget then pays for.
+    """The model nearest to the predicted size at a budget, and the steps that the budget then pays for.
 
-    The width is a multiple of the head dim at the task's depth; with `width_per_depth` the depth is searched and the
-    width follows it, as in the study.
+    The width is a multiple of the head dim at the task's depth. With `width_per_depth` the depth is searched, and the
+    width follows it as in the study.
     """
-    found = predict(fit, flops)
+    prediction = predict(fit, flops)
     hp = "width" if width_per_depth is None else "depth"
     unit = math.lcm(task.model.head_dim, 4) if width_per_depth is None else 1
-    model, params = _nearest(found.params.value, (task.model, hp, unit, width_per_depth), measure)
-    if not 1 / MAX_STRETCH <= params / found.params.value <= MAX_STRETCH:
+    model, params = _nearest(prediction.params.value, (task.model, hp, unit, width_per_depth), measure)
+    if not 1 / MAX_STRETCH <= params / prediction.params.value <= MAX_STRETCH:
         raise BadInput(
-            f"{flops:.3g} FLOPs want a model of {found.params.value:.3g} parameters: the nearest has {params:.3g}"
+            f"{flops:.3g} FLOPs want a model of {prediction.params.value:.3g} parameters: the nearest has {params:.3g}"
             f" ({hp} {getattr(model, hp)}); change model.depth or model.head_dim, or give another budget"
         )
     steps = round(flops / _step_flops(task, measure(model), flops_by))
@@ -116,7 +116,7 @@ def target_size(
             f"{flops:.3g} FLOPs train width {model.width} for {steps} steps: expected at least {MIN_STEPS}; raise the"
             " budget, or lower training.batch_size"
         )
-    return TargetSize(width=model.width, depth=model.depth, steps=steps, params=params, loss=found.loss.value)
+    return TargetSize(width=model.width, depth=model.depth, steps=steps, params=params, loss=prediction.loss.value)
 
 
 def tokens_per_sample(model: Model) -> int:
@@ -146,12 +146,12 @@ def _setting(flops: float, model: Model, steps: int, search: Search, task: Task)
 
 
 def _nearest(wanted: float, size: tuple[Model, str, int, int | None], measure: Measure) -> tuple[Model, int]:
-    """By parameters, which grow with the size: doubled until too large, then halved in between."""
+    """Double the size until its parameters, which grow with it, are too many; then bisect."""
     model, hp, unit, width_per_depth = size
 
     def built(units: int) -> tuple[Model, int]:
-        found = _sized(model, hp, units * unit, width_per_depth)
-        return found, measure(found).parameters
+        sized = _sized(model, hp, units * unit, width_per_depth)
+        return sized, measure(sized).parameters
 
     high = 1
     while built(high)[1] < wanted and high < 2**14:
@@ -160,4 +160,4 @@ def _nearest(wanted: float, size: tuple[Model, str, int, int | None], measure: M
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if built(middle)[1] < wanted else (low, middle)
-    return min((built(low), built(high)), key=lambda one: abs(math.log(one[1] / wanted)))
+    return min((built(low), built(high)), key=lambda candidate: abs(math.log(candidate[1] / wanted)))

@@ -12,12 +12,12 @@ from muxfer.trial import Study
 
 UNNAMED = {"search.sampler": "grid"}
 """What a study has where its identity does not name the key."""
-UNSAID = ("data_fingerprint", "numerics")
-"""What tells two studies apart and no override can say: of those that fit, the ones of today's are meant."""
+UNSPECIFIED = ("data_fingerprint", "numerics")
+"""Keys that no override can name. Among matching studies, those with today's values are meant."""
 
 
 def studies_that_fit(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]) -> list[Study]:
-    """The studies that agree with the wanted one on every key that the user's overrides name."""
+    """The studies that agree with the wanted one in every key that the user's overrides name."""
     want = _flat(wanted.identity)
 
     def fits(study: Study) -> bool:
@@ -29,33 +29,33 @@ def studies_that_fit(studies: Sequence[Study], wanted: Study, overridden: Sequen
 
 
 def the_study(studies: Sequence[Study], wanted: Study, overridden: Sequence[str]) -> Study:
-    """The one study that was meant. BadInput when none fits, or when two do (it says in which keys they differ)."""
-    fitting = studies_that_fit(studies, wanted, overridden)
-    of_today = [study for study in fitting if all(study.identity[key] == wanted.identity[key] for key in UNSAID)]
-    fitting = of_today or fitting
-    if len(fitting) == 1:
-        return fitting[0]
-    if not fitting:
-        told = f" with {' '.join(overridden)}" if overridden else ""
+    """The one study that is meant. BadInput when none fits, or when two fit: then it names a key that differs."""
+    matches = studies_that_fit(studies, wanted, overridden)
+    of_today = [study for study in matches if all(study.identity[key] == wanted.identity[key] for key in UNSPECIFIED)]
+    matches = of_today or matches
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        overrides = f" with {' '.join(overridden)}" if overridden else ""
         known = f"; recorded: {', '.join(study.label for study in studies)}" if studies else ""
-        raise BadInput(f"no study {wanted.name}{told} in this ledger{known}; run muxfer sweep {wanted.name} first")
-    flat = [_flat(study.identity) for study in fitting]
+        raise BadInput(f"no study {wanted.name}{overrides} in this ledger{known}; run muxfer sweep {wanted.name} first")
+    flat = [_flat(study.identity) for study in matches]
     differing = sorted(key for key in set().union(*flat) if len({str(one.get(key)) for one in flat}) > 1)
     groups = [key for key in differing if key.endswith(".name")]
-    key = next((key for key in groups or differing if key not in UNSAID), None)
+    key = next((key for key in groups or differing if key not in UNSPECIFIED), None)
     if key is None:
-        raise BadInput(f"{len(fitting)} studies of {wanted.name} fit, made with other data: give the sweep's data=...")
-    said = key.removesuffix(".name")
+        raise BadInput(f"{len(matches)} studies of {wanted.name} fit, made with other data: give the sweep's data=...")
+    override = key.removesuffix(".name")
     unnamed = {**ADDED_LATER, **UNNAMED}
-    choices = " or ".join(sorted({f"{said}={one.get(key, unnamed.get(key))}" for one in flat}))
-    raise BadInput(f"{len(fitting)} studies of {wanted.name} fit; say which one: {choices}")
+    choices = " or ".join(sorted({f"{override}={one.get(key, unnamed.get(key))}" for one in flat}))
+    raise BadInput(f"{len(matches)} studies of {wanted.name} fit; say which one: {choices}")
 
 
 def proxy_task(config: Config, study: Study) -> Task:
-    """The task that the study trained: its own identity, and from `config` only what no key holds."""
+    """The task that a study trained: its recorded identity, and from `config` only what no key holds."""
     plain = to_plain(config.task)
     merged = {group: {**plain[group], **study.identity.get(group, {})} for group in plain}
-    for group in ("data", "objective"):  # another variant's keys must not survive in these
+    for group in ("data", "objective"):  # drop the keys of another variant
         own = study.identity[group]
         merged[group] = {**({} if plain[group]["name"] != own["name"] else plain[group]), **own}
     return parse_task(merged)

@@ -13,8 +13,8 @@ from muxfer.report.format import show_seconds, show_setting
 from muxfer.trial import Outcome, Record, Trial
 
 
-class Unheard:
-    """A text stream whose reader may go away, and whose disk may be full: the work goes on."""
+class LossyStream:
+    """A text stream that drops what can't be written: a closed or full stderr must not stop the work."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -33,10 +33,10 @@ class Unheard:
 
 
 class TerminalProgress:
-    """Counts trials and, by their FLOPs, the time that is left; draws to `stream`."""
+    """Counts the trials that ended, and estimates the time left from their FLOPs. Draws to `stream`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self.stream: Any = Unheard(stream or sys.stderr)
+        self.stream: Any = LossyStream(stream or sys.stderr)
         self.live: Any = None
 
     def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None:
@@ -47,7 +47,7 @@ class TerminalProgress:
         self.first: dict[str, int] = {}
         self.before = set(self.records)
         self.began = time.monotonic()
-        self._say(f"{len(trials)} trials, {len(self.before)} already done, {slots} at a time")
+        self._print(f"{len(trials)} trials, {len(self.before)} already done, {slots} at a time")
         if self.stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.live import Live
@@ -58,28 +58,28 @@ class TerminalProgress:
     def more(self, trials: Sequence[Trial]) -> None:
         if new := {trial.key: trial for trial in trials if trial.key not in self.trials}:
             self.trials |= new
-            self._say(f"next round: {len(new)} more")
+            self._print(f"next round: {len(new)} more")
 
-    def update(self, report: TrialUpdate) -> None:
-        trial = self.trials[report.key]
-        if report.record is None:
-            if report.key not in self.first:
-                self.first[report.key] = report.step
-                self._say(f"started  {show_setting(trial.setting)} seed {trial.replicate}")
-            self.steps[report.key] = report.step
+    def update(self, update: TrialUpdate) -> None:
+        trial = self.trials[update.key]
+        if update.record is None:
+            if update.key not in self.first:
+                self.first[update.key] = update.step
+                self._print(f"started  {show_setting(trial.setting)} seed {trial.replicate}")
+            self.steps[update.key] = update.step
             return
-        self.steps.pop(report.key, None)
-        self.records[report.key] = report.record
-        record = report.record
+        self.steps.pop(update.key, None)
+        self.records[update.key] = update.record
+        record = update.record
         result = {
             Outcome.FINISHED: f"loss {record.metric:.4f}" if record.metric is not None else "",
             Outcome.DIVERGED: f"at step {record.step}",
             Outcome.FAILED: record.error or "",
         }.get(record.outcome, "")
         resumed = f", resumed at step {record.resumed_at}" if record.resumed_at else ""
-        self._say(
+        self._print(
             f"{record.outcome:<8} {show_setting(trial.setting)} seed {trial.replicate} {result}{resumed}"
-            f" ({len(self.records)}/{len(self.trials)}, {self._left()} left)"
+            f" ({len(self.records)}/{len(self.trials)}, {self._time_left()} left)"
         )
 
     def stop(self) -> None:
@@ -87,12 +87,12 @@ class TerminalProgress:
             self.live.stop()
             self.live = None
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.live is None:
             print(printable(redact(line)), file=self.stream, flush=True)
 
-    def _left(self) -> str:
-        """Time left: FLOPs not yet done over the rate since the start, at which earlier commands' have no part."""
+    def _time_left(self) -> str:
+        """Time left: the FLOPs still to do over the rate since this command started. Earlier commands do not count."""
         records, steps, first = dict(self.records), dict(self.steps), dict(self.first)
         left = done = 0.0
         for key, trial in list(self.trials.items()):
@@ -101,7 +101,7 @@ class TerminalProgress:
             record = records.get(key)
             step = steps.get(key, 0) if record is None else record.step
             begun = first.get(key, step)
-            if record is not None and record.outcome is not Outcome.FAILED:  # which knows where it began, exactly
+            if record is not None and record.outcome is not Outcome.FAILED:  # the record has the exact step
                 begun = min(begun, record.resumed_at)
             step_flops = trial.cost_flops / trial.task["training"]["steps"]
             done += max(0, step - begun) * step_flops
@@ -114,7 +114,7 @@ class TerminalProgress:
         from rich.table import Table
         from rich.text import Text
 
-        # Drawn in a thread of rich's, while reports come in: of what they change a copy, made in one go.
+        # A thread of rich draws while updates arrive: copy what they change.
         records, steps = list(self.records.values()), dict(self.steps)
         finished = [record for record in records if record.metric is not None]
         best = min(finished, key=lambda record: record.metric or 0.0, default=None)
@@ -129,6 +129,6 @@ class TerminalProgress:
             trial = self.trials[key]
             last = trial.task["training"]["steps"]
             table.add_row(show_setting(trial.setting), str(trial.replicate), f"{step}/{last}", "…")
-        told = f"lowest {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
-        line = f"{len(records)}/{len(self.trials)} done · {told} · {self._left()} left"
+        lowest = f"lowest {best.metric:.4f} at {show_setting(best.setting)}" if best is not None else "no result yet"
+        line = f"{len(records)}/{len(self.trials)} done · {lowest} · {self._time_left()} left"
         return Group(table, Text(line, style="italic"))

@@ -1,4 +1,4 @@
-"""A sweep's name and overrides, made definite: the configuration, the data, the study meant, where its files go."""
+"""From a sweep's name and overrides to the configuration, the data, the study, and the folder of its files."""
 
 import dataclasses
 import shlex
@@ -23,7 +23,7 @@ PrintLine = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A sweep's name and overrides, made definite: the study meant, its data, where its files go."""
+    """What a command line means: the configuration, the study, its data, and the folder of all studies."""
 
     name: str
     overrides: tuple[str, ...]
@@ -32,11 +32,11 @@ class Request:
     fingerprint: str
     folder: Path
     variables: Mapping[str, str] = field(default_factory=dict)
-    """By dotted path the texts of what the environment gives: what is recorded in place of the values."""
+    """By dotted path, the texts that name environment variables. They are recorded in place of the values."""
 
     @property
     def description(self) -> str:
-        """What the study says of itself, as it may be shown."""
+        """The study's description, with names of variables in place of their values."""
         return str(with_variable_names({"description": self.config.description}, self.variables)["description"])
 
     @property
@@ -54,9 +54,9 @@ class Request:
 
 
 def resolve(name: str, overrides: Sequence[str], *, planned: bool = False) -> Request:
-    """`planned`: data that are only described will do, for nothing is to be trained. Otherwise BadInput says so."""
-    found = composed(name, overrides)
-    config = parse(found.plain)
+    """Resolve a command line. `planned`: nothing will be trained, so data that are only described are accepted."""
+    composition = composed(name, overrides)
+    config = parse(composition.plain)
     if isinstance(config.data, ImageFolder):  # workers have another current folder
         path = str(user_path(config.data.path, "data.path"))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
@@ -73,19 +73,19 @@ def resolve(name: str, overrides: Sequence[str], *, planned: bool = False) -> Re
         study=study_of(name, config, fingerprint=data.fingerprint),
         fingerprint=data.fingerprint,
         folder=output_folder(config),
-        variables=found.variables,
+        variables=composition.variables,
     )
 
 
 def resolve_without_data(name: str, overrides: Sequence[str] = ()) -> Request:
-    """The ledger, folder and cluster that are meant, without data and so without a study: to look, not to run."""
+    """Resolve ledger, folder and cluster alone: without data there is no study, and nothing can run."""
     config = parse(composed(name, overrides).plain)
-    nobody = Study(name=name, key="", identity={})
+    no_study = Study(name=name, key="", identity={})
     return Request(
         name=name,
         overrides=tuple(overrides),
         config=config,
-        study=nobody,
+        study=no_study,
         fingerprint="",
         folder=output_folder(config),
     )
@@ -96,7 +96,7 @@ def tracking_uri(config: Config) -> str:
 
 
 def output_folder(config: Config) -> Path:
-    """`output_dir`, else muxfer/ beside the ledger; muxfer-studies/ where muxfer/ is a Python package."""
+    """`output_dir`, or muxfer/ beside the ledger; muxfer-studies/ where muxfer/ is a Python package."""
     if config.output_dir is not None:
         return user_path(config.output_dir, "output_dir")
     database = sqlite_path(tracking_uri(config))
@@ -105,7 +105,7 @@ def output_folder(config: Config) -> Path:
 
 
 def words_of(text: str, option: str) -> list[str]:
-    """A sweep's name and overrides, as one would type them, out of one option."""
+    """Split the text of one option into a sweep's name and its overrides."""
     try:
         words = shlex.split(text)
     except ValueError as error:

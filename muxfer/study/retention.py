@@ -1,9 +1,9 @@
 """Which checkpoints stay on the disk, within a budget that is compared with the plan before anything starts.
 
-A running trial keeps its last two: its worker prunes, between steps. One that is settled keeps its newest. Where all
-of that would exceed the budget, of the settled trials only the best keep theirs, and the best of all in any case; a
-trial that failed can still go on, so nobody takes any of its. The driver does this when a trial ends, never while it
-trains. Refused: a sweep that could not even keep what is running and the best.
+A running trial keeps its last two: its worker deletes older ones between steps. A settled trial keeps its newest. Where
+that exceeds the budget, only the best settled trials keep theirs, and the best of all always does. A failed trial keeps
+all, because it can continue. The driver deletes when a trial ends, never while it trains. A sweep is refused whose
+budget does not hold the checkpoints of the running trials and the best one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from muxfer.training.attempt_folders import refuse_links, subfolders
 from muxfer.trial import Record, Trial, content_hash
 
 SPARE_BYTES = 10**9
-"""Left free where no budget is given."""
+"""Space on the disk that is left free where no budget is given."""
 FOR_RUNNING = 3
 """Checkpoints of a running trial: the last two, and the one that is being written."""
 BYTES_A_PARAMETER = 4 * 4
@@ -33,7 +33,7 @@ BYTES_A_PARAMETER = 4 * 4
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """The checkpoint of a trial that is over. `written` orders equals; a `target` is what the study was for."""
+    """The checkpoint of a trial that has ended. `written` orders equals. A `target` always keeps its checkpoint."""
 
     key: str
     size: int
@@ -42,10 +42,10 @@ class Held:
     target: bool = False
 
 
-def losers(held: Iterable[Held], *, room: int) -> list[Held]:
-    """Those whose checkpoint goes so that the rest fits into `room` bytes: from the first that does not fit on.
+def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
+    """The checkpoints to delete so that the rest fits into `room` bytes: all from the first that does not fit.
 
-    Best first: targets, then by metric, then the newest; what diverged comes last. The first of all stays.
+    The order is targets, then by metric, then the newest; diverged trials come last. The first one always stays.
     """
     ranked = sorted(
         held, key=lambda one: (not one.target, one.metric is None, one.metric or 0.0, -one.written, one.key)
@@ -59,22 +59,22 @@ def losers(held: Iterable[Held], *, room: int) -> list[Held]:
 
 
 class Retention:
-    """Keeps the trials' folders of one study, below `folder`, to the rules. One driver has it, and holds the lease.
+    """Applies the rules to the trials of one study, below `folder`. Only the driver that holds the lease uses it.
 
-    `running_bytes` are set aside for the trials that train.
+    `running_bytes` are reserved for the trials that train.
     """
 
     def __init__(self, folder: Path, *, budget_bytes: int, running_bytes: int) -> None:
         self._folder = folder
         self._room = budget_bytes - running_bytes
         self._epoch = 0
-        self._over: dict[str, Held] = {}
+        self._ended: dict[str, Held] = {}
         self._waiting: dict[str, int] = {}
 
     def begin(self, records: Iterable[Record], *, epoch: int) -> None:
-        """Take in what earlier drivers left: they may have been killed before they tidied up.
+        """Apply the rules to what earlier drivers left: they may have been killed before they did.
 
-        `epoch`: of our lease. What a later driver works at is let be: we may have been stopped, and not know of it yet.
+        `epoch` is that of our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed.
         """
         self._epoch = epoch
         by_key = {record.key: record for record in records}
@@ -86,7 +86,7 @@ class Retention:
         self._fit(running=())
 
     def settle(self, record: Record, *, running: Collection[str]) -> None:
-        """A trial is over, those of the keys `running` are not."""
+        """A trial has ended; those with the keys `running` have not."""
         self._take(record)
         self._fit(running)
 
@@ -94,7 +94,7 @@ class Retention:
         from muxfer.training import checkpoint
 
         path = self._folder / record.key
-        if not record.outcome.settled:  # it may be tried again, from the one before should its last be damaged
+        if not record.outcome.settled:  # it may run again, from an older checkpoint if its last is damaged
             self._waiting[record.key] = checkpoint.stored_bytes(path)
             return
         size = checkpoint.keep_newest(path, epoch=self._epoch)
@@ -102,7 +102,7 @@ class Retention:
         if not size:
             return
         with contextlib.suppress(OSError):
-            self._over[record.key] = Held(
+            self._ended[record.key] = Held(
                 key=record.key,
                 size=size,
                 metric=record.metric,
@@ -114,18 +114,20 @@ class Retention:
         from muxfer.training import checkpoint
 
         waiting = sum(size for key, size in self._waiting.items() if key not in running)
-        for held in losers(self._over.values(), room=self._room - waiting):
-            left = checkpoint.delete_all(self._folder / held.key, epoch=self._epoch)
-            if left:  # a later driver's, or the disk refused
-                self._over[held.key] = replace(held, size=left)
+        for held in to_delete(self._ended.values(), room=self._room - waiting):
+            remaining = checkpoint.delete_all(self._folder / held.key, epoch=self._epoch)
+            if remaining:  # a later driver's, or the disk refused
+                self._ended[held.key] = replace(held, size=remaining)
             else:
-                del self._over[held.key]
+                del self._ended[held.key]
 
 
-def planned(config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]) -> Retention:
-    """What keeps the checkpoints of these trials (of the first round, where a search learns) below `folder` in order.
+def plan_retention(
+    config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]
+) -> Retention:
+    """The retention of these trials' checkpoints below `folder`. A search that learns passes its first round.
 
-    BadInput where the budget does not even hold those of the running trials and the best one.
+    BadInput where the budget does not hold the checkpoints of the running trials and the best one.
     """
     refuse_links(folder)
     count = len(trials)
@@ -136,24 +138,26 @@ def planned(config: Config, trials: Sequence[Trial], *, folder: Path, print_line
     budget, where = _budget(config, folder)
     each = max(math.inf if isinstance(model, Declared) else most_parameters(model) for model in models)
     each *= BYTES_A_PARAMETER
-    if (FOR_RUNNING * slots + count) * each > budget:  # then what it is exactly may matter, and that takes torch
+    if (FOR_RUNNING * slots + count) * each > budget:  # the exact size may matter: it takes torch
         each = BYTES_A_PARAMETER * _num_parameters(max(models, key=estimated_macs))
         slots = min(_slots(config), count)
     running = int(FOR_RUNNING * slots * each)
     if running + each > budget:
         raise BadInput(
-            f"checkpoints need {_shown(running + each)} at least, {slots} trials at a time with {FOR_RUNNING} of"
-            f" {_shown(each)} and the best one's: {where}; free some space, give another disk with output_dir=FOLDER,"
-            " a larger checkpoints.budget_gb=GB, or fewer trials at a time with compute.slots=NUMBER"
+            f"checkpoints need {_text_of_size(running + each)} at least, {slots} trials at a time with {FOR_RUNNING} of"
+            f" {_text_of_size(each)} and the best one's: {where}; free some space, give another disk with"
+            " output_dir=FOLDER, a larger checkpoints.budget_gb=GB, or fewer trials at a time with compute.slots=NUMBER"
         )
     if running + count * each > budget:
-        stay = int((budget - running) // each)
-        print_line(f"of {count} trials the best {stay} keep a checkpoint: {where}, and each takes {_shown(each)}")
+        num_kept = int((budget - running) // each)
+        print_line(
+            f"of {count} trials the best {num_kept} keep a checkpoint: {where}, and each takes {_text_of_size(each)}"
+        )
     return Retention(folder, budget_bytes=budget, running_bytes=running)
 
 
 def _models(config: Config, trials: Sequence[Trial]) -> list[Model]:
-    """The models that the search trains: of sizes that a sampler draws the largest."""
+    """The models that the search trains; where a sampler draws sizes, the largest."""
     plain = {content_hash(trial.task["model"]): trial.task for trial in trials}
     models = [parse_part("model", task) for task in plain.values()]
     if config.search.spaces:
@@ -171,7 +175,7 @@ def _num_parameters(model: Model) -> int:
 
 
 def _slots(config: Config) -> int:
-    """As many as an executor will have on this machine; of a cluster that is joined one more is not known."""
+    """The slots that an executor will have on this machine. The slots of a joined cluster are unknown: 1."""
     if config.compute.slots is not None:
         return config.compute.slots
     if config.compute.address is not None:
@@ -183,12 +187,12 @@ def _slots(config: Config) -> int:
 
 
 def _budget(config: Config, folder: Path) -> tuple[int, str]:
-    """Bytes that the study's checkpoints may take, those included that are there, and how that came about."""
+    """Bytes that the study's checkpoints may take, present ones included, and a text that explains the number."""
     if config.checkpoints.budget_gb is not None:
         return int(config.checkpoints.budget_gb * 1e9), f"checkpoints.budget_gb is {config.checkpoints.budget_gb:g}"
     disk = next(path for path in (folder, *folder.parents) if path.is_dir())
     free, there = shutil.disk_usage(disk).free, _bytes_below(folder)
-    where = f"the disk of {folder} has {_shown(free)} free, of which {_shown(SPARE_BYTES)} is left alone"
+    where = f"the disk of {folder} has {_text_of_size(free)} free, of which {_text_of_size(SPARE_BYTES)} is left alone"
     return free + there - SPARE_BYTES, where
 
 
@@ -198,5 +202,5 @@ def _bytes_below(folder: Path) -> int:
     return checkpoint.stored_bytes(folder)
 
 
-def _shown(size: float) -> str:
+def _text_of_size(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

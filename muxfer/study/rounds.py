@@ -1,4 +1,4 @@
-"""What a study asks to be run, given what the ledger holds of it, and what of that is still to be done."""
+"""From a configuration to the trials of a study: which searcher proposes them, given the records so far."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,13 +8,13 @@ from muxfer.study.trials import trials_of, validate_search
 from muxfer.trial import NUMERICS_VERSION, Record, Trial
 
 Propose = Callable[[Sequence[Record]], list[Trial]]
-"""From the ledger's records to every trial of the rounds up to the one under way."""
+"""From the records to every trial of the completed rounds and of the round under way."""
 
 
 def proposing(config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERSION) -> Propose:
-    """BadInput where the search is too large, or reaches where no task can go.
+    """How a study proposes trials. BadInput where the search is too large, or its spaces hold invalid tasks.
 
-    `numerics`: of the version that ran the study, where that is a recorded one.
+    `numerics`: the version that a recorded study was trained with.
     """
     validate_search(config)
     searcher = searcher_of(config)

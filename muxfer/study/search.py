@@ -1,8 +1,7 @@
-"""Who proposes what a study tries next.
+"""Which settings a study runs next.
 
-A searcher is asked for the whole list: every setting of the completed rounds and of the round under way. The list
-depends on the records alone, so a study that was killed goes on as the uninterrupted one would have, and a finished
-one is listed again without having been written down.
+A searcher returns every setting of the completed rounds and of the round under way. The list depends on the records
+alone. So a killed study continues as an uninterrupted one would, and nothing but records needs to be stored.
 """
 
 import itertools
@@ -18,22 +17,19 @@ from muxfer.config.study import Search, Space
 from muxfer.trial import Record, Setting
 
 DIGITS = 6
-"""Significant digits of a drawn value: what a person reads, and what rounding on another host cannot change."""
+"""Significant digits of a drawn value: short to read, and the same after rounding on another host."""
 
 Key = tuple[tuple[str, float | int | str], ...]
 
 
 class Searcher(Protocol):
     def settings(self, records: Sequence[Record]) -> list[Setting]:
-        """Every setting asked for so far, each once.
-
-        Once all of them are settled the list is longer, or, at the end of the search, the same.
-        """
+        """Every setting proposed so far, each once. Once all are settled the list grows, until the search ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """The searcher that knows everything beforehand: a grid, the sizes and budgets of an isoFLOP study."""
+    """A searcher with a fixed list: a grid, or the sizes and budgets of an isoFLOP study."""
 
     known: tuple[Setting, ...]
 
@@ -48,13 +44,13 @@ def grid(search: Search) -> list[Setting]:
 
 
 def num_settings(search: Search) -> int:
-    """The settings of a whole search, finalists included. isoFLOP studies leave some of these out."""
+    """The number of settings of a whole search, finalists included. An isoFLOP study may have fewer."""
     per_combination = 1 if search.num_settings is None else search.num_settings
     return math.prod(len(values) for values in search.grids.values()) * per_combination + search.finalists
 
 
 def drawn_setting(search: Search, held: Setting, drawn: Mapping[str, Any]) -> Setting:
-    """The setting of what a sampler drew from the spaces at one combination of the grids, in the order of SETTINGS."""
+    """One combination of the grids with the values that a sampler drew from the spaces, in the order of SETTINGS."""
     setting = {**held, **{name: _readable(name, search.spaces[name], value) for name, value in drawn.items()}}
     return {name: setting[name] for name in SETTINGS if name in setting}
 
@@ -64,9 +60,9 @@ def key_of(setting: Setting) -> Key:
 
 
 def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
-    """What each setting came to, of those with every replicate settled: the mean metric.
+    """The mean metric of each setting whose replicates are all settled.
 
-    Infinite where a replicate diverged: samplers rank it last, it is never dropped.
+    Infinite where a replicate diverged: samplers rank it last, and it is never dropped.
     """
     metrics: dict[Key, dict[int, float]] = {}
     for record in records:
@@ -79,7 +75,7 @@ def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
 def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Record]) -> list[Setting]:
     """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`.
 
-    None before every setting is settled. Of equals the one asked for earlier.
+    Empty before every setting is settled. Between equals the one proposed earlier wins.
     """
     values = values_of(records, search.seeds)
     if not search.finalists or not all(key_of(setting) in values for setting in settings):
@@ -87,7 +83,7 @@ def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Rec
     largest = max(search.grids[search.axis])
     finite = [s for s in settings if s[search.axis] == largest and math.isfinite(values[key_of(s)])]
     row = rows_by_axis(searched(search, records), search.axis).get(largest, {})
-    if surface := fit_surface(row):  # smoothed: the luckiest runs do not decide
+    if surface := fit_surface(row):  # smoothed, so that lucky runs do not decide
         smoothed = dict(zip(surface.places, surface.mean.tolist(), strict=True))
         values |= {key_of(s): smoothed[place_in(s, search.axis)] for s in finite}
     ranked = sorted(finite, key=lambda s: values[key_of(s)])
@@ -97,17 +93,17 @@ def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Rec
 
 
 def is_finalist(search: Search, record: Record) -> bool:
-    """Whether this trial is the longer one of a finalist. A search that has finalists never varies the steps."""
+    """Whether this trial is a finalist's longer one. A search with finalists never varies the steps."""
     return search.finalists > 0 and record.setting.get("steps") == search.finalist_steps
 
 
 def searched(search: Search, records: Sequence[Record]) -> list[Record]:
-    """The records without the finalists', which trained longer than the rest and have no place on its curves."""
+    """The records without those of finalists, which trained longer than the rest and do not fit its curves."""
     return [record for record in records if not is_finalist(search, record)]
 
 
 def _readable(name: str, space: Space, drawn: float) -> Any:
-    """The setting's value of a drawn number: 2 to it under log2, inside the bounds, of the type of the key."""
+    """The value of a drawn number: 2 to its power under log2, inside the bounds, and of the setting's type."""
     if space.kind in ("uniform", "log_uniform"):
         low, high = (2.0**bound if space.log2 else bound for bound in space.bounds)
         value = float(f"{2.0**drawn if space.log2 else drawn:.{DIGITS}g}")

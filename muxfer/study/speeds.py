@@ -1,4 +1,4 @@
-"""How fast models trained in earlier trials, and the hours that follow."""
+"""How fast models trained in earlier trials, and the hours that a plan takes at that speed."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from muxfer.study.session import open_ledger
 from muxfer.trial import Outcome
 
 SIMILAR = 4.0
-"""A measured throughput stands for models of up to so many times more or fewer multiply-accumulates, and no others."""
+"""A measured speed holds for models with up to this many times more or fewer multiply-accumulates."""
 
 
 def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:
-    """Seconds a FLOP by multiply-accumulates of the models that were trained, or why nothing is known."""
+    """Measured seconds a FLOP, by the multiply-accumulates of the model; or why nothing is known."""
     seconds: dict[int, float] = {}
     flops: dict[int, float] = {}
     family, source = request.config.model.family, request.config.data.name
@@ -42,7 +42,7 @@ def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:
 
 
 def hours_at(flops: float, macs: int, speeds: Mapping[int, float]) -> float | None:
-    """By the throughput of the model nearest in size; None where none is similar."""
+    """Hours at the speed of the model nearest in size; None where none is similar."""
     nearest = min(speeds, key=lambda known: abs(math.log(known / macs)), default=None)
     if nearest is None or abs(math.log(nearest / macs)) > math.log(SIMILAR) + 1e-9:
         return None

@@ -19,7 +19,7 @@ MAX_TRIALS = 10_000
 
 
 def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
-    """The study that a sweep and its overrides make: everything but grids, seeds, budget, target and compute.
+    """The study of a sweep and its overrides: its identity leaves out grids, seeds, budget, target and compute.
 
     A key that the study varies is left out too: its value in the task has no effect.
     """
@@ -27,7 +27,7 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
     varied = sorted({*config.search.grids, *config.search.spaces})
     for setting in varied:
         if (place := place_of(setting)) is not None:
-            content[place[0]].pop(place[1], None)  # of before: see ADDED_LATER
+            content[place[0]].pop(place[1], None)  # keys of ADDED_LATER may be absent
     search: dict[str, Any] = {"axis": config.search.axis, "hp": config.search.hp, "varied": varied}
     if config.search.kind is not StudyKind.GRID:
         search["sampler"] = config.search.sampler
@@ -45,7 +45,7 @@ def trial_key(
 ) -> str:
     """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU.
 
-    A target's is its own: it has a lineage that an equal proxy has not. `numerics`: of the version that trained it.
+    A target differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
     """
     content = {
         "task": key_content(task),
@@ -78,7 +78,7 @@ def make_trial(
 
 
 def validate_search(config: Config) -> None:
-    """Refuse a search that is too large, and one whose spaces reach where no task can go. BadInput says which."""
+    """Raise BadInput for a search that is too large, or whose spaces hold values that no task can have."""
     search = config.search
     if (count := search.seeds * num_settings(search)) > MAX_TRIALS:
         raise BadInput(f"the search has {count} trials: expected at most {MAX_TRIALS}; shorten a list under search")
@@ -92,7 +92,7 @@ def validate_search(config: Config) -> None:
 
 
 def grid_trials(config: Config, *, fingerprint: str) -> list[Trial]:
-    """Every trial of the grid, each setting with each replicate. BadInput where a value fits no model."""
+    """Every trial of the grid, each setting with each replicate. BadInput where no model can have a value."""
     validate_search(config)
     return trials_of(grid(config.search), config, fingerprint=fingerprint)
 
@@ -110,7 +110,7 @@ def trials_of(
 
 
 def remaining(trials: Iterable[Trial], records: Iterable[Record]) -> list[Trial]:
-    """The trials that no settled record answers, longest first, so that the slots end together."""
+    """The trials without a settled record, longest first, so that the slots end together."""
     settled = {record.key for record in records if record.outcome.settled}
     todo = [trial for trial in trials if trial.key not in settled]
     return sorted(todo, key=lambda trial: (-trial.cost_flops, trial.replicate, sorted(trial.setting.items())))

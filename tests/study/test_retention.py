@@ -15,7 +15,7 @@ from muxfer.errors import BadInput
 from muxfer.models.count import measure
 from muxfer.study import retention
 from muxfer.study.cost import most_parameters
-from muxfer.study.retention import Held, Retention, losers, planned
+from muxfer.study.retention import Held, Retention, plan_retention, to_delete
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.training import checkpoint
 from muxfer.training.attempt_folders import highest_epoch
@@ -32,23 +32,23 @@ def keys(found):
 
 
 def test_all_stay_where_all_fit():
-    assert losers([held("a", 1.0), held("b", None)], room=20) == []
+    assert to_delete([held("a", 1.0), held("b", None)], room=20) == []
 
 
 def test_the_best_stay_then_the_newest_and_what_diverged_goes_first():
     trials = [held("worst", 3.0), held("best", 1.0), held("old", 2.0, written=1), held("new", 2.0, written=2)]
     trials += [held("diverged", None, written=9)]
-    assert keys(losers(trials, room=40)) == ["diverged"]
-    assert keys(losers(trials, room=39)) == ["worst", "diverged"]
-    assert keys(losers(trials, room=20)) == ["old", "worst", "diverged"]
+    assert keys(to_delete(trials, room=40)) == ["diverged"]
+    assert keys(to_delete(trials, room=39)) == ["worst", "diverged"]
+    assert keys(to_delete(trials, room=20)) == ["old", "worst", "diverged"]
 
 
 def test_the_best_of_all_and_the_targets_stay_whatever_the_budget():
     trials = [held("best", 1.0), held("target", 5.0, target=True), held("next", 2.0)]
-    assert keys(losers(trials, room=20)) == ["next"]
-    assert keys(losers(trials, room=-100)) == ["best", "next"]
-    assert keys(losers([held("only", None)], room=0)) == []
-    assert keys(losers([held("one", 0.0, size=100), held("small", 1.0, size=1)], room=50)) == ["small"]
+    assert keys(to_delete(trials, room=20)) == ["next"]
+    assert keys(to_delete(trials, room=-100)) == ["best", "next"]
+    assert keys(to_delete([held("only", None)], room=0)) == []
+    assert keys(to_delete([held("one", 0.0, size=100), held("small", 1.0, size=1)], room=50)) == ["small"]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,7 +59,7 @@ def test_whatever_is_held_the_budget_holds_or_one_is_left(seed):
         for i in range(rng.randint(1, 30))
     ]
     room = rng.randint(0, 600)
-    gone = set(keys(losers(trials, room=room)))
+    gone = set(keys(to_delete(trials, room=room)))
     stay = [one for one in trials if one.key not in gone]
     assert len(stay) == 1 or sum(one.size for one in stay) <= room
     finished = [one.metric for one in stay if one.metric is not None]
@@ -199,7 +199,7 @@ def plan_of(make_config, folder, *overrides, checkpoints=None, print_line=None):
     if checkpoints is not None:
         each = 16 * measure(with_setting(config.task, {"width": 32}).model).parameters
         config = dataclasses.replace(config, checkpoints=Checkpoints(budget_gb=checkpoints * each / 1e9))
-    return planned(
+    return plan_retention(
         config, grid_trials(config, fingerprint="0" * 16), folder=folder, print_line=print_line or pytest.fail
     )
 
