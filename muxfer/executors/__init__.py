@@ -1,1 +1,1 @@
-"""Where trials run: the protocol, the worker that trains, and each executor beside them."""
+"""Executors run trials: the protocol, one attempt at a trial, the worker that trains, and the executors themselves."""

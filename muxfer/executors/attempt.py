@@ -1,4 +1,8 @@
-"""One attempt at a job: whatever it raises ends that trial alone, in a record that says why."""
+"""One attempt at a trial always ends in a record: an exception ends that trial alone, with its error in the record.
+
+Every executor runs its jobs through `Attempt`. The class that trains is named by a string. So this module loads no
+torch, and a process that was started elsewhere imports that class itself.
+"""
 
 import importlib
 from typing import Any
@@ -8,12 +12,40 @@ from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.trial import Outcome, Record
 
 TRIAL_RUN = "muxfer.executors.worker:TrialRun"
-"""The worker that trains: an importable `module:Class` made from a Job, advanced until a report carries a record."""
+"""The class that trains, as `module:Class`. It is made from a TrialJob and advanced until its update is final."""
+MAX_MESSAGE_CHARS = 400
 
 
-def failed_update(job: TrialJob, error: str, *, last: TrialUpdate | None = None) -> TrialUpdate:
-    """The last report of a job that ended without a result; `last` is the newest one that came in before."""
-    step, train_seconds = (last.step, last.train_seconds) if last else (0, 0.0)
+class Attempt:
+    """Runs one job and turns an exception into a FAILED record.
+
+    `reusable` becomes False once an exception that is not a MuxferError was raised. Such an exception may leave half
+    a CUDA context or a patched global in the process, so the process must not run another trial.
+    """
+
+    def __init__(self, job: TrialJob, *, worker: str) -> None:
+        self.job = job
+        self.reusable = True
+        self._worker = worker
+        self._run: Any = None
+        self._newest: TrialUpdate | None = None
+
+    def advance(self, seconds: float) -> TrialUpdate:
+        """Run for about this long and return the attempt's next update. Never raises an Exception."""
+        try:
+            if self._run is None:
+                module, _, name = self._worker.partition(":")
+                self._run = getattr(importlib.import_module(module), name)(self.job)
+            self._newest = self._run.advance(seconds)
+        except Exception as error:
+            self.reusable = isinstance(error, MuxferError)
+            return failed_update(self.job, error_line(error), newest=self._newest)
+        return self._newest
+
+
+def failed_update(job: TrialJob, error: str, *, newest: TrialUpdate | None = None) -> TrialUpdate:
+    """The final update of a job that ended without a result. `newest` is the update that came before, if any."""
+    step, train_seconds = (newest.step, newest.train_seconds) if newest else (0, 0.0)
     record = Record(
         key=job.trial.key,
         setting=job.trial.setting,
@@ -30,38 +62,12 @@ def failed_update(job: TrialJob, error: str, *, last: TrialUpdate | None = None)
 
 
 def error_line(error: BaseException) -> str:
-    """One line of an exception: our own message, or the type, the message and where it was raised."""
+    """Describe an exception in one line: muxfer's own message, or the type, the message and where it was raised."""
     message = " ".join(str(error).split())
     if isinstance(error, MuxferError):
         return message
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" ({place.tb_frame.f_code.co_filename}:{place.tb_lineno})" if place is not None else ""
-    return f"{type(error).__name__}: {message[:400]}{where}"
-
-
-class Attempt:
-    """One attempt at a job that always ends in a record: an exception becomes FAILED with its line.
-
-    `sound` is False once an exception that is not a MuxferError came through: what it left behind in the process
-    (half a CUDA context, a patched global) is anybody's guess.
-    """
-
-    def __init__(self, job: TrialJob, *, worker: str) -> None:
-        self.job = job
-        self.sound = True
-        self._worker = worker
-        self._run: Any = None
-        self._last: TrialUpdate | None = None
-
-    def advance(self, seconds: float) -> TrialUpdate:
-        try:
-            if self._run is None:
-                module, _, name = self._worker.partition(":")
-                self._run = getattr(importlib.import_module(module), name)(self.job)
-            self._last = self._run.advance(seconds)
-        except Exception as error:
-            self.sound = isinstance(error, MuxferError)
-            return failed_update(self.job, error_line(error), last=self._last)
-        return self._last
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame is not None else ""
+    return f"{type(error).__name__}: {message[:MAX_MESSAGE_CHARS]}{place}"

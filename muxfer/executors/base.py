@@ -1,4 +1,7 @@
-"""What an executor is given, what it reports, and what it promises."""
+"""The protocol of an executor: the trial that it gets, the updates that it returns, and what it promises.
+
+This module loads no torch, because the commands and the driver import it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +13,10 @@ from muxfer.trial import Point, Record, Trial
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """A trial to run, where: `folder` is the trial's own, each attempt makes one below it; `epoch` is the lease's.
+    """A trial to run, and where to run it.
 
-    `band` is a LossBand as plain data: a trial whose loss leaves it is halted. None: nobody watches.
+    `folder` belongs to the trial: each attempt makes a folder of its own in it. `epoch` is the epoch of the lease.
+    `band` is a LossBand as plain data: a trial whose loss leaves the band is halted. None means that no band applies.
     """
 
     trial: Trial
@@ -25,11 +29,11 @@ class TrialJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialUpdate:
-    """What a worker says from time to time: new points of its curves and, the last time, the record.
+    """The progress of one attempt: new points of its curves and, in the final update, the record.
 
-    The first report after a resume repeats the points of the checkpoint: writing a point twice changes nothing.
-    `train_seconds` are this attempt's. `halted` says why a watched trial stopped without a record: it can go on from
-    the checkpoint that it left.
+    The first update after a resume repeats the points of the checkpoint. Writing a point twice changes nothing.
+    `train_seconds` counts this attempt alone. `halted` says why a trial under a band stopped without a record. Such a
+    trial can go on from its checkpoint.
     """
 
     key: str
@@ -41,24 +45,25 @@ class TrialUpdate:
 
     @property
     def final(self) -> bool:
-        """Whether this attempt has nothing more to say."""
+        """Whether this is the attempt's last update."""
         return self.record is not None or self.halted is not None
 
 
 class Executor(Protocol):
-    """Runs jobs on slots, in the order submitted. Raises NoResources when no node can ever hold one."""
+    """Runs jobs on slots, in the order submitted. Raises NoResources when no node can ever hold a slot."""
 
     slots: int
 
     def submit(self, jobs: Sequence[TrialJob]) -> None: ...
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        """What came in; empty after the timeout. A trial that failed for good ends in a record with its error.
+        """Return the updates that have arrived, or an empty list after the timeout.
 
-        Raises TrialsFailed when the machinery itself died (a node, the cluster's head).
+        A trial that failed for good ends in a record with its error. Raises TrialsFailed when the cluster itself died
+        (a node, or the cluster's head).
         """
 
     def close(self) -> None: ...
 
     def kill(self) -> None:
-        """Stop at once, whatever runs: trials stay resumable from their checkpoints."""
+        """Stop every trial at once. Trials stay resumable from their checkpoints."""

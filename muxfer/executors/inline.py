@@ -1,8 +1,4 @@
-"""Run jobs in this very process, one after another, with nothing in between: for tests and for a debugger.
-
-Also what every executor does with a job wherever it runs (`Attempt`): the worker is named by an importable path, and
-whatever it raises ends this trial alone, in a record that says why.
-"""
+"""Run jobs in the calling process, one after another: for tests and for a debugger."""
 
 import time
 from collections import deque
@@ -14,7 +10,7 @@ from muxfer.executors.base import TrialJob, TrialUpdate
 
 
 class InlineExecutor:
-    """The Executor that needs nothing: `reports` itself trains, for about as long as it may wait."""
+    """The Executor that starts no process: `updates` itself trains, for about as long as its timeout."""
 
     slots = 1
 
@@ -28,18 +24,17 @@ class InlineExecutor:
         self._queue.extend(replace(job, device=self.device) for job in jobs)
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        came_in: list[TrialUpdate] = []
-        end = time.monotonic() + timeout_seconds
+        new: list[TrialUpdate] = []
+        stop_at = time.monotonic() + timeout_seconds
         while self._attempt is not None or self._queue:
             if self._attempt is None:
                 self._attempt = Attempt(self._queue.popleft(), worker=self._worker)
-            report = self._attempt.advance(timeout_seconds)
-            came_in.append(report)
-            if report.final:
+            new.append(self._attempt.advance(timeout_seconds))
+            if new[-1].final:
                 self._attempt = None
-            if time.monotonic() >= end:
+            if time.monotonic() >= stop_at:
                 break
-        return came_in
+        return new
 
     def close(self) -> None:
         self._queue.clear()

@@ -1,7 +1,7 @@
-"""The three places where Tune lets us in: what runs in an actor, what it asks for trials, whom it tells.
+"""muxfer's three plugins for Ray Tune: the actor that runs trials, the queue of jobs, the listener for results.
 
-Workers import this module by its name, so it must never be `__main__`. The queue hands jobs out in order and takes
-back those whose process died; the listener puts what it hears into the driver's inbox.
+Workers import this module by its name, so it must never be `__main__`. The queue hands out jobs in order and takes
+back a job whose process died. The listener puts Tune's events into the driver's inbox.
 """
 
 import os
@@ -22,32 +22,32 @@ from muxfer.executors.base import TrialJob
 from muxfer.models.plugins import Plugins
 from muxfer.trial import Trial
 
-UNFIT = "muxfer: this process is not reused"
-"""Stands in the error of an actor that gave itself up before it began a trial: no fault of that trial."""
+NOT_REUSED = "muxfer: this process is not reused"
+"""Part of the error of an actor that refused a further trial. The refused trial is not at fault."""
 
 ORPHANED = 86
-"""The exit code of a process whose driver is gone; Ray does not hand it on, so the driver sees a process that died."""
+"""The exit code of a process whose driver is gone. Ray does not pass it on: the driver sees a process that died."""
 TICKS = 20
 
-Heard = tuple[str, Any]
-"""What the driver's inbox holds: ("report", Report), ("lost", (key, why)) or ("ended", why)."""
+Event = tuple[str, Any]
+"""An entry of the driver's inbox: ("update", TrialUpdate), ("lost", (key, reason)) or ("ended", reason)."""
 
 
 def run_tune(
     jobs: "JobQueue",
-    inbox: "queue.SimpleQueue[Heard]",
+    inbox: "queue.SimpleQueue[Event]",
     *,
     resources: dict[str, float],
     storage: Path,
     stop: threading.Event,
 ) -> None:
-    """Let Tune work the queue off until it is closed and empty, or `stop` is set. Runs in a thread of its own.
+    """Let Tune run the queue's jobs until the queue is closed, or `stop` is set. Runs in a thread of its own.
 
-    Tune executes and does not remember: no checkpoints, no retries and no restore of its own.
+    Tune only executes: it keeps no checkpoints, retries nothing and restores nothing.
     """
-    # Else Tune starts one actor after the other, 2 s each.
+    # By default Tune starts the actors one after another, 2 s each.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(jobs.slots)
-    # Tune hands the keys of S3 to its actors as arguments of their processes, which every user of the machine can read.
+    # Tune passes the keys of S3 to its actors as process arguments, which every user of the machine can read.
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name}
     tune.run(
         TrialActor,
@@ -66,10 +66,10 @@ def run_tune(
 
 
 class Orphan:
-    """Ends this process when nobody has gone on for `seconds` with the trial that it holds half done.
+    """Ends this process when its driver has not called for `seconds` while a trial is half done.
 
-    Each call of the driver is a heartbeat. Silence is counted in ticks of our own, not read off a clock: a process that
-    was itself stopped, with its driver or with the whole machine, has not waited meanwhile.
+    Each call of the driver is a heartbeat. The silence is counted in ticks of this thread, not read from a clock. So a
+    process that was stopped, with its driver or with the whole machine, does not count the time of its own stop.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Orphan:
         threading.Thread(target=self._watch, name="muxfer-orphan", daemon=True).start()
 
     def wait_for_driver(self, seconds: float) -> None:
-        self._seconds, self._silent, self._waiting = seconds, 0, True
+        self._seconds, self._silent_ticks, self._waiting = seconds, 0, True
 
     def stop_waiting(self) -> None:
         self._waiting = False
@@ -87,16 +87,16 @@ class Orphan:
     def _watch(self) -> None:
         while True:
             time.sleep(self._seconds / TICKS)
-            self._silent = self._silent + 1 if self._waiting else 0
-            if self._silent > TICKS:
+            self._silent_ticks = self._silent_ticks + 1 if self._waiting else 0
+            if self._silent_ticks > TICKS:
                 os._exit(ORPHANED)
 
 
 class TrialActor(tune.Trainable):
-    """A slot: one process that takes trial after trial, so that only the first pays for `import torch`.
+    """A slot: one process that runs trial after trial, so that only the first pays for `import torch`.
 
-    Its driver may be stopped, cut off, or gone from a cluster that lives on: an actor that then holds a trial half done
-    ends itself (see Orphan). Between two trials it waits for ever.
+    The driver may be stopped, be cut off, or be gone from a cluster that lives on. An actor that then has a trial half
+    done ends itself (see Orphan). Between two trials it waits for ever.
     """
 
     _attempt: Attempt | None = None
@@ -116,8 +116,8 @@ class TrialActor(tune.Trainable):
         self._orphan.wait_for_driver(self._orphan_seconds)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self._attempt is not None and not self._attempt.sound:
-            raise RuntimeError(UNFIT)
+        if self._attempt is not None and not self._attempt.reusable:
+            raise RuntimeError(NOT_REUSED)
         self.setup(new_config)
         return True
 
@@ -125,14 +125,14 @@ class TrialActor(tune.Trainable):
         assert self._attempt is not None
         assert self._orphan is not None
         self._orphan.stop_waiting()
-        report = self._attempt.advance(self._seconds)
-        if not report.final:
+        update = self._attempt.advance(self._seconds)
+        if not update.final:
             self._orphan.wait_for_driver(self._orphan_seconds)
-        return {"report": report, "done": report.final}
+        return {"update": update, "done": update.final}
 
 
 class JobQueue(Searcher):
-    """Hands jobs out in order, at most `slots` at a time. Filled by the driver's thread, asked by Tune's.
+    """Hands out jobs in order, at most `slots` at a time. The driver's thread fills it and Tune's thread reads it.
 
     A job whose process died goes back to the front, up to `max_failures` times.
     """
@@ -161,7 +161,7 @@ class JobQueue(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self._changed:
-            # With nothing running Tune has nothing else to do, and would sleep a second between two questions.
+            # Block while nothing runs: Tune has nothing else to do, and would sleep a second between two calls.
             self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
             if self._closed:
                 return Searcher.FINISHED
@@ -177,7 +177,10 @@ class JobQueue(Searcher):
                 self._lost[trial_id] = job
 
     def take_back(self, trial_id: str, *, its_fault: bool) -> tuple[str, int] | None:
-        """Queue a lost trial's job again, before all others; its key and its deaths when it died too often for that."""
+        """Queue a lost trial's job again, before all others.
+
+        Returns the trial's key and its number of deaths when it died too often for that, else None.
+        """
         with self._changed:
             job = self._lost.pop(trial_id, None)
             if job is None or self._closed:
@@ -190,7 +193,7 @@ class JobQueue(Searcher):
             return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher for Tuner.restore, which we never use; so with the next two
+        return {}  # Tune pickles its searcher for Tuner.restore; muxfer uses neither that nor the next two methods
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -198,34 +201,34 @@ class JobQueue(Searcher):
 
 
 class Listener(tune.Callback):
-    """Puts what happens into the driver's inbox, and no more: an exception in a callback kills a whole sweep."""
+    """Puts Tune's events into the driver's inbox and does no more: an exception in a callback kills a whole sweep."""
 
-    def __init__(self, jobs: JobQueue, inbox: "queue.SimpleQueue[Heard]") -> None:
+    def __init__(self, jobs: JobQueue, inbox: "queue.SimpleQueue[Event]") -> None:
         self._jobs = jobs
         self._inbox = inbox
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._inbox.put(("report", result.get("report")))
+        self._inbox.put(("update", result.get("update")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        why = _why(trial)
-        given_up = self._jobs.take_back(trial.trial_id, its_fault=UNFIT not in why)
-        if given_up is not None:
-            key, deaths = given_up
+        reason = _error_line(trial)
+        dead_for_good = self._jobs.take_back(trial.trial_id, its_fault=NOT_REUSED not in reason)
+        if dead_for_good is not None:
+            key, deaths = dead_for_good
             times = "once" if deaths == 1 else f"{deaths} times"
-            self._inbox.put(("lost", (key, f"its process died {times}: {why}")))
+            self._inbox.put(("lost", (key, f"its process died {times}: {reason}")))
 
 
-def _why(trial: Any) -> str:
+def _error_line(trial: Any) -> str:
     """The error of a Tune trial in one line."""
     try:
         lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
     except Exception as broken:  # an exception in a callback kills a whole sweep
         return f"no reason is known ({broken!r})"
     lines = lines[1:] or ["no reason is known"]  # "Failure # 1 (occurred at ...)"
-    from_python = "ray::" in lines[0]  # else the process died, and the first line says so
+    from_python = "ray::" in lines[0]  # otherwise the process died, and the first line says so
     return lines[-1 if from_python else 0][:400]
 
 

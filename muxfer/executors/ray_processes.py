@@ -1,10 +1,10 @@
-"""The cluster under the trials: start or join it, see that it lives, and end for certain what we started.
+"""The Ray cluster that runs the trials: start or join it, see that it lives, and end every process that was started.
 
-Ray's gcs and raylet are children of this process. With either dead every call into Ray hangs for a minute and more, so
-nothing here asks Ray how it is: it looks at the process ids (at the port of a cluster that we joined).
+Ray's gcs and raylet are children of this process. When either is dead, every call into Ray hangs for a minute or more.
+So this module never asks Ray for its state: it looks at the process ids, or at the port of a joined cluster.
 
-The thread that calls `Cluster.start` must live as long as the cluster: Ray asks the kernel to kill its processes when
-the *thread* that started them ends (PR_SET_PDEATHSIG). That is also what ends them after a kill -9 of ours.
+The thread that calls `Cluster.start` must live as long as the cluster. Ray asks the kernel to kill its processes when
+the *thread* that started them ends (PR_SET_PDEATHSIG). This also ends them after a kill -9 of the driver.
 """
 
 import contextlib
@@ -22,17 +22,18 @@ from muxfer.errors import BadInput, NoResources, TrialsFailed
 from muxfer.executors import ray_sessions
 from muxfer.garbage import collection_paused
 
-OBJECT_STORE_BYTES = 100 * 2**20  # jobs and reports are kilobytes; the default takes 30 % of the memory
+OBJECT_STORE_BYTES = 100 * 2**20  # jobs and updates are kilobytes; the default takes 30 % of the memory
 PROBE_SECONDS = 2.0
+MAX_FAILED_PROBES = 3
 NEEDED = ("gcs_server", "raylet")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call, after our shutdown, would start a second cluster
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a call after the shutdown would start a second cluster
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints on stdout even at verbose=0
     "RAY_enable_metrics_collection": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it answers SIGTERM first, and aborts where its trace takes 3 s
-    "RAY_prestart_worker_first_driver": "0",  # a driver waits seconds for the prestarted, at the raylet's mercy
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it catches SIGTERM first, and aborts when its trace takes 3 s
+    "RAY_prestart_worker_first_driver": "0",  # a driver would wait seconds for workers that the raylet prestarts
     "TUNE_DISABLE_AUTO_INIT": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -40,14 +41,15 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_THRESHOLD_S": "60",
 }
-"""Set where the user has not: read by Ray at import, so before it."""
+"""Defaults for Ray. Ray reads them at import, so they are set before it. A value that the user has set stays."""
 
 
 class Cluster:
-    """A cluster of this process's own on this machine, or the running one at `address`; to be started once.
+    """A private cluster on this machine, or the running one at `address`. It is started once.
 
-    One thread starts it; any other may watch it and end it meanwhile. `processes` are those that were started, by name,
-    each from its birth on; none, and no `folder`, where a cluster is joined. NoResources when its folder can't be made.
+    One thread starts it. Any other thread may watch it and end it at the same time. `processes` holds by name each
+    process that was started, from its start on. It is empty for a joined cluster, which has no `folder` either. Raises
+    NoResources when the folder can't be made.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -55,138 +57,144 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.folder = ray_sessions.make_folder() if address is None else None
         self._joined = False
-        self._probed = 0.0
-        self._silent = 0
+        self._probed_at = 0.0
+        self._num_failed_probes = 0
 
     def start(self) -> None:
-        """Start it, or join it. NoResources when nothing answers there, TrialsFailed when it dies meanwhile."""
+        """Start or join the cluster.
+
+        Raises NoResources when nothing answers at the address, and TrialsFailed when a process dies while starting.
+        """
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         if self.address is not None:
-            _expect_answer(self.address)
+            _validate_address(self.address)
         ray_sessions.remove_abandoned()
         import ray
         from ray.job_config import JobConfig
 
-        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what went wrong reaches the user in records and errors
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # the user sees failures in records and errors
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
         options["job_config"] = JobConfig()
-        options["job_config"]._py_driver_sys_path = _Fixed()
+        options["job_config"]._py_driver_sys_path = _AlwaysEmpty()
         if self.folder is not None:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": f"{self.folder}/r"}
         try:
-            with self._bearing():
+            with self._mark_processes():
                 context = ray.init(address=self.address or "local", **options)
-        except Exception as error:  # a node that is slow to start under load raises a bare one
-            died = self.dead()
+        except Exception as error:  # a node that starts slowly under load raises a bare Exception
+            death = self.dead()
             if self.folder is not None:
                 ray_sessions.end_session(self.folder)
-            if died is not None:
-                raise TrialsFailed(f"{died}; run the same command again") from error
+            if death is not None:
+                raise TrialsFailed(f"{death}; run the same command again") from error
             line = " ".join(str(error).split())[:300]
             raise NoResources(f"compute.address {self.address or 'local'}: Ray did not start ({line})") from error
         self._joined = self.address is not None
         self.address = context.address_info["gcs_address"]
         if self.folder is not None:
-            with contextlib.suppress(OSError):  # Ray makes it readable for everybody on this host
+            with contextlib.suppress(OSError):  # Ray lets every user of this host read the token
                 (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
     def dead(self) -> str | None:
-        """What died, or None. Cheap enough for every turn of a loop; never blocks for more than a second."""
+        """Say which process died, or return None. Blocks for a second at most, so a loop may call it at every turn."""
         for name in NEEDED:
             process = self.processes.get(name)
             if process is not None and process.poll() is not None:
                 return f"Ray's {name} (pid {process.pid}) died"
         now = time.monotonic()
-        if not self._joined or now - self._probed < PROBE_SECONDS:
+        if not self._joined or now - self._probed_at < PROBE_SECONDS:
             return None
-        self._probed = now
-        self._silent = 0 if answers(str(self.address), timeout_seconds=1.0) else self._silent + 1
-        return f"Ray at {self.address} does not answer any more" if self._silent >= 3 else None
+        self._probed_at = now
+        alive = accepts_connections(str(self.address), timeout_seconds=1.0)
+        self._num_failed_probes = 0 if alive else self._num_failed_probes + 1
+        failed = self._num_failed_probes >= MAX_FAILED_PROBES
+        return f"Ray at {self.address} does not answer any more" if failed else None
 
     def listening(self) -> list[str]:
-        """The addresses beyond loopback at which the processes listen that we started; nothing is known of others'."""
+        """The addresses beyond loopback at which the started processes listen. A joined cluster's are not known."""
         import psutil
 
-        found = set()
+        addresses = set()
         for process in self.processes.values():
             with contextlib.suppress(psutil.Error):
-                for one in psutil.Process(process.pid).net_connections(kind="tcp"):
-                    if one.status == psutil.CONN_LISTEN and one.laddr.ip not in ("127.0.0.1", "::1"):
-                        found.add(f"{one.laddr.ip}:{one.laddr.port}")
-        return sorted(found)
+                for connection in psutil.Process(process.pid).net_connections(kind="tcp"):
+                    local = connection.laddr
+                    if connection.status == psutil.CONN_LISTEN and local.ip not in ("127.0.0.1", "::1"):
+                        addresses.add(f"{local.ip}:{local.port}")
+        return sorted(addresses)
 
     def shut_down(self) -> None:
-        """Leave Ray, in the thread that started it, and remove what it leaves.
+        """Leave Ray, in the thread that started it, and remove its folder.
 
-        No garbage may hold one of Ray's references then: Ray lets go of its worker in C++ first and in Python
-        afterwards, and a finalizer that comes between calls `exit(1)`.
+        No garbage may hold one of Ray's references at that time. Ray frees its worker first in C++ and then in Python,
+        and a finalizer that runs in between calls `exit(1)`.
         """
         import ray
 
         with collection_paused():
             gc.collect()
             ray.shutdown()
-        self._sweep()
+        self._remove_folder()
 
     def kill(self) -> None:
-        """End every process that we started, by its id, in a fraction of a second; the driver is of no use afterwards.
+        """Kill every process that was started, by its id, in a fraction of a second. Ray is unusable afterwards.
 
-        Touches nothing of a cluster that we joined: it ends a driver's trials when the driver is gone.
+        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone.
         """
-        born = list(self.processes.values())
-        for process in born:
+        started = list(self.processes.values())
+        for process in started:
             if process.poll() is None:
                 process.kill()
-        for process in born:
+        for process in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
-        self._sweep()
+        self._remove_folder()
 
-    def _sweep(self) -> None:
-        """Remove the cluster's folder (sockets, logs, Tune's state), and end what still works there."""
+    def _remove_folder(self) -> None:
+        """Remove the cluster's folder (sockets, logs, Tune's state), and end the processes that still use it."""
         if self.folder is not None:
             ray_sessions.end_session(self.folder)
 
     @contextlib.contextmanager
-    def _bearing(self) -> Iterator[None]:
-        """Meanwhile each process that Ray starts is noted here at once, marked, and put in a process group of its own.
+    def _mark_processes(self) -> Iterator[None]:
+        """Within this context each process that Ray starts is recorded, marked, and put in its own process group.
 
-        In ours it would get the signals that are meant for us, and where the raylet ends while this process registers
-        with it, Ray ends this process too, with 1. Ray has no public way to any of it: this is the class that it
-        starts its processes with.
+        In the driver's group it would get the signals that are meant for the driver. And if the raylet ended while the
+        driver registers with it, Ray would end the driver too, with exit code 1. Ray has no public way to do this: so
+        the class with which Ray starts its processes is replaced.
         """
         from ray._private import services
 
-        cluster, plain = self, services.ConsolePopen
+        cluster, original = self, services.ConsolePopen
 
-        class Process(plain):  # type: ignore[misc, valid-type]
+        class MarkedProcess(original):  # type: ignore[misc, valid-type]
             def __init__(self, command: Sequence[str], **options: Any) -> None:
                 if ray_sessions.is_ending():
-                    raise TrialsFailed("told to stop while Ray started")
+                    raise TrialsFailed("stopped by a signal while Ray started")
                 environment = {**options.pop("env"), ray_sessions.MARK: str(cluster.folder)}
                 super().__init__(command, env=environment, process_group=0, **options)
                 cluster.processes[Path(command[0]).name] = self
 
-        services.ConsolePopen = Process
+        services.ConsolePopen = MarkedProcess
         try:
             yield
         finally:
-            services.ConsolePopen = plain
+            services.ConsolePopen = original
 
 
-class _Fixed(list[str]):
-    """The folders that Ray puts before all others on its workers' path: none.
+class _AlwaysEmpty(list[str]):
+    """The folders that Ray puts first on its workers' import path: always none.
 
-    It adds the one that the command was typed in, where a torch.py of somebody's would be taken for torch, and another
-    version of muxfer for this one. Plugins bring their folder along (`muxfer.plugins`).
+    Ray would add the folder that the command was typed in. There, a stray torch.py would be imported instead of torch,
+    and another version of muxfer instead of this one. Plugins pass their own folder (`muxfer.models.plugins`).
     """
 
     def extend(self, folders: Iterable[str]) -> None:
         pass
 
 
-def answers(address: str, *, timeout_seconds: float) -> bool:
+def accepts_connections(address: str, *, timeout_seconds: float) -> bool:
     """Whether anything accepts a connection at host:port."""
     host, _, port = address.rpartition(":")
     try:
@@ -196,15 +204,16 @@ def answers(address: str, *, timeout_seconds: float) -> bool:
     return True
 
 
-def _expect_answer(address: str) -> None:
+def _validate_address(address: str) -> None:
+    """Raise BadInput for what is no address, and NoResources when nothing answers there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
         raise BadInput(
             f"compute.address {address!r}: expected host:port of a running Ray cluster's head (10.0.0.1:6379);"
             " leave it out for a private cluster on this machine"
         )
-    # ray.init would try for a minute.
-    if not answers(address, timeout_seconds=5.0):
+    # ray.init would keep trying for a minute.
+    if not accepts_connections(address, timeout_seconds=5.0):
         raise NoResources(
             f"compute.address {address}: nothing answers there; start it with `ray start --head`,"
             " or leave compute.address out for a private cluster on this machine"

@@ -1,7 +1,7 @@
-"""Trials on Ray Tune: one long-lived actor a slot takes trial after trial; reports come back through a queue.
+"""Run trials on Ray Tune: each slot is one long-lived actor, and updates come back through an inbox.
 
-Tune only executes. What is to run, what a failure means and when to stop is decided here, in the thread that calls;
-Tune lives in a daemon thread of its own, so the main thread keeps the signals and can leave when Ray has died.
+Tune only executes. The calling thread decides what runs, what a failure means and when to stop. Tune runs in a daemon
+thread, so the main thread keeps the signals and can exit when Ray has died.
 """
 
 import contextlib
@@ -31,30 +31,30 @@ CLOSE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def stdout_aside(path: str = os.devnull) -> Iterator[None]:
-    """Whatever is written to file descriptor 1 meanwhile, by Python, by C or by a child, goes to `path` instead."""
+    """Send what Python, C or a child writes to file descriptor 1 within this context to `path` instead."""
     sys.stdout.flush()
-    kept = os.dup(1)
-    aside = os.open(path, os.O_WRONLY)
-    os.dup2(aside, 1)
-    os.close(aside)
+    original = os.dup(1)
+    replacement = os.open(path, os.O_WRONLY)
+    os.dup2(replacement, 1)
+    os.close(replacement)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)
 
 
 class RayExecutor:
     """Runs jobs on the slots of a private Ray cluster, or of the one at compute.address.
 
-    Raises NoResources when the cluster cannot hold the slots that `compute` asks for or nothing answers at the
-    address, BadInput for what is no address. From here to `close` file descriptor 1 leads nowhere: Tune prints there at
-    verbose=0, and Ray a paragraph for each process that dies. `device` is what every job runs on: cpu or cuda.
-    `folder` takes Tune's own files on a joined cluster, until `close`.
+    Raises NoResources when the cluster can't hold the slots that `compute` asks for, or when nothing answers at the
+    address. Raises BadInput for what is no address. `device` is cpu or cuda, and every job runs on it. On a joined
+    cluster `folder` holds Tune's own files until `close`. Until then file descriptor 1 leads nowhere: Tune prints to
+    it even at verbose=0, and Ray prints a paragraph for each process that dies.
 
-    A trial whose process died is started again up to compute.max_failures times, before all that wait (it goes on
-    from its own checkpoint), and ends FAILED after that; one that raised an exception ends FAILED at once.
+    A trial whose process died is started again, up to compute.max_failures times, before all waiting trials. It goes
+    on from its checkpoint, and ends FAILED after that many times. A trial that raised an exception ends FAILED at once.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class RayExecutor:
         self._cluster = Cluster(compute.address)
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._unsettled: dict[str, TrialJob] = {}
-        self._last: dict[str, TrialUpdate] = {}
-        self._dead: str | None = None
+        self._unfinished: dict[str, TrialJob] = {}
+        self._newest: dict[str, TrialUpdate] = {}
+        self._death: str | None = None
         self._ready: Future[None] = Future()
         self._stop = threading.Event()
         self._storage: Path | None = None
@@ -81,81 +81,79 @@ class RayExecutor:
         self._thread.start()
         try:
             while not wait([self._ready], timeout=0.2).done:
-                self._dead = self._cluster.dead()
-                if self._dead is not None:
-                    raise TrialsFailed(f"{self._dead}; run the same command again")
+                self._death = self._cluster.dead()
+                if self._death is not None:
+                    raise TrialsFailed(f"{self._death}; run the same command again")
             self._ready.result()
         except BaseException:
             self.close()
             raise
 
     def listening(self) -> list[str]:
-        """Where others than this machine could reach the cluster."""
+        """The addresses at which other machines could reach the cluster."""
         return self._cluster.listening()
 
     def submit(self, jobs: Sequence[TrialJob]) -> None:
         assert self._jobs is not None
         placed = [replace(job, device=self.device) for job in jobs]
-        self._unsettled.update({job.trial.key: job for job in placed})
+        self._unfinished.update({job.trial.key: job for job in placed})
         self._jobs.put([asdict(job) for job in placed])
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        came_in: list[TrialUpdate] = []
+        new: list[TrialUpdate] = []
         with contextlib.suppress(queue.Empty):
-            if self._dead is None:
-                came_in += self._settle(*self._inbox.get(timeout=timeout_seconds))
+            if self._death is None:
+                new += self._take_in(*self._inbox.get(timeout=timeout_seconds))
             while True:
-                came_in += self._settle(*self._inbox.get_nowait())
-        self._dead = self._dead or self._cluster.dead()
-        if self._dead is not None and not came_in:  # what came in before is handed out first
-            raise TrialsFailed(f"{self._dead}; trials in flight keep their checkpoints: run the same command again")
-        return came_in
+                new += self._take_in(*self._inbox.get_nowait())
+        self._death = self._death or self._cluster.dead()
+        if self._death is not None and not new:  # updates from before the death are returned first
+            raise TrialsFailed(f"{self._death}; trials in flight keep their checkpoints: run the same command again")
+        return new
 
     def close(self) -> None:
-        """End Ray and everything that we started, within CLOSE_SECONDS; trials in flight stay resumable.
+        """End Ray and every process that was started, within CLOSE_SECONDS. Trials in flight stay resumable.
 
-        Where Ray has died before, or does not end, its processes are killed and the thread that waits for it is left
-        behind: the process should then end by os._exit, because Ray's own exit handlers would wait for the dead.
+        When Ray is dead already or does not end, its processes are killed and Tune's thread goes on waiting. This
+        process should then end by os._exit: Ray's own exit handlers would wait for dead processes.
         """
         self._stop.set()
         if self._jobs is not None:
             self._jobs.close()
-        if self._dead is None and self._cluster.dead() is None:
+        if self._death is None and self._cluster.dead() is None:
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             self.kill()
         self._open.close()
 
     def kill(self) -> None:
-        """End every process of Ray that we started, at once and for certain. Only os._exit may follow."""
+        """Kill every process of Ray that was started. Only os._exit may follow."""
         self._stop.set()
         self._cluster.kill()
         if self._storage is not None:
             shutil.rmtree(self._storage, ignore_errors=True)
 
-    def _settle(self, kind: str, heard: Any) -> list[TrialUpdate]:
-        """The report to hand on, if any, from what came out of Tune's thread."""
+    def _take_in(self, kind: str, content: Any) -> list[TrialUpdate]:
+        """Turn an event of Tune's thread into the update to return, if any."""
         if kind == "ended":
-            dead = self._cluster.dead()
-            raise TrialsFailed(
-                f"{dead or f'Ray Tune ended before the trials did ({heard})'}; run the same command again"
-            )
-        if kind == "report":
-            report = heard
+            death = self._cluster.dead() or f"Ray Tune ended before the trials did ({content})"
+            raise TrialsFailed(f"{death}; run the same command again")
+        if kind == "update":
+            update = content
         else:
-            key, why = heard
-            if key not in self._unsettled:
+            key, reason = content
+            if key not in self._unfinished:
                 return []
-            report = failed_update(self._unsettled[key], why, last=self._last.get(key))
-        if report.key not in self._unsettled:
+            update = failed_update(self._unfinished[key], reason, newest=self._newest.get(key))
+        if update.key not in self._unfinished:
             return []
-        self._last[report.key] = report
-        if report.record is not None:
-            del self._last[report.key], self._unsettled[report.key]
-        return [report]
+        self._newest[update.key] = update
+        if update.record is not None:
+            del self._newest[update.key], self._unfinished[update.key]
+        return [update]
 
     def _drive(self) -> None:
-        """Ray's whole life, in one thread: its processes die with the thread that started them."""
+        """Start, use and leave Ray, all in this one thread: Ray's processes die with the thread that started them."""
         try:
             self._cluster.start()
             import ray
@@ -170,7 +168,7 @@ class RayExecutor:
             }
             max_failures = self._compute.max_failures
             self._jobs = jobs = ray_plugins.JobQueue(slots=self.slots, max_failures=max_failures, settings=settings)
-            if self._stop.is_set():  # closed before it was open
+            if self._stop.is_set():  # `close` was called before the cluster was ready
                 jobs.close()
             self._ready.set_result(None)
             resources = {"GPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
@@ -185,7 +183,7 @@ class RayExecutor:
                 self._cluster.shut_down()
 
     def _make_storage(self) -> Path:
-        """Where Tune keeps its state, which nobody reads: gone with the session, or at `close`."""
+        """Make the folder of Tune's state, which nobody reads. It is removed with the session, or at `close`."""
         if self._cluster.folder is not None:
             return self._cluster.folder / "tune"
         self._storage = storage = ray_sessions.make_storage(self._folder)
@@ -194,17 +192,16 @@ class RayExecutor:
 
 
 def resolve(compute: Compute, resources: dict[str, float]) -> tuple[str, int]:
-    """The device and the number of slots on a cluster with these resources; NoResources when it has too few."""
+    """The device and the number of slots on a cluster with these resources. Raises NoResources when it has too few."""
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     device = compute.device if compute.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:
         raise NoResources("compute.device cuda: this cluster has no GPU; use compute.device=cpu or auto")
-    have, unit = (gpus, "GPU") if device == "cuda" else (cpus, "CPU")
-    if not have:
+    available, unit = (gpus, "GPU") if device == "cuda" else (cpus, "CPU")
+    if not available:
         raise NoResources(f"compute.device {device}: this cluster has no {unit}; add a node that has one")
-    slots = compute.slots or have
-    if slots > have:
-        raise NoResources(
-            f"compute.slots {slots}: this cluster has {have} {unit}{'s' * (have > 1)}; use at most {have}"
-        )
+    slots = compute.slots or available
+    if slots > available:
+        units = unit if available == 1 else f"{unit}s"
+        raise NoResources(f"compute.slots {slots}: this cluster has {available} {units}; use at most {available}")
     return device, slots

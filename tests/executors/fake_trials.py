@@ -1,6 +1,6 @@
-"""Trials without torch, for the tests of executors: what one does stands in its setting.
+"""Trials without torch, for the tests of executors. A trial's setting says what it does.
 
-Like the real one it writes where it is under its folder, and a new attempt goes on from there.
+Like the real trial run it saves its step in its folder, and a new attempt goes on from there.
 """
 
 import os
@@ -11,19 +11,24 @@ from muxfer.errors import BadInput
 from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.trial import Outcome, Point, Record, Trial
 
-WORKER = "fake_trials:FakeRun"
+WORKER = "tests.executors.fake_trials:FakeRun"
 
 
-def job(
+def make_job(
     folder: Path, key: str, *, does: str = "finish", steps: int = 2, seconds: float = 0.0, deaths: int = 0
 ) -> TrialJob:
-    """One step of `seconds` a report. `does`: finish, refuse, break, or die (`deaths` attempts, in the first step)."""
+    """A job whose updates each take one step of `seconds`.
+
+    `does` is finish, refuse, break, or die. A trial that dies does so in the first step of each of `deaths` attempts.
+    """
     setting = {"does": does, "steps": steps, "seconds": seconds, "deaths": deaths}
     trial = Trial(key=key, setting=setting, replicate=3, task={"model": {"width": 64}, "lr": 2.0**-7})
     return TrialJob(trial=trial, folder=str(folder / key), epoch=7)
 
 
 class FakeRun:
+    """Takes the place of `muxfer.executors.worker.TrialRun`."""
+
     def __init__(self, job: TrialJob) -> None:
         self.job = job
         self.setting = job.trial.setting
@@ -44,14 +49,14 @@ class FakeRun:
             raise ZeroDivisionError("division\nby zero")
         if self.setting["does"] == "die" and len(self.attempts.read_text().splitlines()) <= int(self.setting["deaths"]):
             os.kill(os.getpid(), 9)
-        points = tuple(Point(name=name, step=self.step, value=value) for name, value in self._values().items())
-        record = self._record() if self.step >= int(self.setting["steps"]) else None
+        values = {"pid": os.getpid(), "threads": float(os.environ.get("OMP_NUM_THREADS", "0"))}
         return TrialUpdate(
-            key=self.job.trial.key, step=self.step, points=points, train_seconds=0.5 * self.step, record=record
+            key=self.job.trial.key,
+            step=self.step,
+            points=tuple(Point(name=name, step=self.step, value=value) for name, value in values.items()),
+            train_seconds=0.5 * self.step,
+            record=self._record() if self.step >= int(self.setting["steps"]) else None,
         )
-
-    def _values(self) -> dict[str, float]:
-        return {"pid": os.getpid(), "threads": float(os.environ.get("OMP_NUM_THREADS", "0"))}
 
     def _record(self) -> Record:
         trial = self.job.trial

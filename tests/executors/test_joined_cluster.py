@@ -1,4 +1,4 @@
-"""A sweep on a cluster that somebody else started: it is joined, used to the end and left as it was."""
+"""A sweep joins a cluster that another process started, and leaves it as it was."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.typed import ROOT, start
+
+pytestmark = pytest.mark.slow
 
 TINY = [
     "search.width=[16]",
@@ -27,7 +29,7 @@ TINY = [
 
 HEAD = """
 import sys
-from muxfer.adapters.ray_processes import Cluster
+from muxfer.executors.ray_processes import Cluster
 cluster = Cluster(None)
 cluster.start()
 print(cluster.address, flush=True)
@@ -38,7 +40,7 @@ cluster.shut_down()
 
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster on loopback that asks for a token; it ends with its process, or with our pipe to it."""
+    """The address of a cluster on loopback that asks for a token. It ends when its standard input closes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     process = subprocess.Popen(
         [sys.executable, "-c", HEAD],
@@ -57,17 +59,17 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         process.wait()
 
 
-def test_a_sweep_that_starts_ray_ahead_on_a_joined_cluster_keeps_tunes_state_to_its_end(head, tmp_path):
-    """Tune puts a folder that is gone back, but not the mark by which other nodes know that they share it."""
+def test_tunes_state_stays_until_a_sweep_on_a_joined_cluster_ends(head, tmp_path):
+    """Tune restores a missing folder, but not the marker by which other nodes know that they share it."""
     sweep = start(tmp_path, "sweep", "lr-width", f"compute.address={head}", "compute.slots=1", *TINY, "--json")
-    marked = None
-    while marked is None and sweep.poll() is None:
+    has_marker = None
+    while has_marker is None and sweep.poll() is None:
         for state in tmp_path.glob("muxfer/*/.ray-*/trials/experiment_state-*"):
-            marked = (state.parent / ".validate_storage_marker").exists()
+            has_marker = (state.parent / ".validate_storage_marker").exists()
         time.sleep(0.01)
     out, err = sweep.communicate(timeout=240)
     assert sweep.returncode == 0, err
-    assert marked
-    swept = json.loads(out)
-    assert [trial["outcome"] for trial in swept["trials"]] == ["finished", "finished"]
-    assert not list(Path(swept["folder"]).glob(".ray-*"))
+    assert has_marker
+    result = json.loads(out)
+    assert [trial["outcome"] for trial in result["trials"]] == ["finished", "finished"]
+    assert not list(Path(result["folder"]).glob(".ray-*"))
