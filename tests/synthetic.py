@@ -1,4 +1,4 @@
-"""Studies to draw and to write about: of a known shape, drawn at random, and one that really ran."""
+"""Studies for the tests: of a known shape, drawn at random, and one that really ran."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def points_of(records):
 
 
 def make_search(num=24, seed=0):
-    """Settings drawn at random, two of them over decades, one by name; every sixth diverged."""
+    """Random settings: two span decades, one is a name. Every sixth trial diverged."""
     draw, records = np.random.default_rng(seed), []
     for i in range(num):
         lr, clip = 2.0 ** draw.uniform(-10, -5), 10.0 ** draw.uniform(-2, 2)
@@ -70,8 +70,8 @@ def real_study():
 
 
 def check_of(folder):
-    """A coordinate check that passes but for one line, as `muxfer check` leaves it: its JSON, and its figure."""
-    from muxfer.commands.check import check_data  # these bring torch along
+    """A coordinate check with one failing line, as `muxfer check` writes it: its JSON, and its figure in the folder."""
+    from muxfer.commands.check import check_data  # these import torch
     from muxfer.mup.slopes import MEASURES, CoordinateCheck, Line
     from muxfer.report.figures.check import coordinate_figure
 
@@ -95,7 +95,7 @@ def check_of(folder):
 
 
 def front_study():
-    """Learning rates over widths and steps: the small and short ones choose another rate."""
+    """Learning rates over widths and steps. Short trials have another best rate."""
     draw, records = np.random.default_rng(5), []
     for width in (32, 64, 128):
         for steps in (50, 100, 200):

@@ -1,7 +1,7 @@
-"""The study's page in a real browser: nothing is fetched, all of it opens, nothing overflows, every word can be read.
+"""The study's page in a browser: it fetches nothing, all of it opens, nothing overflows, and every word is legible.
 
 Needs chromium (Debian: apt-get install chromium). Without it these tests are skipped, unless MUXFER_REQUIRE_BROWSER=1.
-MUXFER_SCREENSHOTS=FOLDER keeps what the browser saw.
+MUXFER_SCREENSHOTS=FOLDER keeps a picture of each page.
 """
 
 import os
@@ -18,6 +18,8 @@ from muxfer.analysis.proxy_size import parameters_times_samples, proxy_front
 from muxfer.analysis.transferability import judge
 from muxfer.report.study_page import write
 from tests.synthetic import check_of, front_study, isoflop_study, judged, make_search, points_of, real_study
+
+pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("MUXFER_REQUIRE_BROWSER") == "1"
@@ -49,7 +51,7 @@ LEGIBLE = """() => {
   }
   return found;
 }"""
-"""Every visible word with its contrast against what lies under it, as the browser computed both."""
+"""Every visible word with its contrast against its background, both as the browser computed them."""
 
 OVERFLOWING = """() => {
   const scrolls = e => e.closest(".scroll, nav");
@@ -59,7 +61,7 @@ OVERFLOWING = """() => {
     && e.getBoundingClientRect().right > innerWidth + 1);
   return [...wide, ...outside].map(e => e.tagName + " " + e.textContent.slice(0, 40));
 }"""
-"""What is wider than its box, or leaves the window; what scrolls inside its own box is meant to."""
+"""Elements wider than their box or outside the window, without those that scroll inside their own box."""
 
 OVERLAPPING = """() => {
   const hit = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
@@ -75,12 +77,12 @@ OVERLAPPING = """() => {
   }
   return found;
 }"""
-"""Pairs of parts of the page, or of words of one drawing, that cover each other."""
+"""Pairs of parts of the page, or of words in one drawing, that cover each other."""
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A page of each kind of study, one of them of records that were really measured."""
+    """A page of each kind of study; the records of one were really measured."""
     folder = tmp_path_factory.mktemp("studies of mine")
     records, points = real_study()
     isoflop, fit = isoflop_study()
@@ -124,29 +126,29 @@ def browser():
 
 @pytest.fixture
 def opened(browser, pages):
-    """Opens a page by name; when the test ends the browser must have had nothing to say and nothing to fetch."""
-    heard, asked, contexts = [], [], []
+    """Opens a page by name. At the end of the test the browser must have printed nothing and fetched nothing else."""
+    messages, requests, contexts = [], [], []
 
     def open_page(name):
         context = browser.new_context(color_scheme="light", viewport={"width": 1400, "height": 900})
         contexts.append(context)
         tab = context.new_page()
-        tab.on("console", lambda message: heard.append(message.text))
-        tab.on("pageerror", lambda error: heard.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
         tab.goto(pages[name].as_uri())
         return tab
 
     yield open_page
     for context in contexts:
         context.close()
-    assert heard == []
-    assert {urlsplit(url).scheme for url in asked} <= {"file", "data"}
-    assert {Path(unquote(urlsplit(url).path)).suffix for url in asked} <= {".html", ".png", ".svg"}
+    assert messages == []
+    assert {urlsplit(url).scheme for url in requests} <= {"file", "data"}
+    assert {Path(unquote(urlsplit(url).path)).suffix for url in requests} <= {".html", ".png", ".svg"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_entry_of_the_contents_leads_to_its_section_and_every_fold_opens(opened, name):
+def test_contents_lead_to_their_sections_and_folds_open(opened, name):
     tab = opened(name)
     links = tab.locator("nav a").all()
     assert len(links) == tab.locator("section").count() + 1
@@ -173,7 +175,7 @@ def test_every_entry_of_the_contents_leads_to_its_section_and_every_fold_opens(o
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_drawing_is_there_as_png_svg_and_csv(opened, pages, name):
+def test_every_drawing_links_to_its_png_svg_and_csv(opened, pages, name):
     tab = opened(name)
     figures = tab.locator("figure").all()
     assert len(figures) == len([section for section in tab.locator("svg").all() if section.is_visible()])
@@ -201,7 +203,7 @@ def test_every_drawing_is_there_as_png_svg_and_csv(opened, pages, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_overflows_or_covers_anything_at_any_width(opened, name):
+def test_nothing_overflows_or_overlaps_at_any_width(opened, name):
     tab = opened(name)
     tab.evaluate(UNFOLD)
     for width in WIDTHS:
@@ -213,7 +215,7 @@ def test_nothing_overflows_or_covers_anything_at_any_width(opened, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_word_is_legible_in_either_scheme(opened, name, tmp_path):
+def test_every_word_is_legible_in_light_and_dark(opened, name, tmp_path):
     tab = opened(name)
     tab.evaluate(UNFOLD)
     for scheme in ("light", "dark"):
@@ -233,7 +235,7 @@ def screenshot(tab, name):
         tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def test_a_printed_page_is_light_unfolded_and_without_contents(opened):
+def test_printed_page_is_light_and_unfolded_without_contents(opened):
     tab = opened("grid")
     tab.emulate_media(media="print", color_scheme="dark")
     assert not tab.locator("nav").is_visible()

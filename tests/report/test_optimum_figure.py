@@ -1,4 +1,4 @@
-"""The legend names what is drawn, and the edge of stability is seen at a single axis value."""
+"""The legend names what is drawn, and a single axis value shows its edge of stability."""
 
 import csv
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +16,7 @@ def words_of(paths):
 
 
 def with_divergences(diverged, exponents=range(-9, -3)):
-    """One seed, best at 2^-7 everywhere; what diverged, as (width, exponent)."""
+    """One seed, best at 2^-7 everywhere. `diverged` holds (width, exponent)."""
     return [
         Record(
             key=f"{width}x{e}",
@@ -37,7 +37,7 @@ def stable_line(verdict):
     return line
 
 
-def test_95_percent_stands_in_a_legend_only_where_something_has_an_interval(tmp_path):
+def test_legend_says_95_percent_only_with_an_interval(tmp_path):
     for seeds, label in ((1, "fitted"), (2, "fitted, 95 %")):
         records = make_study(exponents=range(-8, -5), seeds=seeds)
         for paths in (
@@ -47,19 +47,19 @@ def test_95_percent_stands_in_a_legend_only_where_something_has_an_interval(tmp_
             assert [word for word in words_of(paths) if word.startswith("fitted")] == [label]
 
 
-def test_a_divergence_below_one_that_finished_is_a_cross(tmp_path):
+def test_divergence_below_a_finished_trial_is_recorded(tmp_path):
     optimum_figure(judged(with_divergences({(32, -5)})), tmp_path / "optimum")
     first = next(csv.DictReader((tmp_path / "optimum.csv").read_text().splitlines()))
     assert (float(first["stable"]), float(first["diverges"])) == (2**-6, 2**-5)
 
 
-def test_the_largest_stable_value_of_a_single_width_is_seen():
+def test_largest_stable_value_of_a_single_width_has_a_marker():
     line = stable_line(judged(with_divergences({(64, -5)})))
     assert [y for y in line.get_ydata() if y == y] == [-6]
     assert line.get_marker() == "_"
 
 
-def test_no_line_crosses_a_width_at_which_nothing_diverged(tmp_path):
+def test_stable_line_breaks_at_widths_without_a_divergence(tmp_path):
     verdict = judged(with_divergences({(32, -4), (128, -4)}))
     assert [y == y for y in stable_line(verdict).get_ydata()] == [True, False, True]
     assert "largest stable" in words_of(optimum_figure(verdict, tmp_path / "optimum"))

@@ -1,4 +1,4 @@
-"""What stands under a table must not promise what it lacks: 95 % without an interval, an empty column without a why."""
+"""The lines below a table promise no interval that is missing, and explain an empty column."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from tests.synthetic import judged, make_study
 README = Path(__file__).parents[2] / "README.md"
 
 
-def told(records):
-    """The line of each word that heads one, and the heading of the optima."""
+def labelled_lines(records):
+    """The heading of the optima, and each labelled line by its label."""
     lines = table_text(records, judged(records)).splitlines()
     assert max(map(len, lines)) <= 80
     (header,) = (line for line in lines if line.startswith("width "))
@@ -19,7 +19,7 @@ def told(records):
 
 
 def quoted_records(block):
-    """Of a table as `table_text` prints it: its losses have four digits."""
+    """The records behind a table that `table_text` printed, with losses of four digits."""
     for row in block.split("\n\n")[1].splitlines()[1:]:
         hp, *cells = row.split()
         for width, cell in zip((32, 64, 128), cells, strict=True):
@@ -34,7 +34,7 @@ def quoted_records(block):
             )
 
 
-def test_what_the_readme_shows_below_its_losses_follows_from_them():
+def test_readme_study_is_what_table_text_prints():
     text = README.read_text()
     start = text.index("    validation loss; * best of its column")
     block = "\n".join(line[4:] for line in text[start : text.index("\nThe second takes", start)].splitlines())
@@ -43,27 +43,27 @@ def test_what_the_readme_shows_below_its_losses_follows_from_them():
     assert table_text(records, judge(records, axis="width", hp="base_lr")) == block.rstrip()
 
 
-def test_one_seed_has_no_interval_and_is_told_how_to_get_them():
+def test_one_seed_has_no_interval_and_the_noise_line_says_why():
     records = make_study(exponents=range(-8, -5), seeds=1)
-    header, lines = told(records)
+    header, lines = labelled_lines(records)
     assert "95 %" not in header
     assert lines["noise"] == "one seed does not tell it, hence no intervals; add seeds (search.seeds=2)"
     assert "fitted" not in lines
 
 
 def test_two_seeds_have_intervals():
-    header, lines = told(make_study(exponents=range(-8, -5), seeds=2))
+    header, lines = labelled_lines(make_study(exponents=range(-8, -5), seeds=2))
     assert header.count(", 95 %") == 2
     assert lines["noise"].startswith("one trial's validation loss varies by")
 
 
-def test_seeds_without_a_curve_are_told_to_add_values():
-    header, lines = told(make_study(exponents=range(-8, -6), seeds=2))
+def test_seeds_without_a_curve_ask_for_more_values():
+    header, lines = labelled_lines(make_study(exponents=range(-8, -6), seeds=2))
     assert "95 %" not in header
     assert lines["noise"] == "these points do not tell it, hence no intervals; add values of base_lr"
 
 
-def test_an_empty_optimum_says_why():
-    """Two seeds, and the lowest loss at the end of the rates: no curve turns up again."""
-    _, lines = told(make_study(exponents=range(-9, -6), shift=2.0, seeds=2))
+def test_empty_optimum_is_explained():
+    """Two seeds, and the lowest loss at the end of the grid: no curve has a minimum inside."""
+    _, lines = labelled_lines(make_study(exponents=range(-9, -6), shift=2.0, seeds=2))
     assert lines["fitted"] == "empty where no curve surely has its minimum among the points"

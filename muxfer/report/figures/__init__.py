@@ -1,4 +1,4 @@
-"""The figures of a study, one module a kind; how everything is drawn is `muxfer.figures.style`."""
+"""The figures of a study, one module for each kind. `muxfer.report.figures.style` holds what they share."""
 
 from muxfer.files import replace_file
 from muxfer.report.figures.style import INK, LINE, PAPER, SOFT, brief, drawing, palette, pretty, save, svg_text, twin

@@ -1,4 +1,4 @@
-"""The target's training loss in the band that its proxies predict: what the guard sees, for a person to see."""
+"""The target's training loss in the band that its proxies predict: what the guard judges by, as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ TARGET, BEYOND = "#6a00a8", "#b3443f"
 
 
 def band_figure(band: LossBand, points: Sequence[tuple[int, float]], path_stem: Path, *, title: str) -> list[Path]:
-    """STEM.png, STEM.svg and STEM.csv (one row a point of the target: its loss, smoothed, and what was predicted).
+    """STEM.png, STEM.svg and STEM.csv: for each point of the target its loss, the smoothed loss and the prediction.
 
-    `points` are (step, training loss) of the target as far as it came.
+    `points` are (step, training loss) of the target so far.
     """
     with drawing():
         paths = save(_draw(band, points, title), path_stem)
@@ -78,13 +78,13 @@ def _draw_target(axes: Any, band: LossBand, points: Sequence[tuple[int, float]])
 
 
 def _horizon(band: LossBand) -> int:
-    """The step from which on nothing new is predicted."""
+    """The first step of the last prediction: after it the prediction is constant."""
     last = band.predicted[-1]
     return next(step for step, loss in zip(band.steps, band.predicted, strict=True) if loss == last)
 
 
 def _limits(band: LossBand, points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """All that was predicted, and the target unless it explodes: at most 3 times the highest prediction."""
+    """Limits that hold every prediction and the target, but at most 3 times the highest prediction: it may explode."""
     losses = sorted(loss for _, loss in points) or [band.predicted[-1]]
     top = max(max(band.limit), min(losses[-1], 3 * max(band.limit)))
     return 0.92 * min(losses[0], min(band.predicted)), 1.08 * top

@@ -1,7 +1,7 @@
-"""The figure of a coordinate check: the checked parametrization beside its control, a row of panels a measure.
+"""The figure of a coordinate check: the checked parametrization beside its control, a row of panels for each measure.
 
-Every line is divided by its value at the smallest size and by the slope that is expected of it, so a right one is
-flat, and the tolerance is one wedge for all. Failing lines are drawn strong, and the worst one is named.
+Every line is divided by its value at the smallest size and by its expected slope. So a right line is flat, and the
+tolerance is one wedge for all. Failing lines are drawn strong, and the worst one is named.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from muxfer.mup.slopes import TOLERANCE, CoordinateCheck, Line
 from muxfer.report.figures import INK, LINE, drawing, save
 
 ROLE_COLORS = {"input": "#3f8f6b", "hidden": "#3b6fb6", "readout": "#c4552d", "finite": "#a4679f", "": "#8a8f98"}
-"""By role; grey: a module of several parameters."""
+"""Colours by role. Grey is a module of several parameters."""
 WEDGE = "#eef0f2"
 ROWS = {"change": "change of outputs", "output_at_init": "outputs at initialization", "update": "first updates"}
 
@@ -30,16 +30,16 @@ def _coordinates(panels: Sequence[CoordinateCheck], title: str) -> Any:
     figure = Figure(figsize=(2.4 + 3.2 * len(panels), 8.4), layout=ConstrainedLayoutEngine(wspace=0.06))
     grid = figure.subplots(len(ROWS), len(panels), squeeze=False, sharex="col", sharey="row")
     for row, (measure, label) in enumerate(ROWS.items()):
-        drawn = [_relative(_lines(found, measure), found.sizes) for found in panels]
+        drawn = [_relative(_lines(check, measure), check.sizes) for check in panels]
         _limit(grid[row][0], [value for lines in drawn for _, values in lines for value in values], measure, panels[0])
-        for column, found in enumerate(panels):
+        for column, check in enumerate(panels):
             axes = grid[row][column]
-            _draw(axes, drawn[column], found, measure)
+            _draw(axes, drawn[column], check, measure)
             if row == 0:
-                seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
-                axes.set_title(f"{found.parametrization}: {found.verdict} ({seeds})", pad=10)
+                seeds = f"{check.seeds} seed{'s' if check.seeds > 1 else ''}"
+                axes.set_title(f"{check.parametrization}: {check.verdict} ({seeds})", pad=10)
             if row == len(ROWS) - 1:
-                axes.set_xlabel(found.axis)
+                axes.set_xlabel(check.axis)
         grid[row][0].set_ylabel(f"{label}{f', step {panels[0].steps}' if measure == 'change' else ''}")
     figure.legend(
         handles=_legend(panels), loc="outside lower center", ncols=3 * len(panels), handlelength=1.5, columnspacing=1.3
@@ -49,11 +49,11 @@ def _coordinates(panels: Sequence[CoordinateCheck], title: str) -> Any:
     return figure
 
 
-def _lines(found: CoordinateCheck, measure: str) -> list[Line]:
-    """What has a slope, of `change` the last step alone; what failed comes last, on top."""
-    lines = [line for line in found.lines if line.measure == measure and line.slope is not None]
+def _lines(check: CoordinateCheck, measure: str) -> list[Line]:
+    """The lines with a slope; of `change` only the last step. Failed lines come last, so they are drawn on top."""
+    lines = [line for line in check.lines if line.measure == measure and line.slope is not None]
     if measure == "change":
-        lines = [line for line in lines if line.step == found.steps]
+        lines = [line for line in lines if line.step == check.steps]
     return sorted(lines, key=lambda line: (not line.passed, line.role != ""))
 
 
@@ -65,16 +65,16 @@ def _relative(lines: Sequence[Line], sizes: Sequence[int]) -> list[tuple[Line, l
     ]
 
 
-def _limit(axes: Any, values: Sequence[float], measure: str, found: CoordinateCheck) -> None:
-    """At least the wedge and a factor of 2; symmetric around 1, so that up and down weigh alike."""
-    wedge = (max(found.sizes) / min(found.sizes)) ** TOLERANCE[measure]
+def _limit(axes: Any, values: Sequence[float], measure: str, check: CoordinateCheck) -> None:
+    """Limits that hold the wedge, a factor of 2 and every value, symmetric around 1: up and down look alike."""
+    wedge = (max(check.sizes) / min(check.sizes)) ** TOLERANCE[measure]
     reach = 1.25 * max([wedge, 2.0, *values, *(1 / value for value in values)])
     axes.set_yscale("log", base=2)
     axes.set_ylim(1 / reach, reach)
 
 
-def _draw(axes: Any, drawn: Sequence[tuple[Line, Sequence[float]]], found: CoordinateCheck, measure: str) -> None:
-    sizes = sorted(found.sizes)
+def _draw(axes: Any, drawn: Sequence[tuple[Line, Sequence[float]]], check: CoordinateCheck, measure: str) -> None:
+    sizes = sorted(check.sizes)
     ratios = [size / sizes[0] for size in sizes]
     tolerance = TOLERANCE[measure]
     axes.fill_between(sizes, [r**-tolerance for r in ratios], [r**tolerance for r in ratios], color=WEDGE, linewidth=0)
@@ -107,7 +107,7 @@ def _legend(panels: Sequence[CoordinateCheck]) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    roles = {line.role for found in panels for line in found.lines}
+    roles = {line.role for check in panels for line in check.lines}
     handles: list[Any] = [
         Line2D([], [], color=color, linewidth=1.6, label=role or "whole module")
         for role, color in ROLE_COLORS.items()

@@ -1,7 +1,7 @@
 """The figure of an isoFLOP study: a curve of loss over size for each budget, and the laws through their minima.
 
-A budget that has no optimum is drawn broken and without a star. The laws carry their 95 % band as far as they are
-asked to predict, so that the reader sees what an extrapolation rests on.
+A budget without an optimum has a broken curve and no star. The laws have their 95 % band as far as they predict, so
+that the reader sees what an extrapolation rests on.
 """
 
 import math
@@ -36,7 +36,7 @@ def laws_figure(
 
 
 def points_csv(fit: IsoflopFit) -> str:
-    """One row a trained model, by budget and size, with its budget's curve there and its optimum."""
+    """One row for each trained model, by budget and size: its loss, and its budget's curve and optimum."""
     rows = []
     for budget in fit.budgets:
         fitted = [""] * len(budget.points) if budget.curve is None else budget.curve.at_params(budget.points.params)
@@ -132,10 +132,10 @@ def _draw_law(
     for i, (budget, color) in enumerate(zip(fit.budgets, colors, strict=True)):
         if budget.params is None:
             continue
-        found = budget.params.value if name == "params" else budget.loss
+        value = budget.params.value if name == "params" else budget.loss
         if name == "params":
             axes.plot([budget.flops] * 2, [budget.params.low, budget.params.high], color=color, linewidth=1.3, zorder=3)
-        axes.plot([budget.flops], [found], marker=MARKERS[i % len(MARKERS)], markersize=5.5, color=color, zorder=4)
+        axes.plot([budget.flops], [value], marker=MARKERS[i % len(MARKERS)], markersize=5.5, color=color, zorder=4)
     if prediction is not None:
         at_budget = prediction.params if name == "params" else prediction.loss
         axes.plot([prediction.flops] * 2, [at_budget.low, at_budget.high], color=INK, linewidth=1.3, zorder=3)
@@ -144,7 +144,7 @@ def _draw_law(
 
 
 def _log_ticks(axis: Any, limits: tuple[float, float], written: Callable[[float], str]) -> None:
-    """At powers of ten; where those are too few, at 2 and 5 times them as well."""
+    """Ticks at powers of ten, and at multiples of them where those are too few."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     decades = math.log10(limits[1] / limits[0])

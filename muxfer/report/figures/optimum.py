@@ -1,6 +1,6 @@
-"""Does the optimum stay put? Where it lies at each axis value and how surely, and what a smaller one costs the largest.
+"""Does the optimum stay put? The optimum at each axis value, and the regret of its choice at the largest.
 
-Both are drawn with their intervals: a drift inside its interval is no drift, a regret that may be 0 is no regret.
+Both are drawn with their intervals: a drift whose interval holds 0 is no drift, and a regret that may be 0 is none.
 """
 
 import math
@@ -15,18 +15,18 @@ from muxfer.report.format import rows_csv, whole_powers, with_interval
 from muxfer.trial import Verdict
 
 DODGE = 1.1
-"""The grid's best stands so far to the left of the fitted one: where they agree, both are seen."""
+"""The grid's best stands this factor to the left of the fitted one, so that both are seen where they agree."""
 
 STABLE: dict[str, Any] = {"color": SOFT, "linestyle": ":", "marker": "_", "markersize": 9, "markeredgewidth": 1.8}
-"""The edge of stability: a dash at each axis value, for a line needs two of them."""
+"""The edge of stability: a dash at each axis value, because a line needs two of them."""
 
 FIELDS = ("grid", "choice", "fitted", "low", "high", "stable", "diverges")
 
 
 def optimum_figure(verdict: Verdict, path_stem: Path) -> list[Path]:
-    """The optimum by axis value beside the regret, as STEM.png, STEM.svg and STEM.csv (one row an axis value).
+    """The optimum by axis value beside the regret, as STEM.png, STEM.svg and STEM.csv (one row for each axis value).
 
-    Nothing is drawn of fewer than two axis values that have an optimum.
+    Nothing is drawn where fewer than two axis values have an optimum.
     """
     if sum(optimum.grid is not None for optimum in verdict.optimum.values()) < 2:
         return []
@@ -41,8 +41,8 @@ def _csv(verdict: Verdict) -> str:
     header = [verdict.axis, *names, "regret", "regret_fitted", "regret_low", "regret_high"]
     rows = []
     for axis, optimum in verdict.optimum.items():
-        found = regrets.get(axis)
-        cost = (None,) * 4 if found is None else (found.relative, found.estimate, found.low, found.high)
+        regret = regrets.get(axis)
+        cost = (None,) * 4 if regret is None else (regret.relative, regret.estimate, regret.low, regret.high)
         rows.append([f"{axis:g}", *(getattr(optimum, name) for name in FIELDS), *cost])
     return rows_csv(header, rows)
 
@@ -99,7 +99,7 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
 
 
 def _edges(verdict: Verdict) -> dict[float, float]:
-    """The largest stable value of each axis value where one above it diverged: elsewhere only the grid ends."""
+    """The largest stable value of each axis value where a value above it diverged. Elsewhere the grid just ends."""
     return {
         axis: optimum.stable
         for axis, optimum in verdict.optimum.items()
@@ -111,12 +111,12 @@ def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) ->
     """The drift and its interval as lines through the middle of the fitted optima."""
     drift = verdict.drift_per_doubling
     bests = {axis: best_value(optimum) for axis, optimum in verdict.optimum.items() if axis > 0}
-    found = {axis: place(best) for axis, best in bests.items() if best is not None}
+    places = {axis: place(best) for axis, best in bests.items() if best is not None}
     slope, low, high = (drift.get(name) for name in ("value", "low", "high"))
-    if slope is None or len(found) < 2:
+    if slope is None or len(places) < 2:
         return
-    xs = [math.log2(axis) for axis in found]
-    middle, level = sum(xs) / len(xs), sum(found.values()) / len(xs)
+    xs = [math.log2(axis) for axis in places]
+    middle, level = sum(xs) / len(xs), sum(places.values()) / len(xs)
     x = [min(xs) + (max(xs) - min(xs)) * i / 20 for i in range(21)]
     doublings = [2.0**value for value in x]
     if finite(low) and finite(high):
@@ -126,7 +126,7 @@ def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) ->
 
 
 def _draw_regrets(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> None:
-    """In percent of the best loss at the largest axis value; what diverged there stands at the top."""
+    """Regrets in percent of the best loss at the largest axis value. A divergence there stands at the top."""
     largest = max(verdict.optimum)
     axes.set_title(f"its regret at {brief(verdict.axis, 16)} {largest:g}, %")
     axes.grid(axis="y")
@@ -155,7 +155,7 @@ def _draw_regrets(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> N
 
 
 def _name_axis(axes: Any, values: list[float], name: str) -> None:
-    """Doublings lie equally far apart, where the axis has any."""
+    """Label the axis. Its doublings lie equally far apart where all values are positive."""
     if min(values) > 0:
         axes.set_xscale("log", base=2)
         ratio = (max(values) / min(values)) ** 0.12

@@ -1,8 +1,8 @@
-"""How small may the proxy be, as a picture: what the largest task loses by each proxy's choice, over what it cost.
+"""How small may the proxy be, as a picture: the regret of each proxy's choice at the largest task, over its cost.
 
-A bar is the regret's 95 % interval, the staircase its upper bound along the front: no proxy to the left of a step gets
-below it. Proxies whose bound is not known stand in the band above, by what keeps it from being known. The first varied
-size is the colour, the second the marker, the third fills it.
+A bar is the regret's 95 % interval. The staircase is the upper bound along the front: no proxy to the left of a step
+gets below it. Proxies without a known bound stand in the band above, sorted by the reason. The first varied size is the
+colour, the second the marker, and the third fills the marker.
 """
 
 import math
@@ -22,11 +22,11 @@ FACES = (1.0, 0.0, 0.45, 0.2, 0.7)
 """How much of its colour fills the marker, by rank in the third varied size from the largest."""
 
 NUMBERS = ("num_trials", "cost", "share", "choice", "sureness", "relative", "estimate", "low", "high")
-"""What the CSV holds of a candidate."""
+"""The numbers of a candidate in the CSV."""
 
 
 def proxies_figure(front: ProxyFront, path_stem: Path) -> list[Path]:
-    """STEM.png, STEM.svg, and STEM.csv with a row for each candidate. Nothing where there is no front to draw."""
+    """STEM.png, STEM.svg, and STEM.csv with a row for each candidate; nothing where there are no candidates."""
     if not front.candidates:
         return []
     with drawing():
@@ -35,11 +35,11 @@ def proxies_figure(front: ProxyFront, path_stem: Path) -> list[Path]:
 
 
 def candidates_csv(front: ProxyFront) -> str:
-    """One row a candidate, cheapest first; shares and regrets are fractions, empty where not known."""
+    """One row for each candidate, cheapest first. Shares and regrets are fractions, empty where they are not known."""
     rows = []
     for candidate in front.candidates:
-        told = candidate.to_dict()
-        numbers = (told[name] for name in NUMBERS)
+        values = candidate.to_dict()
+        numbers = (values[name] for name in NUMBERS)
         rows.append([*candidate.task.values(), *numbers, "yes" if candidate.on_front else "", candidate.why])
     return rows_csv([*front.axes, *NUMBERS, "front", "why"], rows)
 
@@ -105,7 +105,7 @@ class _Styles:
 
 
 def _mixed(color: str, share: float) -> str:
-    """So much of the colour on the paper, opaque: a bar must not show through a hollow marker."""
+    """A share of the colour on the paper, opaque: a bar must not show through a hollow marker."""
     from matplotlib.colors import to_hex, to_rgb
 
     if share in (0.0, 1.0):
@@ -123,7 +123,7 @@ def _draw_candidate(axes: Any, candidate: Candidate, styles: _Styles, x: float) 
 
 
 def _draw_front(axes: Any, front: ProxyFront, places: Mapping[Sizes, float], end: float) -> None:
-    """A staircase down the upper bounds: what a given cost can be sure of."""
+    """A staircase of upper bounds: the regret that a given cost is sure to stay below."""
     if not front.front:
         return
     x = [places[tuple(candidate.task.values())] for candidate in front.front]
@@ -133,13 +133,13 @@ def _draw_front(axes: Any, front: ProxyFront, places: Mapping[Sizes, float], end
 
 
 def _recommended(front: ProxyFront) -> list[tuple[float, Candidate]]:
-    """The cheapest within each tolerance; one that meets a tighter tolerance as well is named for that alone."""
-    found: list[tuple[float, Candidate]] = []
+    """The cheapest candidate within each tolerance. One that meets two tolerances is named for the tighter one."""
+    named: list[tuple[float, Candidate]] = []
     for tolerance in TOLERANCES:
         candidate = front.within(tolerance)
-        if candidate is not None and all(candidate is not known for _, known in found):
-            found.append((tolerance, candidate))
-    return found
+        if candidate is not None and all(candidate is not known for _, known in named):
+            named.append((tolerance, candidate))
+    return named
 
 
 def _ring_recommended(axes: Any, front: ProxyFront, places: Mapping[Sizes, float]) -> None:
@@ -151,7 +151,7 @@ def _ring_recommended(axes: Any, front: ProxyFront, places: Mapping[Sizes, float
 
 
 def _places(candidates: Sequence[Candidate]) -> dict[Sizes, float]:
-    """Where each stands along the cost: equal costs side by side, so that none hides another."""
+    """Where each candidate stands along the cost. Equal costs stand side by side, so that none hides another."""
     shares = [candidate.share for candidate in candidates]
     step = 0.025 * math.log(max(shares) / min(shares) * 4)
     groups: list[list[Candidate]] = []
@@ -201,8 +201,8 @@ def _legend(front: ProxyFront, styles: _Styles) -> list[Any]:
         handles.append(Line2D([], [], color=INK, linewidth=1.4, label="95 % interval"))
         handles.append(Line2D([], [], color=INK, linewidth=1.1, marker="_", markersize=8, mew=1.8, label="front"))
     handles.append(Line2D([], [], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), label="tolerated"))
-    if told := [tolerance for tolerance, _ in _recommended(front)]:
+    if tolerances := [tolerance for tolerance, _ in _recommended(front)]:
         ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
-        label = "cheapest within " + " and ".join(f"{100 * tolerance:g} %" for tolerance in told)
+        label = "cheapest within " + " and ".join(f"{100 * tolerance:g} %" for tolerance in tolerances)
         handles.append(Line2D([], [], markersize=12, label=label, **ring))
     return handles

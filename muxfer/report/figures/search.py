@@ -1,7 +1,7 @@
-"""A search over several settings at once: every setting as a line, each one's slice, and which of them matter.
+"""A search over several settings at once: every setting as a line, the slice of each, and which of them matter.
 
-Drawn at the largest axis value, where the best is chosen: losses of other widths are not comparable. The better, the
-darker: rank and not loss decides the colour, so that one exploding run does not make all others alike.
+All is drawn at the largest axis value, where the best is chosen: losses of other widths are not comparable. A better
+setting is darker. Its rank decides the colour, not its loss: one exploding run must not make all others look alike.
 """
 
 import itertools
@@ -17,43 +17,43 @@ from muxfer.report.figures.style import INK, LINE, PAPER, SOFT, brief, drawing, 
 from muxfer.report.format import METRIC, rows_csv, whole_powers
 
 STRONG = 5
-"""So many of the best are drawn strong."""
+"""This many of the best settings are drawn strong."""
 
 SPREAD = 8
 """A positive setting whose values span at least this factor is drawn over its log2."""
 
 
-def parallel_figure(found: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
-    """A vertical axis for each name and one for the loss, a line for each setting; STEM.png, .svg and .csv."""
+def parallel_figure(results: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
+    """A vertical axis for each name and one for the loss, and a line for each setting: STEM.png, .svg and .csv."""
     with drawing():
-        paths = save(_parallel(found, names), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(found).encode())]
+        paths = save(_parallel(results, names), path_stem)
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(results).encode())]
 
 
-def slices_figure(found: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
-    """The loss over each setting alone, a small panel each; STEM.png, .svg and .csv."""
+def slices_figure(results: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
+    """The loss over each setting alone, in a small panel: STEM.png, .svg and .csv."""
     with drawing():
-        paths = save(_slices(found, names), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(found).encode())]
+        paths = save(_slices(results, names), path_stem)
+    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(results).encode())]
 
 
 def importances_figure(importances: Mapping[str, float], path_stem: Path) -> list[Path]:
-    """How much of the loss's variation each setting explains, the most first; STEM.png, .svg and .csv."""
+    """How much of the loss's variation each setting explains, largest first: STEM.png, .svg and .csv."""
     with drawing():
         paths = save(_importances(importances), path_stem)
     text = rows_csv(["setting", "importance"], _ranked(importances))
     return [*paths, replace_file(Path(f"{path_stem}.csv"), text.encode())]
 
 
-def _csv(found: Sequence[SettingResult]) -> str:
-    names = sorted({name for one in found for name in one.setting})
-    rows = [[*(one.setting.get(name, "") for name in names), one.metric] for one in found]
+def _csv(results: Sequence[SettingResult]) -> str:
+    names = sorted({name for one in results for name in one.setting})
+    rows = [[*(one.setting.get(name, "") for name in names), one.metric] for one in results]
     return rows_csv([*names, "metric"], rows)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a setting's value lies between the lowest (0) and the highest (1), and what its ticks are called."""
+    """Places a setting's values between the lowest (0) and the highest (1), and names its ticks."""
 
     place: Callable[[Any], float]
     low: float
@@ -85,29 +85,29 @@ def _scale(values: Sequence[Any]) -> Scale:
     return Scale(place, low, high, {tick: f"{tick:g}" for tick in inside})
 
 
-def _losses(found: Sequence[SettingResult]) -> tuple[float, float]:
-    """From the best to somewhat above the middle of all: the far end is cut, for the choice is made at the near one."""
-    metrics = sorted(one.metric for one in found if one.metric is not None)
+def _losses(results: Sequence[SettingResult]) -> tuple[float, float]:
+    """From the best loss to the 80th percentile. The far end is cut, because the choice is made at the near one."""
+    metrics = sorted(one.metric for one in results if one.metric is not None)
     if not metrics:
         return 0.0, 1.0
     cut = metrics[int(0.8 * (len(metrics) - 1))]
     return metrics[0], cut if cut > metrics[0] else metrics[0] + (abs(metrics[0]) or 1.0)
 
 
-def _colors(found: Sequence[SettingResult]) -> list[str]:
-    """By rank among the finished; grey for what has no loss."""
-    num_finished = sum(one.metric is not None for one in found)
+def _colors(results: Sequence[SettingResult]) -> list[str]:
+    """Colours by rank among the finished settings; grey for a setting without a loss."""
+    num_finished = sum(one.metric is not None for one in results)
     ramp = [color for color, _ in palette(max(num_finished, 1))][::-1]
-    return [*ramp[:num_finished], *[SOFT] * (len(found) - num_finished)]
+    return [*ramp[:num_finished], *[SOFT] * (len(results) - num_finished)]
 
 
-def _parallel(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
+def _parallel(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(7.6, 1.9 * (len(names) + 1)), 4.2), layout="constrained")
     axes = figure.subplots()
-    scales = {name: _scale([one.setting[name] for one in found if name in one.setting]) for name in names}
-    low, high = _losses(found)
+    scales = {name: _scale([one.setting[name] for one in results if name in one.setting]) for name in names}
+    low, high = _losses(results)
     for index in range(len(names) + 1):
         axes.plot([index, index], [0, 1], color=INK, linewidth=0.8, zorder=4)
     for index, (name, scale) in enumerate(scales.items()):
@@ -117,23 +117,23 @@ def _parallel(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         _tick(axes, len(names), 1 - share, f"{'≥ ' if share == 1 else ''}{low + share * (high - low):.4g}")
     axes.text(len(names), 1.09, METRIC, ha="center", va="bottom", fontweight="bold")
-    if any(one.metric is None for one in found):
+    if any(one.metric is None for one in results):
         axes.plot([len(names)], [-0.12], marker="x", color=SOFT, markersize=7, mew=1.8)
         _tick(axes, len(names), -0.12, "no loss")
-    order = list(zip(found, _colors(found), strict=True))
+    order = list(zip(results, _colors(results), strict=True))
     for rank, (one, color) in reversed(list(enumerate(order))):
         x, y = _smooth([scales[name].at(one.setting[name]) for name in names] + [_height(one, low, high)])
         strong = rank < STRONG and one.metric is not None
         width, alpha, dashes = (2.2, 1.0, "-") if strong else (0.9, 0.55, "-" if one.metric is not None else "--")
         axes.plot(x, y, color=color, zorder=3 if strong else 2, linewidth=width, alpha=alpha, linestyle=dashes)
     axes.set_xlim(-0.35, len(names) + 0.55)
-    axes.set_ylim(-0.18 if any(one.metric is None for one in found) else -0.04, 1.18)
+    axes.set_ylim(-0.18 if any(one.metric is None for one in results) else -0.04, 1.18)
     axes.set_axis_off()
     return figure
 
 
 def _height(one: SettingResult, low: float, high: float) -> float:
-    """The best at the top, so that the eye follows the lines upwards."""
+    """Where a loss stands on the last axis: the best at the top, so that the eye follows the lines upwards."""
     return -0.12 if one.metric is None else 1 - min((one.metric - low) / (high - low), 1.0)
 
 
@@ -144,7 +144,7 @@ def _tick(axes: Any, x: float, y: float, text: str) -> None:
 
 
 def _smooth(heights: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Level at every axis and eased between them: lines that cross an axis together stay apart for the eye."""
+    """A line that is level at every axis and eased between two, so that lines through one point can be told apart."""
     x, y = [], []
     for index, (start, end) in enumerate(itertools.pairwise(heights)):
         for i in range(13):
@@ -154,20 +154,20 @@ def _smooth(heights: Sequence[float]) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def _slices(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
+def _slices(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
     from matplotlib.figure import Figure
 
     columns = num_columns(len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(1.0 + 2.9 * columns, 0.5 + 2.3 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    low, high = _losses(found)
+    low, high = _losses(results)
     room = high - low
     top = high + 0.1 * room
-    colored = list(zip(found, _colors(found), strict=True))
+    colored = list(zip(results, _colors(results), strict=True))
     for index, name in enumerate(names):
         axes = grid[index // columns][index % columns]
-        scale = _scale([one.setting[name] for one in found if name in one.setting])
+        scale = _scale([one.setting[name] for one in results if name in one.setting])
         for rank, (one, color) in reversed(list(enumerate(colored))):
             x = scale.at(one.setting[name])
             if one.metric is None:
@@ -175,16 +175,8 @@ def _slices(found: Sequence[SettingResult], names: Sequence[str]) -> Any:
             else:
                 marker, size = ("*", 14) if rank == 0 else ("o", 4.5)
                 y = min(one.metric, high)
-                axes.plot(
-                    [x],
-                    [y],
-                    color=color,
-                    mec=PAPER,
-                    mew=0.6,
-                    marker=marker,
-                    markersize=size,
-                    zorder=3 if rank == 0 else 2,
-                )
+                style = {"marker": marker, "markersize": size, "mec": PAPER, "mew": 0.6}
+                axes.plot([x], [y], color=color, zorder=3 if rank == 0 else 2, **style)
         axes.set_title(brief(name, 26))
         axes.grid(axis="y")
         axes.set_axisbelow(True)

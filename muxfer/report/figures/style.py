@@ -1,7 +1,7 @@
-"""How everything is drawn: inks, a ramp of colours that colour-blind people can tell apart, files replaced whole.
+"""What all figures share: inks, a ramp of colours that colour-blind people can tell apart, and how files are written.
 
 matplotlib is imported when something is drawn, through its object interface: no window, no global figure. A colour is
-chosen on light paper; `twin` is what the page shows in its place on dark.
+chosen on light paper; the page shows its `twin` on dark paper.
 """
 
 import io
@@ -17,10 +17,10 @@ from muxfer.files import replace_file
 from muxfer.report.format import brief_value
 
 INK, LINE, PAPER = "#1c1e22", "#d5d8dc", "#fefefe"
-"""Drawn in these, so that the page can swap them: text, grid lines, background."""
+"""Colours of text, grid lines and background. The page replaces them by its own."""
 
 SOFT = "#5d626b"
-"""Of what stands back: references, notes."""
+"""Colour of references and notes."""
 
 MARKERS = "osD^vPXph*"
 
@@ -32,17 +32,17 @@ _TO_LAB = np.array(
     [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
      [0.0259040371, 0.7827717662, -0.8086757660]]
 )  # fmt: skip
-"""Linear sRGB to cones, and their cube roots to OKLab (Ottosson 2020): lightness that looks even, hue apart from it."""
+"""Linear sRGB to cones, and their cube roots to OKLab (Ottosson 2020): even lightness, and hue independent of it."""
 
 _MIRROR = 1.19
 """Sum of a colour's lightness and its twin's: paper (0.99) and the page's dark background (0.20) face each other."""
 
 
 def palette(count: int) -> list[tuple[str, str]]:
-    """A sequential colour and its twin on dark for each of `count` values; the last one stands out the most.
+    """A sequential colour and its twin on dark for each of `count` values. The last one stands out the most.
 
-    Lightness falls by even steps to every kind of colour vision (half of plasma's vanish for protanopes). The light end
-    of viridis is cut where the contrast with the background would fall below 3:1.
+    Lightness falls by even steps for every kind of colour vision: half of plasma's steps vanish for protanopes. The
+    light end of viridis is cut where the contrast with the background would fall below 3:1.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -54,7 +54,7 @@ def palette(count: int) -> list[tuple[str, str]]:
 
 
 def twin(color: str) -> str:
-    """The colour (#rrggbb) for dark paper: the same hue, as far from the dark background as it was from the light."""
+    """The colour (#rrggbb) for dark paper: the same hue, as far from the dark background as from the light one."""
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lightness, *chroma = _TO_LAB @ np.cbrt(_TO_LMS @ linear)
@@ -106,7 +106,7 @@ def save(figure: Any, path_stem: Path) -> list[Path]:
 
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
-            axis.set_minor_formatter(NullFormatter())  # its TeX would stand there as it is: names are never parsed
+            axis.set_minor_formatter(NullFormatter())  # its TeX would be printed as it is: text is never parsed
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
     figure.set_layout_engine("none")  # laid out by now: doing it again for the SVG would cost as much as drawing it
@@ -123,7 +123,7 @@ def svg_text(figure: Any) -> str:
 
 
 def num_columns(num_panels: int) -> int:
-    """At most three panels a row, and no row with a single one beside full ones where two rows of two do."""
+    """At most three panels a row. Four panels make two rows of two."""
     return 2 if num_panels == 4 else min(num_panels, 3)
 
 

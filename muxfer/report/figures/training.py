@@ -14,16 +14,16 @@ from muxfer.trial import Outcome, Point, Record, Verdict
 
 MAX_POINTS = 300
 MAX_NAMED = 9
-"""More colours than that no legend tells apart: it names some of them, evenly spaced."""
+"""A legend names at most this many settings, evenly spaced: more colours cannot be told apart."""
 
 Curves = Mapping[str, Sequence[Point]]
 
 
 def training_curves_figure(records: Sequence[Record], verdict: Verdict, points: Curves, path_stem: Path) -> list[Path]:
-    """Training loss by step, a small panel an axis value, the first replicate of each setting; the optimum thick.
+    """Training loss by step of the first replicate of each setting, one small panel for each axis value.
 
-    STEM.png, STEM.svg and STEM.csv (one row a drawn point). None of them where `points` (by trial key) hold no
-    `train_loss`.
+    The optimum is thick. Writes STEM.png, STEM.svg and STEM.csv (one row for each drawn point). Writes nothing where
+    `points` (by trial key) hold no `train_loss`.
     """
     kept, curves = _thinned(records, verdict, points)
     if not any(curves.values()):
@@ -34,7 +34,7 @@ def training_curves_figure(records: Sequence[Record], verdict: Verdict, points: 
 
 
 def _thinned(records: Sequence[Record], verdict: Verdict, points: Curves) -> tuple[list[Record], Curves]:
-    """The records drawn, and the points of each that are: enough for the eye."""
+    """The records that are drawn, and at most MAX_POINTS points of each."""
     scattered = is_scattered(records, verdict.axis, verdict.hp)
     proxies = [record for record in records if record.kind == "proxy"]
     kept = proxies if scattered else best_slice(records, verdict.axis, verdict.hp)

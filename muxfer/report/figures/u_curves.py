@@ -1,7 +1,7 @@
-"""U-curves: the loss over a setting, a line for each axis value, with what diverged and how sure the minimum is.
+"""U-curves: the loss over a setting, a line for each axis value, with divergences and the interval of the minimum.
 
-The larger axis value has the stronger colour of one ramp, and every value a marker of its own. The basin fills the
-panel: what lies far above it is an arrow at the top, what diverged a cross in the band above.
+A larger axis value has a stronger colour of one ramp, and each value has its own marker. The basin fills the panel. A
+loss far above it is an arrow at the top, and a divergence is a cross in the band above.
 """
 
 import math
@@ -21,16 +21,16 @@ Styles = Mapping[float, tuple[int, str, str]]
 """Row, colour and marker by axis value."""
 
 Panel = tuple[str, Sequence[Record], Verdict]
-"""A title, and the study that is drawn under it."""
+"""A title, and the study below it."""
 
 Bands = Mapping[float, Band]
 
 MAX_TICKS = 14
-"""A grid's values are named one by one; the many of a random search are not."""
+"""At most this many values have a tick each. A random search has more."""
 
 
 def u_curves_figure(records: Sequence[Record], verdict: Verdict, path_stem: Path, *, title: str) -> list[Path]:
-    """Validation loss over the setting, one line an axis value, as STEM.png, STEM.svg and STEM.csv (one row a trial).
+    """The loss over the setting, a line for each axis value: STEM.png, STEM.svg and STEM.csv (a row for each trial).
 
     The fitted curves and their 95 % bands are drawn behind, and written as STEM-bands.csv.
     """
@@ -53,17 +53,17 @@ def _bands(records: Sequence[Record], verdict: Verdict) -> Bands:
     return bands(records, axis=verdict.axis, hp=verdict.hp, log2_hp=log2_hp)
 
 
-def _bands_csv(found: Bands, verdict: Verdict) -> str:
+def _bands_csv(fitted: Bands, verdict: Verdict) -> str:
     rows = [
         [f"{axis:g}", *row]
-        for axis, band in found.items()
+        for axis, band in fitted.items()
         for row in zip(band.positions, band.mean, band.low, band.high, strict=True)
     ]
     return rows_csv([verdict.axis, verdict.hp, "fitted", "low", "high"], rows)
 
 
 def _styles(tables: Sequence[Table]) -> Styles:
-    """One row, colour and marker for an axis value, whichever of the tables hold it."""
+    """The row, colour and marker of each axis value, the same in all tables."""
     values = sorted({axis for table in tables for axis in table})
     colors = [color for color, _ in palette(len(values))]
     return {axis: (i, colors[i], MARKERS[i % len(MARKERS)]) for i, axis in enumerate(values)}
@@ -107,7 +107,7 @@ def _u_curves(panels: Sequence[Panel]) -> Any:
 
 
 def _limits(tables: Sequence[Table]) -> tuple[float, float] | None:
-    """From below the lowest loss to half above the worst optimum: a right end that explodes must not flatten all."""
+    """From below the lowest loss to half above the worst optimum: an exploding right end must not flatten the rest."""
     lows = [[cell.mean for cell in row.values() if cell.mean is not None] for table in tables for row in table.values()]
     bests = [min(row) for row in lows if row]
     if not bests:
@@ -120,7 +120,7 @@ def _limits(tables: Sequence[Table]) -> tuple[float, float] | None:
 
 
 def _draw_bands(axes: Any, place: Any, fitted: Bands, styles: Styles) -> None:
-    """What the curves say between the points: where two bands part, the difference is more than noise."""
+    """The fitted curves between the points. Where two bands do not overlap, the difference is more than noise."""
     for axis, band in fitted.items():
         x, color = [place(position) for position in band.positions], styles[axis][1]
         axes.fill_between(x, band.low, band.high, color=color, alpha=0.16, linewidth=0, zorder=1)
@@ -170,7 +170,7 @@ def _interval(optimum: Optimum) -> tuple[float, ...]:
 
 
 def _draw_interval(axes: Any, x: Sequence[float], index: int, color: str) -> None:
-    """A tick at the vertex and a line over its interval, in a row of their own: optima that agree would hide others."""
+    """A tick at the vertex and a line over its interval. Each axis value has its own row: equal optima overlap."""
     style = {"transform": axes.get_xaxis_transform(), "color": color, "zorder": 4}
     low, high = 0.005 + 0.024 * index, 0.027 + 0.024 * index
     axes.plot([x[0], x[0]], [low, high], linewidth=2.4, **style)
@@ -178,7 +178,7 @@ def _draw_interval(axes: Any, x: Sequence[float], index: int, color: str) -> Non
 
 
 def _draw_diverged(strip: Any, table: Table, styles: Styles, *, ruled: bool, named: bool) -> None:
-    """One row of crosses an axis value, the largest on top: the edge of stability, at a glance."""
+    """One row of crosses for each axis value, the largest on top: the edge of stability at a glance."""
     place = _placer(table)
     for axis, row in table.items():
         index, color, _ = styles[axis]
@@ -225,7 +225,7 @@ def _legend(
 
 
 def _runs(row: Mapping[float, Cell]) -> Iterator[list[Cell]]:
-    """Stretches of neighbouring settings that finished: a line must not bridge one that diverged."""
+    """Stretches of neighbouring settings that finished. A line must not bridge a setting that diverged."""
     run: list[Cell] = []
     for cell in row.values():
         if cell.mean is not None:
