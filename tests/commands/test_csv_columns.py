@@ -1,4 +1,4 @@
-"""Anybody's CSV file: the right numbers, or one line that names the file, the line and what is wrong with it."""
+"""A user's CSV file: the right numbers, or one line that names the file, the line and what is wrong with it."""
 
 import gzip
 import os
@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from muxfer.commands import csv_columns as pandas_table
+from muxfer.commands import csv_columns
 from muxfer.commands.csv_columns import lines_of, read_columns
 from muxfer.errors import BadInput
 
@@ -40,9 +40,9 @@ SAME = {
 
 
 @pytest.mark.parametrize("case", SAME)
-@pytest.mark.parametrize("block_bytes", [1 << 20, 7])
-def test_harmless_differences_read_alike(tmp_path, monkeypatch, case, block_bytes):
-    monkeypatch.setattr(pandas_table, "BLOCK_BYTES", block_bytes)
+@pytest.mark.parametrize("rows_at_once", [256, 1])
+def test_harmless_differences_give_the_same_numbers(tmp_path, monkeypatch, case, rows_at_once):
+    monkeypatch.setattr(csv_columns, "ROWS_AT_ONCE", rows_at_once)
     columns = read(tmp_path, SAME[case])
     assert list(columns) == ["width", "lr", "loss"]
     np.testing.assert_array_equal(columns["width"], [64, 64, 128])
@@ -51,7 +51,7 @@ def test_harmless_differences_read_alike(tmp_path, monkeypatch, case, block_byte
     assert all(column.dtype == np.float64 for column in columns.values())
 
 
-def test_an_optional_column_is_read_where_it_is(tmp_path):
+def test_an_optional_column_is_read_if_the_file_has_it(tmp_path):
     columns = read(tmp_path, PLAIN, ["width"], optional=["loss", "fid", "width"])
     assert list(columns) == ["width", "loss"]
 
@@ -84,38 +84,46 @@ BAD = {
     "fields that make up for each other": ("width,lr,loss\n1,2,3,4\n1,2\n", "line 2 has 4 fields"),
     "an open quote": (
         PLAIN + '128,"0.002,1\n128,1,1\n',
-        "line 5: more than 131072 bytes, or a quote that is not closed",
+        "line 5 is not CSV (unexpected end of data): expected one row a line, each quote closed",
     ),
-    "an open quote in the header": ('width,"lr,loss\n1,2,3\n', "line 1: a quote is not closed"),
-    "a quote inside a field": (PLAIN + '128,5"1,2"\n', "line 5 has a quote inside a field"),
-    "a quote after a quoted field": (PLAIN + '128,"5" "1,2"\n', "line 5 has a quote inside a field"),
-    "quotes inside two lines": (PLAIN + '128,5",1\n128,5",1\n', "line 5 has a quote inside a field"),
-    "an endless line": (PLAIN + "1,2," + "3" * 200_000 + "\n", "line 5: more than 131072 bytes"),
+    "an open quote in the header": ('width,"lr,loss\n1,2,3\n', "line 1 is not CSV (unexpected end of data)"),
+    "an open quote in a column of text": (
+        'width,lr,loss,note\n1,2,3,"a\n4,5,6,b\n7,8,9,c\n',
+        "line 2 is not CSV (unexpected end of data)",
+    ),
+    "an open quote far from the end": (
+        'width,lr,loss,note\n1,2,3,"a\n' + "4,5,6,b\n" * 20_000,
+        "line 2 is not CSV (field larger than field limit (131072))",
+    ),
+    "a quote inside a field": (PLAIN + '128,5"1,2"\n', "line 5: lr is '5\"1', expected a number"),
+    "a quote after a quoted field": (PLAIN + '128,"5" "1,2"\n', "line 5 is not CSV (',' expected after '\"')"),
+    "quotes inside two lines": (PLAIN + '128,5",1\n128,5",1\n', "line 5: lr is '5\"', expected a number"),
+    "an endless line": (PLAIN + "1,2," + "3" * 200_000 + "\n", "line 5 has more than 131072 characters"),
     "an endless header": ("a," * 100_000 + "\n", "first line of more than 131072 bytes"),
     "zero bytes": (PLAIN.replace("\n", "\n\n").encode() + b"128,1\x00,1\n", "line 9 has a zero byte"),
     "another encoding": (PLAIN.encode() + "128,1,é\n".encode("latin-1"), "line 5 has bytes that are not UTF-8"),
     "UTF-16": (PLAIN.encode("utf-16"), "line 1 has bytes that are not UTF-8"),
-    "CR alone": (PLAIN.replace("\n", "\r"), "carriage return"),
-    "a CR in a row": (PLAIN + "128,1\r,1\n", "line 5 has a carriage return"),
+    "CR alone": (PLAIN.replace("\n", "\r"), "line 1 is not CSV (new-line character seen in unquoted field"),
+    "a CR in a row": (PLAIN + "128,1\r,1\n", "line 5 is not CSV (new-line character seen in unquoted field"),
     "gzip": (gzip.compress(PLAIN.encode()), "is gzip: expected a plain CSV file"),
     "a workbook": (b"PK\x03\x04rest", "is zip or xlsx"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("block_bytes", [1 << 20, 40])
-def test_a_bad_table_is_refused_in_one_line_that_names_the_place(tmp_path, monkeypatch, case, block_bytes):
-    monkeypatch.setattr(pandas_table, "BLOCK_BYTES", block_bytes)
-    content, told = BAD[case]
+@pytest.mark.parametrize("rows_at_once", [256, 2])
+def test_a_bad_table_is_refused_in_one_line_that_names_the_file_and_line(tmp_path, monkeypatch, case, rows_at_once):
+    monkeypatch.setattr(csv_columns, "ROWS_AT_ONCE", rows_at_once)
+    content, expected = BAD[case]
     with pytest.raises(BadInput, match="runs.csv") as refused:
         read(tmp_path, content)
     message = str(refused.value)
-    assert told in message
+    assert expected in message
     assert "\n" not in message
     assert len(message) < 400 + len(str(tmp_path))
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_a_path_that_is_no_regular_file_is_refused(tmp_path):
     with pytest.raises(BadInput, match="is a folder: expected a CSV file"):
         read_columns(tmp_path, ["loss"])
     with pytest.raises(BadInput, match="does not exist"):
@@ -127,14 +135,13 @@ def test_what_is_no_file_is_refused(tmp_path):
         read_columns(tmp_path / "pipe", ["loss"])
 
 
-def test_more_rows_than_memory_is_meant_for_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pandas_table, "MAX_ROWS", 2)
+def test_more_rows_than_the_limit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_columns, "MAX_ROWS", 2)
     with pytest.raises(BadInput, match="more than 2 rows"):
         read(tmp_path, PLAIN)
 
 
-def test_rows_know_their_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(pandas_table, "BLOCK_BYTES", 16)
+def test_lines_of_counts_blank_lines_and_line_breaks_in_quotes(tmp_path):
     path = write(tmp_path, 'a,b\n1,2\n\n3,"x\ny"\n   \n5,6\r\n7,8')
     assert lines_of(path, [0, 1, 2, 3]) == [2, 4, 7, 8]
 
