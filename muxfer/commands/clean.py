@@ -5,84 +5,112 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from muxfer.commands.result import CommandResult
 from muxfer.errors import BadInput, StudyBusy
+from muxfer.files import StudyFolder
+from muxfer.ledger.base import Ledger
 from muxfer.ledger.tracking_uri import redact_uri
 from muxfer.study.match import studies_that_fit
-from muxfer.study.resolve import resolve, tracking_uri
+from muxfer.study.resolve import Request, resolve, tracking_uri
 from muxfer.study.session import open_ledger
+from muxfer.trial import Study
 
 
 def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[str], bool]) -> CommandResult:
-    """Remove the files of a study (of every study of that name without overrides, of all without a name), after asking.
+    """Remove the files of a study after a question: with overrides the one that they mean, else all of that name.
 
-    The ledger is kept. Refused where a driver is at work, or may be on another host, and where a spool holds what the
-    ledger has not yet taken. A study that the ledger does not know is left: who drives it is known to another one.
+    Without a name the files of all studies go. The ledger is kept. StudyBusy where a driver is at work, or may be on
+    another host. BadInput where a spool holds records that the ledger has not taken. A folder whose study is not in
+    this ledger is kept: only its own ledger knows whether a driver is at work.
     """
     request = resolve(name or "lr-width", overrides)
     label = re.compile(f"{re.escape(name) if name else '.+'}-[0-9a-f]{{8}}")
-    found = sorted(home for home in request.folder.glob("*") if label.fullmatch(home.name) and home.is_dir())
-    if not found:
+    folders = sorted(path for path in request.folder.glob("*") if label.fullmatch(path.name) and path.is_dir())
+    if not folders:
         return CommandResult(data={"removed": [], "left": []}, text=f"nothing to remove in {request.folder}")
     with open_ledger(request) as ledger:
-        studies = [study for study in ledger.studies(name) if request.folder / study.label in found]
+        studies = [study for study in ledger.studies(name) if request.files_of(study).path in folders]
         if request.overridden:
-            fitting = studies_that_fit(studies, request.study, request.overridden)
-            if not fitting:
-                known = ", ".join(study.label for study in studies) or "none"
-                given = " ".join(override for override in overrides if not override.lstrip("+").startswith("ledger"))
-                raise BadInput(
-                    f"no study {name} with {given} has files in {request.folder}: those there are"
-                    f" {known}; leave the overrides out to clean them all"
-                )
-            studies, found = fitting, [request.folder / study.label for study in fitting]
-        for study in studies:
-            holder = ledger.driver(study)
-            if holder is not None and holder.alive() is not False:
-                raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
-    homes = sorted({request.folder / study.label for study in studies})
-    left = [home for home in found if home not in homes]
-    told_left = (
-        f"left {', '.join(map(str, left))}: what is there is not in the ledger"
+            studies = _matching(studies, request)
+            folders = [request.files_of(study).path for study in studies]
+        _refuse_driven(studies, ledger)
+    homes = sorted({request.files_of(study).path for study in studies})
+    kept = [path for path in folders if path not in homes]
+    why_kept = (
+        f"left {', '.join(map(str, kept))}: what is there is not in the ledger"
         f" {redact_uri(tracking_uri(request.config))}, and another's driver may be at work; clean it with its own,"
         " MLFLOW_TRACKING_URI=URI, or remove it by hand"
     )
     if not homes:
-        raise BadInput(told_left)
-    if linked := [home for home in homes if home.is_symlink()]:
-        raise BadInput(
-            f"{linked[0]} is a link to {os.path.realpath(linked[0])}: remove the link and what it leads to by hand;"
-            " nothing was removed"
-        )
-    _expect_delivered(homes)
-    megabytes = {home: sum(file.stat().st_size for file in home.rglob("*") if file.is_file()) / 1e6 for home in homes}
-    told = "\n".join(f"  {home} ({size:.1f} MB)" for home, size in megabytes.items())
-    if not confirmed(f"checkpoints, samples and reports in\n{told}\nThe ledger is kept. Remove them?"):
+        raise BadInput(why_kept)
+    files = [StudyFolder(home) for home in homes]
+    _refuse_links(files)
+    _refuse_undelivered(files)
+    if not confirmed(f"checkpoints, samples and reports in\n{_sizes(files)}\nThe ledger is kept. Remove them?"):
         return CommandResult(data={"removed": [], "left": []}, text="nothing was removed")
-    with contextlib.ExitStack() as held:
-        ledger = held.enter_context(open_ledger(request))
-        for study in studies:  # a person takes time to answer, and meanwhile one may have been started
-            held.callback(ledger.acquire(study).release)
-        _expect_delivered(homes)
-        for home in homes:
+    _remove(files, studies, request)
+    text = f"removed {len(homes)} folders"
+    data = {"removed": [str(home) for home in homes], "left": [str(path) for path in kept]}
+    return CommandResult(data=data, text=f"{text}\n{why_kept}" if kept else text)
+
+
+def _matching(studies: Sequence[Study], request: Request) -> list[Study]:
+    matches = studies_that_fit(studies, request.study, request.overridden)
+    if not matches:
+        known = ", ".join(study.label for study in studies) or "none"
+        given = " ".join(override for override in request.overrides if not override.lstrip("+").startswith("ledger"))
+        raise BadInput(
+            f"no study {request.name} with {given} has files in {request.folder}: those there are"
+            f" {known}; leave the overrides out to clean them all"
+        )
+    return matches
+
+
+def _refuse_driven(studies: Sequence[Study], ledger: Ledger) -> None:
+    for study in studies:
+        holder = ledger.driver(study)
+        if holder is not None and holder.alive() is not False:
+            raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
+
+
+def _refuse_links(folders: Sequence[StudyFolder]) -> None:
+    for path in (files.path for files in folders if files.path.is_symlink()):
+        raise BadInput(
+            f"{path} is a link to {os.path.realpath(path)}: remove the link and what it leads to by hand; nothing was"
+            " removed"
+        )
+
+
+def _refuse_undelivered(folders: Sequence[StudyFolder]) -> None:
+    for files in folders:
+        if spools := files.spools:
+            raise BadInput(
+                f"{spools[0]} holds what the ledger has not taken yet: let muxfer sweep {files.path.name[:-9]} finish"
+                " first with the ledger that it was written for, MLFLOW_TRACKING_URI=URI, or remove that file by hand"
+            )
+
+
+def _sizes(folders: Sequence[StudyFolder]) -> str:
+    lines = []
+    for files in folders:
+        size = sum(file.stat().st_size for file in files.path.rglob("*") if file.is_file())
+        lines.append(f"  {files.path} ({size / 1e6:.1f} MB)")
+    return "\n".join(lines)
+
+
+def _remove(folders: Sequence[StudyFolder], studies: Sequence[Study], request: Request) -> None:
+    """Remove the folders while every study's lease is held: a driver may have started while the person decided."""
+    with contextlib.ExitStack() as leases:
+        ledger = leases.enter_context(open_ledger(request))
+        for study in studies:
+            leases.callback(ledger.acquire(study).release)
+        _refuse_undelivered(folders)
+        for files in folders:
             try:
-                shutil.rmtree(home)
+                shutil.rmtree(files.path)
             except OSError as error:
                 raise BadInput(
-                    f"{home} can't be removed as a whole ({error.strerror or error}): mend that, then run the same"
-                    " command again"
+                    f"{files.path} can't be removed as a whole ({error.strerror or error}): mend that, then run the"
+                    " same command again"
                 ) from None
-    data = {"removed": [str(home) for home in homes], "left": [str(home) for home in left]}
-    text = f"removed {len(homes)} folders"
-    return CommandResult(data=data, text=f"{text}\n{told_left}" if left else text)
-
-
-def _expect_delivered(homes: Sequence[Path]) -> None:
-    for home in homes:
-        if spools := list(home.glob("spool-*.jsonl")):
-            raise BadInput(
-                f"{spools[0]} holds what the ledger has not taken yet: let muxfer sweep {home.name[:-9]} finish first"
-                " with the ledger that it was written for, MLFLOW_TRACKING_URI=URI, or remove that file by hand"
-            )

@@ -8,10 +8,10 @@ from muxfer.redaction import with_variable_names
 
 
 def show_config(name: str, overrides: Sequence[str]) -> CommandResult:
-    """The whole configuration, overrides applied; what the environment gives stands there by its name."""
+    """The whole configuration with the overrides applied. Environment variables stand by their names."""
     from muxfer.config.hydra_compose import composed, to_yaml
 
-    found = composed(name, overrides)
-    parse(found.plain)
-    plain = with_variable_names(found.plain, found.variables)
+    composition = composed(name, overrides)
+    parse(composition.plain)
+    plain = with_variable_names(composition.plain, composition.variables)
     return CommandResult(data=plain, text=to_yaml(plain))

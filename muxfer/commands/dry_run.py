@@ -1,11 +1,12 @@
 """`muxfer sweep --dry-run`: every trial, its state and its cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muxfer.commands.result import CommandResult
 from muxfer.config.parse import parse_task
 from muxfer.report.format import show_setting
+from muxfer.report.terminal import table_lines
 from muxfer.study.cost import training_flops
 from muxfer.study.resolve import resolve
 from muxfer.study.rounds import proposing
@@ -14,7 +15,7 @@ from muxfer.study.session import open_ledger
 
 
 def dry_run(name: str, overrides: Sequence[str]) -> CommandResult:
-    """Each trial that `sweep` would look after: done, to resume at a step, or to run."""
+    """List every trial of the study: done, to resume at a step, or to run."""
     from muxfer.models.count import counter
     from muxfer.study.speeds import hours_at, speeds_of
     from muxfer.training.checkpoint import resume_step
@@ -40,14 +41,16 @@ def dry_run(name: str, overrides: Sequence[str]) -> CommandResult:
             {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
             | {"parameters": cost.parameters, "flops": flops, "hours": hours}
         )
-    lines = [
-        f"{row['key']}  {show_setting(row['setting']):<30} seed {row['replicate']}  {row['flops']:.2e} FLOPs  "
-        f"{'   -   ' if row['hours'] is None else format(row['hours'], '.4f') + ' h'}  {row['state']}"
-        for row in rows
-    ]
+    lines = table_lines([_cells(row) for row in rows], align="llrrrl")
     search = request.config.search
     to_ask = 0 if search.num_settings is None else search.seeds * num_settings(search) - len(trials)
     if to_ask:
         lines.append(f"up to {to_ask} more, which depend on how these end")
     data = {"sweep": name, "study": request.study.key, "trials": rows, "to_ask": to_ask}
     return CommandResult(data=data, text="\n".join(lines))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    hours = "-" if row["hours"] is None else f"{row['hours']:.4f} h"
+    setting, seed = show_setting(row["setting"]), f"seed {row['replicate']}"
+    return [row["key"], setting, seed, f"{row['flops']:.2e} FLOPs", hours, row["state"]]

@@ -10,7 +10,7 @@ from muxfer.errors import BadInput, TrialsFailed
 from muxfer.executors.ray_on_demand import ray_on_demand
 from muxfer.study.recorded import read_study
 from muxfer.study.resolve import PrintLine, resolve
-from muxfer.study.retention import planned
+from muxfer.study.retention import plan_retention
 from muxfer.study.session import drive, open_ledger
 from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Study, Trial
 
@@ -29,7 +29,7 @@ def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> Comm
         print_line(f"study {study.label}: {len(todo)} failed trials, once more")
         files = request.files_of(study)
         config = replace(recorded.config, compute=request.config.compute, checkpoints=request.config.checkpoints)
-        retention = planned(config, trials, folder=files.trials, print_line=print_line)
+        retention = plan_retention(config, trials, folder=files.trials, print_line=print_line)
         with (
             ray_on_demand(config.compute, files.path, likely=False) as start_ray,
             drive(request, ledger=ledger, recorded=study) as session,

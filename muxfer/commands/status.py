@@ -1,6 +1,6 @@
-"""The status command: what is recorded, who drives it, how far each trial is; from the ledger alone, from anywhere.
+"""`muxfer status`: the studies of a ledger, their drivers and the progress of their trials, from the ledger alone.
 
-Without a name it lists the studies, one line each, and does not read their trials: a ledger holds tens of thousands.
+Without a name it prints one line for each study and does not read trials: a ledger may hold tens of thousands.
 """
 
 import time
@@ -21,31 +21,31 @@ from muxfer.study.session import open_ledger
 from muxfer.trial import Study, Trial
 
 ANY = "lr-width"
-"""A sweep that is always there: without a name only its ledger and folder are asked for."""
+"""A sweep that always exists. Without a name only its ledger and folder are used."""
 WATCH_SECONDS = 2.0
 STATES = ("finished", "diverged", "failed", "running", "interrupted", "paused", "to run")
 
 
 def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine, watch: bool = False) -> CommandResult:
-    """How the studies of a name stand, or which there are; `watch` says so again until nobody drives them."""
+    """The state of the studies of a name, or a list of all. `watch` prints changes until no study is driven."""
     request = (
         resolve(name, overrides, planned=True) if name is not None and overrides else resolve_without_data(name or ANY)
     )
     with open_ledger(request, existing=True) as ledger:
-        told = ""
+        printed = ""
         while True:
             studies = sorted(ledger.studies(name), key=lambda study: study.label)
             if name is not None and overrides:
                 studies = [the_study(studies, request.study, request.overridden)]
             if name is not None and not studies:
                 raise BadInput(f"this ledger has no study of sweep {name}: run muxfer sweep {name} first")
-            found = [_study(study, ledger, trials=name is not None) for study in studies]
-            text = "\n".join("\n".join(_lines(one)) for one in found) or "no study is recorded yet"
-            if not watch or not any(one["state"] == "running" for one in found):
-                return CommandResult(data={"studies": found}, text=text)
-            if text != told:
+            states = [_study(study, ledger, trials=name is not None) for study in studies]
+            text = "\n".join("\n".join(_lines(one)) for one in states) or "no study is recorded yet"
+            if not watch or not any(one["state"] == "running" for one in states):
+                return CommandResult(data={"studies": states}, text=text)
+            if text != printed:
                 print_line(text + "\n")
-                told = text
+                printed = text
             time.sleep(WATCH_SECONDS)
 
 
@@ -117,19 +117,19 @@ def _underway(trial: Trial, standing: Standing, state: str) -> dict[str, Any]:
 
 
 def _seconds_left(trials: Sequence[Trial], standings: Mapping[str, Standing]) -> float | None:
-    """By the FLOPs that are left, at the pace of the trials that have ended, as many at a time as run now."""
+    """The FLOPs still to do, at the speed of the ended trials, on as many slots as run now."""
     ended = {key: standing.record for key, standing in standings.items() if standing.record is not None}
     spent = sum(record.train_seconds for record in ended.values())
     done = sum(trial.cost_flops for trial in trials if trial.key in ended)
     slots = sum(standing.running for standing in standings.values())
     if not (spent and done and slots):
         return None
-    left = 0.0
+    remaining = 0.0
     for trial in trials:
         if trial.key not in ended:
             step = standings[trial.key].step if trial.key in standings else 0
-            left += trial.cost_flops * (1 - step / trial.task["training"]["steps"])
-    return left * spent / done / slots
+            remaining += trial.cost_flops * (1 - step / trial.task["training"]["steps"])
+    return remaining * spent / done / slots
 
 
 def _lines(one: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from muxfer.report.format import show_setting
 from muxfer.study.loop import StudyRun
 from muxfer.study.recorded import RecordedStudy
 from muxfer.study.resolve import PrintLine, Request, resolve, tracking_uri
-from muxfer.study.retention import Retention, planned
+from muxfer.study.retention import Retention, plan_retention
 from muxfer.study.rounds import Propose, proposing
 from muxfer.study.search import is_finalist, searched
 from muxfer.study.session import Session, drive, open_ledger
@@ -47,7 +47,7 @@ def sweep(
     trials = propose([])
     if isinstance(request.config.model, Declared):
         _validate_models(trials)
-    retention = planned(request.config, trials, folder=request.files.trials, print_line=print_line)
+    retention = plan_retention(request.config, trials, folder=request.files.trials, print_line=print_line)
     deadline = None if max_hours is None else began + 3600 * max_hours
     with (
         _study_folder(request, print_line) as is_new,

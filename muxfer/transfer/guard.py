@@ -1,7 +1,7 @@
-"""Who watches the target: its loss band from the proxies' curves, carried by its job to wherever it trains.
+"""The target's loss band, predicted from the proxies' curves. The target's job carries it to wherever it trains.
 
-The band itself, and when a target has left it, is `muxfer.analysis.loss_band`. Here is which of the proxies' curves
-may speak of this target, or why none may: then it is not watched, and that is said.
+`muxfer.analysis.loss_band` fits the band and says when a loss leaves it. This module selects the proxies whose curves
+predict this target. Without any, the target is not watched, and the reason is reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,35 +16,34 @@ from muxfer.trial import Point, Record
 
 AT_MOST = ("model.width", "model.depth", "training.batch_size")
 AT_LEAST = ("optimizer.weight_decay", "training.label_dropout")
-"""A proxy speaks of a target while it is at most as large, and regularized at least as much: the target's loss is
-then expected to be lower, whatever else changes."""
+"""A proxy predicts a target that is at least as large and at most as regularized. Such a target's loss is expected to
+be lower, whatever else changes."""
 
 
 def target_band(
     target: TargetRun, base: Task, records: Sequence[Record], curves: Mapping[str, Sequence[Point]], *, axis: str
 ) -> LossBand | str:
-    """The target's band from the finished proxies at the chosen setting, of every value of the axis and every seed.
+    """The target's band, from the finished proxies at the chosen setting, at every value of the axis and every seed.
 
-    `base` is the task that the study varies, `curves` are training losses by trial key. A text says why there is none.
+    `base` is the task that the study varies. `curves` are training losses by trial key. A text says why there is none.
     """
     chosen = {name: value for name, value in target.winner.setting.items() if name != axis}
-    found: list[LossCurve] = []
-    unlike = ""
+    selected: list[LossCurve] = []
+    difference = ""
     for record in records:
         if record.metric is None or {n: v for n, v in record.setting.items() if n != axis} != chosen:
             continue
         proxy = with_setting(base, record.setting)
         proxy = replace(proxy, training=replace(proxy.training, steps=record.step))
-        unlike_now = _unlike(proxy, target.task)
-        unlike = unlike or unlike_now
-        if unlike_now:
+        if differs := _difference(proxy, target.task):
+            difference = difference or differs
             continue
         points = [(point.step, point.value) for point in curves.get(record.key, ()) if point.name == "train_loss"]
-        found.append(LossCurve(size=float(record.setting[axis]), points=points, rates=_rates(proxy)))
-    if not found:
-        return unlike or "no proxy finished at the chosen setting"
+        selected.append(LossCurve(size=float(record.setting[axis]), points=points, rates=_rates(proxy)))
+    if not selected:
+        return difference or "no proxy finished at the chosen setting"
     band = loss_band(
-        found,
+        selected,
         size=_size(target.task, axis),
         rates=_rates(target.task),
         speed=target.task.optimizer.base_lr / target.proxy.optimizer.base_lr,
@@ -55,7 +54,7 @@ def target_band(
 
 
 class Watched:
-    """An executor whose jobs carry a band. None: nobody watches."""
+    """An executor whose jobs carry a band. None: the target is not watched."""
 
     def __init__(self, executor: Executor, band: LossBand | None) -> None:
         self.slots = executor.slots
@@ -75,7 +74,8 @@ class Watched:
         self._executor.kill()
 
 
-def _unlike(proxy: Task, target: Task) -> str:
+def _difference(proxy: Task, target: Task) -> str:
+    """Why a proxy does not predict a target; empty where it does."""
     for sign, keys in ((1, AT_MOST), (-1, AT_LEAST)):
         for key in keys:
             small, large = _at(proxy, key), _at(target, key)

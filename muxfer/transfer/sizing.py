@@ -1,6 +1,6 @@
-"""The target's size by a law: what the fit of a recorded isoFLOP study makes of a budget.
+"""Size the target at a budget by the fit of a recorded isoFLOP study.
 
-Refused: a target that has a size already, a study without budgets, one that has not enough optima for a law.
+Refused: a target that has a size already, a study of another kind, and a fit without enough optima for a law.
 """
 
 from dataclasses import replace
@@ -20,14 +20,14 @@ SIZES = ("width", "depth", "steps")
 
 
 def sized_target(request: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
-    """The target of these FLOPs, and in a line what the law says of it. `base` is the task of the proxies.
+    """The target at these FLOPs, and a line that explains its size. `base` is the task of the proxies.
 
-    `law` names the isoFLOP study, with its overrides as one would type them; None: it is the study asked for.
+    `law` is the isoFLOP study, with its overrides as one would type them; None: the study of the request.
     """
     target = request.config.target
-    said = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
-    if said:
-        raise BadInput(f"target.{said[0]} and --flops both say how large the target is: give one")
+    given = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
+    if given:
+        raise BadInput(f"target.{given[0]} and --flops both say how large the target is: give one")
     name, *overrides = [request.name, *request.overrides] if law is None else words_of(law, "--law")
     source = resolve(name, overrides, planned=True)
     if source.config.search.kind is not StudyKind.ISOFLOP:
@@ -37,21 +37,21 @@ def sized_target(request: Request, base: Task, flops: float, law: str | None) ->
     with open_ledger(source, existing=True) as ledger:
         study = read_study(source, ledger)
     config = study.config
-    found = fit_isoflop(points_of(study.records, proxy_task(config, study.study)))
-    if found.why:
-        raise BadInput(f"the fit of {name} gives no law ({found.why}): it can't size a target; see muxfer fit {name}")
+    fit = fit_isoflop(points_of(study.records, proxy_task(config, study.study)))
+    if fit.why:
+        raise BadInput(f"the fit of {name} gives no law ({fit.why}): it can't size a target; see muxfer fit {name}")
     batch_size = target.batch_size or base.training.batch_size
     task = replace(base, training=replace(base.training, batch_size=batch_size))
     size = target_size(
-        found,
+        fit,
         flops,
         task,
         measure,
         width_per_depth=config.search.width_per_depth,
         flops_by=config.search.flops_by,
     )
-    told = (
+    line = (
         f"sized by the fit of {study.study.label} at {flops:.3g} FLOPs: width {size.width}, depth {size.depth},"
         f" {size.params:,} parameters, {size.steps} steps; it predicts a loss of {size.loss:.4g}"
     )
-    return replace(target, width=size.width, depth=size.depth, steps=size.steps), told
+    return replace(target, width=size.width, depth=size.depth, steps=size.steps), line

@@ -1,11 +1,10 @@
 """From a judged study to the target's run: pure decisions, nothing is launched here.
 
-Refused unless forced: a study with trials still to run, an optimum at the edge of the grid or none at all, one that
-drifts along the axis, one whose loss is exactly 0.
-Refused always: a target whose base width is not its proxies'. Its base depth can't be said: it is the proxies'.
+Refused unless forced: trials that are still to run, no optimum or one at the edge of the grid, an optimum that drifts
+along the axis, a loss of exactly 0. Refused always: a base width that is not the proxies'.
 
-Not everything transfers. Each setting that the study tuned, or that is bound to the length of training, is carried,
-rescaled or left, as `muxfer.task.TRANSFER` declares, and the target says which and why (Carried).
+Not every setting transfers. A tuned setting, or one bound to the length of training, is carried, rescaled or left, as
+`muxfer.config.settings.TRANSFER` declares. `Carried` says which and why.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +19,17 @@ from muxfer.config.task import Task, to_plain
 from muxfer.errors import BadInput
 from muxfer.study.match import proxy_task
 from muxfer.study.trials import make_trial
-from muxfer.trial import Record, Study, Trial, Verdict
+from muxfer.trial import Record, Study, Trial, Verdict, VerdictKind
 
 Value = float | int | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """What became of one setting: `value` is the proxies', `target` the target's.
+    """How one setting went from the proxies (`value`) to the target (`target`).
 
-    `how` is carried (as it is), rescaled (to the target's length), left (it does not transfer: the target has its
-    configured value) or given (the user's word, target.NAME).
+    `how` is carried (unchanged), rescaled (to the target's length), left (it does not transfer: the target has the
+    configured value) or given (by the user, target.NAME).
     """
 
     name: str
@@ -42,10 +41,10 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRun:
-    """The large run and where it comes from.
+    """The large run and its origin.
 
-    `task` is what it trains, `proxy` what the winner trained; `settings` says how one comes from the other, `forced`
-    lists what was overruled.
+    `task` is what it trains, `proxy` what the winner trained, and `settings` says how they differ. `forced` lists the
+    objections that were overruled.
     """
 
     trial: Trial
@@ -59,7 +58,7 @@ class TargetRun:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What the target's record says of its origin."""
+        """The origin, as the target's record has it."""
         return {
             "source_study": self.source.key,
             "source_sweep": self.source.name,
@@ -81,10 +80,10 @@ def target_run(
     num_pictures: int,
     force: bool = False,
 ) -> TargetRun:
-    """The target's trial with the study's best base setting, or BadInput with the reason why not.
+    """The target's trial with the study's best base setting; BadInput where the study can't be transferred.
 
-    `inside`: the optimum at the largest axis value lies inside the grid. `num_pictures` are there to train on. `force`
-    overrules all but an empty study and another base width; the lineage says what it overruled.
+    `inside`: the optimum at the largest axis value lies inside the grid. `num_pictures`: the size of the training set.
+    `force` overrules every objection but an empty study and another base width; `forced` keeps them.
     """
     if best is None:
         raise BadInput(f"study {study.label} has no finished trial: nothing to transfer; widen search.{verdict.hp}")
@@ -94,17 +93,17 @@ def target_run(
     sized_by_fit = verdict.axis == "flops"  # its optimum is a size, and is expected to grow with the budget
     if not inside and not sized_by_fit:
         objections.append(f"no finite optimum inside the grid ({verdict.why}); widen search.{verdict.hp}")
-    if verdict.verdict == "drifts" and not sized_by_fit:
+    if verdict.verdict is VerdictKind.DRIFTS and not sized_by_fit:
         objections.append(f"the optimum does not transfer ({verdict.why})")
     if best.records[0].metric == 0:
         objections.append(f"trial {best.records[0].key} has a loss of exactly 0, which no model has: look at its data")
     if objections and not force:
         raise BadInput(f"study {study.label} can't be transferred: {'; '.join(objections)}; or overrule with --force")
     base = proxy_task(config, study)
-    _check_base(base, config.target)
+    _validate_base_width(base, config.target)
     winner = best.records[0]
     proxy = with_setting(base, best.setting)
-    proxy = replace(proxy, training=replace(proxy.training, steps=winner.step))  # a budget sets no key, yet the steps
+    proxy = replace(proxy, training=replace(proxy.training, steps=winner.step))  # an isoFLOP budget sets the steps
     tuned = [name for name in best.setting if name not in AXES]
     sizes = [name for name in ("depth", "batch_size") if name in best.setting]
     settings = tuple(_carried(base, proxy, config.target, [*tuned, *sizes], num_pictures))
@@ -127,7 +126,7 @@ def target_run(
     )
 
 
-def _check_base(base: Task, target: Target) -> None:
+def _validate_base_width(base: Task, target: Target) -> None:
     if target.base_width is not None and target.base_width != base.model.base_width:
         raise BadInput(
             f"target.base_width {target.base_width} differs from the proxies' base width {base.model.base_width}:"
@@ -146,13 +145,13 @@ def _target_task(proxy: Task, target: Target, settings: Sequence[Carried]) -> Ta
 
 
 def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_pictures: int) -> Iterator[Carried]:
-    """One entry for each tuned setting, then for what is bound to the horizon, then for regularization in use."""
+    """An entry for each tuned setting, then for settings bound to the horizon, then for regularization in use."""
     regularization = [name for name, kind in TRANSFER.items() if kind == "regularization" and _value(proxy, name)]
     given = [name for name in TRANSFER if getattr(target, name, None) is not None]
     for name in dict.fromkeys([*tuned, "warmup_steps", "ema_fraction", *regularization, *given]):
-        value, request = _value(proxy, name), getattr(target, name, None)
-        if request is not None:
-            yield Carried(name=name, value=value, target=request, how="given", why=f"target.{name} says so")
+        value, own = _value(proxy, name), getattr(target, name, None)
+        if own is not None:
+            yield Carried(name=name, value=value, target=own, how="given", why=f"target.{name} says so")
         elif name in AXES:
             yield Carried(name=name, value=value, target=value, how="carried", why="the largest of the proxies")
         elif TRANSFER[name] == "carried":
@@ -183,7 +182,7 @@ def _in_width(proxy: Task, target: Target) -> str:
 
 
 def _to_horizon(name: str, steps: int, target_steps: int, value: Value) -> Carried:
-    """Warm-up goes over as a share of the steps; the averaging window is one already."""
+    """Warm-up keeps its share of the steps. The averaging window is such a share already."""
     assert not isinstance(value, str)
     if name == "ema_fraction":
         window, longer = (f"{value * num:.3g}" for num in (steps, target_steps))
@@ -197,7 +196,7 @@ def _to_horizon(name: str, steps: int, target_steps: int, value: Value) -> Carri
 
 
 def _regularization(name: str, base: Task, proxy: Task, target: Target, num_pictures: int, *, tuned: bool) -> Carried:
-    """How much of it is best depends on how often the data are seen: once by both, or it stays behind."""
+    """The best amount depends on how often the data are seen: it is carried where no run sees them twice."""
     value = _value(proxy, name)
     seen = proxy.training.steps * proxy.training.batch_size / num_pictures
     target_seen = target.steps * (target.batch_size or proxy.training.batch_size) / num_pictures
@@ -220,5 +219,5 @@ def _value(task: Task, name: str) -> Value:
 
 
 def value_text(value: Value) -> str:
-    """As people write it."""
+    """A value as people write it."""
     return value if isinstance(value, str) else shown(value)

@@ -1,4 +1,4 @@
-"""What `transfer` says of a target in words: its scales, what was carried over, who watches it, how it ended."""
+"""A target in words: its scales, its settings, its loss band, and why it ended without a result."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from muxfer.analysis.cells import shown
 from muxfer.analysis.loss_band import LossBand
 from muxfer.config.task import Task
+from muxfer.report.terminal import table_lines
 from muxfer.transfer.target import Carried, TargetRun, value_text
 from muxfer.trial import Outcome, Record
 
@@ -15,15 +16,12 @@ if TYPE_CHECKING:
 
 
 def settings_text(settings: Sequence[Carried]) -> str:
-    """What was carried, rescaled or left, a line each: where the value stays the same it is told once."""
+    """One line for each setting: carried, rescaled, left or given, its value, and why."""
     rows = []
-    for one in settings:
-        value, target = value_text(one.value), value_text(one.target)
-        rows.append((one.how, one.name, value if value == target else f"{value} -> {target}", one.why))
-    widths = [max(len(row[index]) for row in rows) for index in range(3)]
-    return "\n".join(
-        f"  {how:<{widths[0]}} {name:<{widths[1]}} {value:<{widths[2]}}  {why}" for how, name, value, why in rows
-    )
+    for setting in settings:
+        value, target = value_text(setting.value), value_text(setting.target)
+        rows.append((setting.how, setting.name, value if value == target else f"{value} -> {target}", setting.why))
+    return "\n".join(table_lines(rows, align="llll", indent=2))
 
 
 def watch_text(band: LossBand | str, *, guarded: bool) -> str:
@@ -38,19 +36,21 @@ def watch_text(band: LossBand | str, *, guarded: bool) -> str:
 
 
 def failure_text(record: Record, target: TargetRun) -> str:
-    """Why there is no result, and what to do."""
+    """Why a target has no result, and what to do."""
     if record.outcome is not Outcome.DIVERGED:
         return f"the target {record.outcome} at step {record.step}: {record.error or 'see its loss'}"
-    left = f"its last checkpoint before that is {record.checkpoint}" if record.checkpoint else "it left no checkpoint"
+    checkpoint = "it left no checkpoint"
+    if record.checkpoint:
+        checkpoint = f"its last checkpoint before that is {record.checkpoint}"
     rate = target.task.optimizer.base_lr
     return (
-        f"the target diverged at step {record.step}: its loss was not finite, or twice that of its first step; {left};"
-        f" lower the rate, it was base_lr {shown(rate)}: target.base_lr={rate / 4:g}"
+        f"the target diverged at step {record.step}: its loss was not finite, or twice that of its first step;"
+        f" {checkpoint}; lower the rate, it was base_lr {shown(rate)}: target.base_lr={rate / 4:g}"
     )
 
 
 def scale_groups(scales: "ScalePlan", task: Task) -> list[dict[str, Any]]:
-    """Each parameter group of the target: how many tensors, and its rate, decay and eps after scaling."""
+    """The parameter groups of the target: the number of tensors, and rate, decay, eps and init after scaling."""
     optimizer = task.optimizer
     counts = Counter((s.role, s.lr, s.weight_decay, s.eps, s.init_std) for s in scales.scales.values())
     return [
@@ -67,18 +67,13 @@ def scale_groups(scales: "ScalePlan", task: Task) -> list[dict[str, Any]]:
 
 
 def scales_text(scales: "ScalePlan", task: Task) -> str:
-    """The same as a table for a terminal."""
-    lines = [
-        f"plan {scales.hash}: {scales.parametrization}, width {scales.width}, base width {scales.base_width}"
-        f"{base_depth(scales)}",
-        f"  {'role':<8} {'tensors':>7} {'lr':>12} {'weight decay':>13} {'eps':>9} {'init':>7}",
-    ]
+    """`scale_groups` as a table for a terminal."""
+    rows = [["role", "tensors", "lr", "weight decay", "eps", "init"]]
     for group in scale_groups(scales, task):
-        lines.append(
-            f"  {group['role']:<8} {group['tensors']:>7} {shown(group['lr']):>12} {group['weight_decay']:>13.3g}"
-            f" {group['eps']:>9.2g} {'x' + format(group['init_std'], '.3g'):>7}"
-        )
-    return "\n".join(lines)
+        numbers = [shown(group["lr"]), f"{group['weight_decay']:.3g}", f"{group['eps']:.2g}"]
+        rows.append([group["role"], str(group["tensors"]), *numbers, f"x{group['init_std']:.3g}"])
+    plan = f"{scales.parametrization}, width {scales.width}, base width {scales.base_width}{base_depth(scales)}"
+    return "\n".join([f"plan {scales.hash}: {plan}", *table_lines(rows, indent=2)])
 
 
 def base_depth(scales: "ScalePlan") -> str:
