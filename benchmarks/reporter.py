@@ -1,8 +1,8 @@
-"""A process that trains nothing: it reports as often as a worker would, for trial after trial. Standard library only.
+"""A process that trains nothing, but reports as often as a worker. It imports the standard library only.
 
-One job a line comes in on stdin, {"key", "reports", "steps", "seconds"}: so many reports, each of so many steps of two
-curves, one every so many seconds. One report a line goes out on stdout, with when it was sent on the system's
-monotonic clock. A value is a function of key, name and step, so that whoever reads the ledger knows what must be there.
+Each line of stdin is a job, {"key", "reports", "steps", "seconds"}: the number of reports, the steps in each, and the
+seconds between two. A report has two curves. Each line of stdout is one report, with the time it was sent on the
+system's monotonic clock. A value is a function of key, name and step, so a reader of the ledger knows what is right.
 """
 
 import json

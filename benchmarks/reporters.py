@@ -1,4 +1,4 @@
-"""Many processes report to the driver's real loop, which writes to a real MLflow server: is anything lost, or late?"""
+"""Many processes report to the driver's real loop, which writes to a real MLflow server. Nothing may get lost."""
 
 import json
 import queue
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ from benchmarks.commands import ROOT
 from benchmarks.faults.harness.server import serving
 from benchmarks.reporter import points_of
 from benchmarks.timing import Row, spread
-from muxfer.config.study import LedgerConfig
 from muxfer.executors.base import TrialJob, TrialUpdate
-from muxfer.files import StudyFolder
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.writer import Writer
 from muxfer.study.loop import run_study
-from muxfer.trial import Outcome, Point, Record, Study, Trial, content_hash
+from muxfer.study.resolve import resolve
+from muxfer.study.session import Session, drive
+from muxfer.trial import Outcome, Point, Record, Trial, content_hash
 
 NUM_REPORTERS = 64
 STEPS_A_REPORT = 10
 
 
 def finished(trial: Trial, *, metric: float, epoch: int) -> Record:
-    """A record as a worker would hand it back."""
+    """A finished trial's record, as a worker makes it."""
     return Record(
         key=trial.key,
         setting=trial.setting,
@@ -45,74 +46,98 @@ def finished(trial: Trial, *, metric: float, epoch: int) -> Record:
 
 
 def writing(*, quick: bool) -> list[Row]:
-    """Reports of one second each, from every process at once; all that was sent must be in the server's database."""
+    """64 processes report once a second. Everything they sent must be in the server's database."""
     reports, rounds = (5, 1) if quick else (20, 3)
-    study = Study(name="load", key=content_hash("load"), identity={})
     trials = [
         Trial(key=content_hash(["load", n]), setting={"base_lr": 2.0**-7, "width": 64}, replicate=n, task={})
         for n in range(rounds * NUM_REPORTERS)
     ]
     with tempfile.TemporaryDirectory(prefix="muxfer-load-") as folder, serving(Path(folder, "server")) as proxy:
         uri = f"http://127.0.0.1:{proxy.port}"
-        ledger = MlflowLedger(LedgerConfig(tracking_uri=uri), folder=Path(folder))
-        lease = ledger.acquire(study)
-        ledger.open(study, {}, lease)
-        ledger.flush(60)
-        reporters: list[Reporters] = []
-
-        def start() -> Reporters:
-            reporters.append(Reporters(NUM_REPORTERS, reports=reports, seconds=1.0))
-            return reporters[0]
-
-        assert ledger._writer is not None
-        waits = Backlog(ledger._writer)
-        began = time.perf_counter()
-        ran = run_study(
-            trials,
-            [],
-            study=study,
-            ledger=ledger,
-            lease=lease,
-            start_executor=start,
-            files=StudyFolder(Path(folder, study.label)),
-            progress=Silence(),
-        )
-        seconds = time.perf_counter() - began
-        left = waits.now()
-        flushed = time.perf_counter()
-        ledger.flush(600)
-        flush_seconds = time.perf_counter() - flushed
-        waits.stop()
-        lease.release()
-        ledger.close()
-        assert len(ran.records) == len(trials)
-        lost, num_points = compare(proxy.database, trials, reports=reports)
-    note = f"{len(trials)} trials, {num_points:,} points in {seconds:.0f} s, {NUM_REPORTERS} processes"
-    lag = reporters[0].lag
+        request = resolve("lr-width", [f"ledger.tracking_uri={uri}", f"output_dir={folder}"])
+        with drive(request) as session:
+            session.flush()
+            load = _train(session, trials, reports=reports)
+        num_wrong, num_points = compare(proxy.database, trials, reports=reports)
+    note = f"{len(trials)} trials, {num_points:,} points in {load.seconds:.0f} s, {NUM_REPORTERS} processes"
     return [
-        Row(name="points lost, doubled or changed", value=spread([lost]), at_most=0, note=note),
+        Row(name="points lost, doubled or changed", value=spread([num_wrong]), at_most=0, note=note),
         Row(
             name="points the driver and one server took per second",
-            value=spread([num_points / (seconds + flush_seconds)]),
-            note=f"offered: {num_points / seconds:,.0f} a second",
+            value=spread([num_points / (load.seconds + load.flush_seconds)]),
+            note=f"offered: {num_points / load.seconds:,.0f} a second",
         ),
-        Row(name="age of a report when the driver took it", value=spread(lag), unit=" s", at_most=1, note=note),
+        Row(name="age of a report when the driver took it", value=spread(load.ages), unit=" s", at_most=1, note=note),
         Row(
             name="flush after the last report",
-            value=spread([flush_seconds]),
+            value=spread([load.flush_seconds]),
             unit=" s",
             at_most=5,
-            contestants={"bytes_waiting_then": spread([left]), "bytes_waiting_meanwhile": spread(waits.samples)},
+            contestants={
+                "bytes_waiting_then": spread([load.pending_bytes]),
+                "bytes_waiting_meanwhile": spread(load.samples),
+            },
         ),
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What was measured while the reporters ran, and while the ledger was flushed after the last report."""
+
+    seconds: float
+    flush_seconds: float
+    ages: Sequence[float]
+    pending_bytes: int
+    """In the spool, after the last report."""
+    samples: Sequence[float]
+    """Bytes in the spool, twice a second."""
+
+
+def _train(session: Session, trials: Sequence[Trial], *, reports: int) -> Load:
+    """The driver's real loop. It is not `Session.run`, because that includes the flush, which is timed here."""
+    ledger = session.ledger
+    assert isinstance(ledger, MlflowLedger)
+    assert ledger._writer is not None
+    started: list[Reporters] = []
+
+    def start() -> Reporters:
+        started.append(Reporters(NUM_REPORTERS, reports=reports, seconds=1.0))
+        return started[0]
+
+    backlog = Backlog(ledger._writer)
+    began = time.perf_counter()
+    ran = run_study(
+        trials,
+        [],
+        study=session.study,
+        ledger=ledger,
+        lease=session.lease,
+        start_executor=start,
+        files=session.files,
+        progress=Silence(),
+    )
+    seconds, pending_bytes = time.perf_counter() - began, backlog.now()
+    began = time.perf_counter()
+    ledger.flush(600)
+    flush_seconds = time.perf_counter() - began
+    backlog.stop()
+    assert len(ran.records) == len(trials)
+    return Load(
+        seconds=seconds,
+        flush_seconds=flush_seconds,
+        ages=started[0].ages,
+        pending_bytes=pending_bytes,
+        samples=backlog.samples,
+    )
+
+
 class Reporters:
-    """The Executor of so many processes of benchmarks.reporter. `lag` is how old each report was when it came in."""
+    """An Executor with `num` processes of benchmarks.reporter. `ages` are the ages of the reports when they arrived."""
 
     def __init__(self, num: int, *, reports: int, seconds: float) -> None:
         self.slots = num
-        self.lag: list[float] = []
+        self.ages: list[float] = []
         self._job = {"reports": reports, "steps": STEPS_A_REPORT, "seconds": seconds}
         self._jobs: list[TrialJob] = []
         self._underway: dict[str, tuple[TrialJob, subprocess.Popen[str]]] = {}
@@ -133,16 +158,16 @@ class Reporters:
     def submit(self, jobs: Sequence[TrialJob]) -> None:
         self._jobs.extend(jobs)
         for process in self._processes:
-            self._give(process)
+            self._start_next(process)
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        came_in = []
+        updates = []
         try:
-            came_in.append(self._report(self._inbox.get(timeout=timeout_seconds)))
+            updates.append(self._update(self._inbox.get(timeout=timeout_seconds)))
             while True:
-                came_in.append(self._report(self._inbox.get_nowait()))
+                updates.append(self._update(self._inbox.get_nowait()))
         except queue.Empty:
-            return came_in
+            return updates
 
     def close(self) -> None:
         for process in self._processes:
@@ -155,7 +180,7 @@ class Reporters:
             process.kill()
             process.wait()
 
-    def _give(self, process: "subprocess.Popen[str]") -> None:
+    def _start_next(self, process: "subprocess.Popen[str]") -> None:
         if self._jobs:
             job = self._jobs.pop(0)
             self._underway[job.trial.key] = job, process
@@ -168,19 +193,19 @@ class Reporters:
         for line in process.stdout:
             self._inbox.put(json.loads(line))
 
-    def _report(self, heard: dict[str, Any]) -> TrialUpdate:
-        self.lag.append(time.monotonic() - heard["sent"])
+    def _update(self, report: dict[str, Any]) -> TrialUpdate:
+        self.ages.append(time.monotonic() - report["sent"])
         record = None
-        if heard["last"]:
-            job, process = self._underway.pop(heard["key"])
+        if report["last"]:
+            job, process = self._underway.pop(report["key"])
             record = finished(job.trial, metric=0.2, epoch=job.epoch)
-            self._give(process)
-        points = tuple(Point(name=name, step=step, value=value) for name, step, value in heard["points"])
-        return TrialUpdate(key=heard["key"], step=heard["step"], points=points, train_seconds=1.0, record=record)
+            self._start_next(process)
+        points = tuple(Point(name=name, step=step, value=value) for name, step, value in report["points"])
+        return TrialUpdate(key=report["key"], step=report["step"], points=points, train_seconds=1.0, record=record)
 
 
 class Silence:
-    """The Progress that says nothing."""
+    """A Progress that prints nothing."""
 
     def start(self, trials: Sequence[Trial], records: Sequence[Record], *, slots: int) -> None: ...
     def more(self, trials: Sequence[Trial]) -> None: ...
@@ -189,7 +214,7 @@ class Silence:
 
 
 class Backlog:
-    """How much waits in the spool, looked at twice a second."""
+    """Samples twice a second how many bytes wait in the spool."""
 
     def __init__(self, writer: Writer) -> None:
         self.samples: list[float] = []
@@ -211,15 +236,15 @@ class Backlog:
 
 
 def compare(database: Path, trials: Sequence[Trial], *, reports: int) -> tuple[int, int]:
-    """How many points of the database differ from what was sent, and how many were sent."""
-    wrong = 0
+    """How many points in the database differ from those sent, and how many were sent."""
+    num_wrong = 0
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         for trial in trials:
-            found = connection.execute(
+            stored = connection.execute(
                 "select m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid"
                 " where t.key = 'muxfer.key' and t.value = ? and m.key in ('grad_norm', 'train_loss')",
                 (trial.key,),
             ).fetchall()
             sent = points_of(trial.key, range(1, reports * STEPS_A_REPORT + 1))
-            wrong += abs(len(found) - len(sent)) + len(set(found) ^ set(sent))
-    return wrong, len(trials) * len(sent)
+            num_wrong += abs(len(stored) - len(sent)) + len(set(stored) ^ set(sent))
+    return num_wrong, len(trials) * len(sent)
