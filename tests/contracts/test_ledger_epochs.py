@@ -150,7 +150,7 @@ def test_late_status_of_a_stopped_driver_is_corrected(drive):
     [run] = runs_of(ledger)
     ledger._store.log(run.info.run_id, tags={"muxfer.claim.e0": "1", "muxfer.outcome": "running"})
     ledger._store.set_status(run.info.run_id, "RUNNING")
-    ledger._runs._stated[run.info.run_id] = 0
+    ledger._runs._unverified[run.info.run_id] = 0
     unknown_trial = {"op": "settle", "key": "none", "epoch": 1, "end_ms": 1, "record": {}}
     ledger._runs.apply([unknown_trial])  # an operation that is refused changes nothing else
     [run] = runs_of(ledger)
