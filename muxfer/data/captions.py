@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from muxfer.randomness import generator_of
+from muxfer.data.randomness import generator_of
 
 END = "<end>"
 

@@ -8,7 +8,7 @@ Axes: N pictures, C channels, H and W pixels, T patches, E features.
 import torch
 from torch.nn import functional as F
 
-from muxfer.randomness import generator_of
+from muxfer.data.randomness import generator_of
 
 HIDDEN = 64
 BATCH = 1024

@@ -21,7 +21,7 @@ class DataDescription:
 
     num_classes: int
     captions: tuple[str, ...]
-    """One caption a class. Describe-only data have a single caption, as long as theirs."""
+    """One caption a class. Describe-only data have one caption, with as many tokens as they are said to have."""
     fingerprint: str
 
 

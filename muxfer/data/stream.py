@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from muxfer.data.dataset import Split
-from muxfer.randomness import generator_of
+from muxfer.data.randomness import generator_of
 
 VALIDATION_BATCH = 256
 """Validation noise is drawn by batch, so another number gives another metric and needs another NUMERICS_VERSION."""

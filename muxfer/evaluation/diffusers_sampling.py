@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from muxfer.config.task import DDPM, Evaluation, RectifiedFlow
-from muxfer.randomness import generator_of
+from muxfer.data.randomness import generator_of
 from muxfer.training.objective import FLOW_TIMESTEPS, Model
 from muxfer.training.sampling import guided_prediction
 

@@ -13,9 +13,9 @@ from muxfer.config.task import Task
 from muxfer.data.captions import embed_captions
 from muxfer.data.dataset import Dataset
 from muxfer.data.features import frozen_features
+from muxfer.data.randomness import generator_of
 from muxfer.models.families import family_of
 from muxfer.mup import ScalePlan, make_plan, parametrize
-from muxfer.randomness import generator_of
 from muxfer.training.conditioning import Conditioning
 
 EXAMPLE_CAPTIONS = ("a scan of the digit seven",)

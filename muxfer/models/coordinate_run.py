@@ -14,6 +14,7 @@ from torch import nn
 
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
+from muxfer.data.randomness import generator_of
 from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
 from muxfer.models.build import build_model, conditioning, repa_features, scale_plan
@@ -23,7 +24,6 @@ from muxfer.mup.coordcheck import Run, coordinate_check
 from muxfer.mup.mutants import Mutant, mutated
 from muxfer.mup.rules import ScalePlan
 from muxfer.mup.slopes import CoordinateCheck
-from muxfer.randomness import generator_of
 from muxfer.training import objective
 from muxfer.training.optim import build_adamw
 

@@ -1,8 +1,8 @@
 """The one training loop of proxies and target: steps, validation of the averaged weights, divergence, snapshots.
 
-A trainer trains for about as many seconds as it is asked to and returns the new points. Where it stopped does not
-matter: the same steps give the same numbers, however they were divided (on a CPU bit for bit). Losses are read from a
-GPU in chunks, yet divergence is dated to its exact step.
+A trainer trains for about the requested number of seconds and returns the new points. The same steps give the same
+numbers wherever a trainer stopped in between (on a CPU bit for bit). Losses are read from a GPU in chunks, yet
+divergence is dated to its exact step.
 
 Axes: B batch, C channels, H and W pixels, N pictures, T patches, E features.
 """
@@ -19,8 +19,8 @@ from torch import nn
 
 from muxfer.config.task import DDPM, Evaluation, RectifiedFlow, Training
 from muxfer.data.dataset import Dataset
+from muxfer.data.randomness import generator_of
 from muxfer.data.stream import Batch, BatchPrefetcher, Stream, num_validation_pictures, validation_batches
-from muxfer.randomness import generator_of
 from muxfer.training import objective as objectives
 from muxfer.training.checkpoint import Snapshot
 from muxfer.training.divergence import DivergenceDetector
