@@ -110,7 +110,7 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
 def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: int) -> None:
     """Copy the base width's values into tensors that do not grow, where initialization and scale are the same.
 
-    Otherwise their random draw adds noise to the slopes. A 3x3 convolution from one channel to one, behind the readout,
+    Otherwise their random draw adds noise to the slopes. A 3x3 convolution from one channel to one, after the readout,
     moved a slope by 0.5.
     """
     if plan.width == plan.base_width:

@@ -1,9 +1,10 @@
 """From a model's configuration to the class that builds it: our families, and registered classes of others.
 
 A class that a configuration names is imported only if its module is registered. Registered are proxy_models, diffusers
-and the plugins that the command line names (`--plugin package.module`). Refuses a class of any other module, a name
-that is no torch module, sizes that are not plain arithmetic over the model's keys, and arguments that the class does
-not take. Imports torch when it is imported: light code imports this module inside the function that needs it.
+and the plugins that the command line names (`--plugin package.module`). Refuses a class of any other module, and a
+name that is no torch module. Also refuses sizes that are not plain arithmetic over the model's keys, and arguments that
+the class does not take. Imports torch when it is imported: light code imports this module inside the function that
+needs it.
 """
 
 import ast

@@ -16,7 +16,7 @@ HEALTHY_RUNS = 4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_mup_passes_standard_fails_and_broken_rules_are_seen(name):
+def test_mup_passes_and_standard_and_broken_rules_fail(name):
     overrides = tuple(FAMILIES[name])
     mutants = list(MUTANTS) if name in FULLY else FEW
     healthy = [Job(overrides=overrides, seeds=(seed,)) for seed in range(HEALTHY_RUNS)]

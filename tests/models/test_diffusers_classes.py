@@ -31,19 +31,19 @@ torch.set_num_threads(1)
     ],
 )
 @pytest.mark.parametrize("width", [64, 128, 256])
-def test_roles_and_laws_are_found_at_every_width(name, counts, width):
+def test_roles_and_initializations_are_found_at_every_width(name, counts, width):
     task = with_setting(task_of(name), {"width": width})
     plan = scale_plan(task)
     assert Counter(scale.role for scale in plan.scales.values()) == counts
     assert plan.scales[plan.readout].role == "readout"
     assert all(plan.base_initializations.values()), (
-        "every law was recorded: nothing is measured, no base model is built"
+        "every initialization was recorded: nothing is measured, no base model is built"
     )
     assert {scale.lr for scale in plan.scales.values() if scale.role == "hidden"} == {64 / width}
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_depth_scaling_finds_branches_and_their_ends(name):
+def test_depth_scaling_folds_the_branch_ends(name):
     task = task_of(name, base_depth=1)
     folds = {name: scale.fold for name, scale in scale_plan(task).scales.items()}
     patterns = task.model.branch_ends
@@ -68,7 +68,7 @@ def streams(task: Task, model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_without_its_branch_ends_no_branch_changes_a_stream(name):
+def test_declared_branch_ends_are_all_branch_ends(name):
     """So the declared ends are all there are. Block 0 of DiT holds the embedder that the last layer uses too."""
     task = task_of(name)
     model = randomized(task)
@@ -109,7 +109,7 @@ def attention_macs(task: Task) -> int:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_cost_on_the_meta_device_is_that_of_a_real_forward(name):
+def test_cost_equals_that_of_a_real_forward(name):
     """Counted again by hand: every linear map and convolution of a model that exists, and its attention."""
     task = task_of(name)
     model = randomized(task)
@@ -157,7 +157,7 @@ def assert_same(left: TrialRun, right: TrialRun) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_it_trains_on_digits_and_twice_alike_and_resumed_as_if_never_stopped(name, tmp_path):
+def test_training_is_repeatable_and_resume_equals_uninterrupted_run(name, tmp_path):
     task = task_of(name, depth=1)
     whole, record = run(job_of(task, tmp_path / "whole"))
     assert (record.outcome, record.step) == (Outcome.FINISHED, 5)
@@ -175,7 +175,7 @@ def test_it_trains_on_digits_and_twice_alike_and_resumed_as_if_never_stopped(nam
     assert resumed_record.metric == record.metric
 
 
-def test_diffusers_dit_drops_labels_on_its_own_in_every_block():
+def test_diffusers_dit_drops_labels_itself_in_every_block():
     """What conf/model/diffusers_dit.yaml says of it: one draw a block and one for the output, in training alone."""
     task = task_of("dit")
     model = randomized(task)
@@ -197,7 +197,7 @@ def test_diffusers_dit_drops_labels_on_its_own_in_every_block():
     torch.testing.assert_close(torch.corrcoef(dropped), torch.eye(3, dtype=torch.double), atol=0.12, rtol=0)
 
 
-def test_a_longer_caption_elsewhere_changes_nothing_where_a_mask_is_used():
+def test_padding_changes_the_output_only_without_a_mask():
     """It does where none is: the class attends to padding, whose length is the longest caption's."""
     more = (CAPTION, "a caption with many more words than any other has, so that all are padded")
     change = {}
@@ -211,7 +211,7 @@ def test_a_longer_caption_elsewhere_changes_nothing_where_a_mask_is_used():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_condition_reaches_the_output(name):
+def test_the_condition_changes_the_output(name):
     task = task_of(name)
     model = randomized(task)
     captions = (CAPTION, "a scan of the digit one")

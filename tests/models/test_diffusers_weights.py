@@ -27,7 +27,7 @@ MODELS = {
 
 
 def randomized(model: Model) -> torch.nn.Module:
-    """The model with noise in every parameter: a zero gate hides whatever is wrong behind it."""
+    """The model with noise in every parameter: a zero gate would hide faults of its branch."""
     built = family_of(model).build(model.width).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def inputs(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
 
 @pytest.mark.parametrize("case", MODELS)
 @torch.no_grad()
-def test_diffusers_computes_what_we_compute(case: str) -> None:
+def test_diffusers_outputs_equal_ours_with_carried_weights(case: str) -> None:
     model = MODELS[case]
     built = randomized(model)
     class_name, config, state = to_diffusers(model, built.state_dict())
@@ -69,7 +69,7 @@ def test_diffusers_computes_what_we_compute(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_there_and_back_is_bit_exact(case: str) -> None:
+def test_weights_carried_there_and_back_are_bit_exact(case: str) -> None:
     model = MODELS[case]
     ours = randomized(model).state_dict()
     class_name, config, theirs = to_diffusers(model, ours)
@@ -83,7 +83,7 @@ def test_there_and_back_is_bit_exact(case: str) -> None:
 
 @pytest.mark.parametrize("model", [DIT, PIXART], ids=["dit", "pixart"])
 @torch.no_grad()
-def test_weights_that_diffusers_drew_compute_the_same_here(model: Model) -> None:
+def test_our_outputs_equal_diffusers_with_its_own_weights(model: Model) -> None:
     """The other way round, from a model that was never ours."""
     torch.manual_seed(0)
     counterpart = counterpart_of(model)
@@ -141,7 +141,7 @@ DECLARED = Declared(
 )
 
 
-def test_a_class_of_diffusers_keeps_its_names_and_gets_its_whole_configuration(tmp_path) -> None:
+def test_a_declared_diffusers_class_keeps_names_and_configuration(tmp_path) -> None:
     built = randomized(DECLARED)
     class_name, config, state = to_diffusers(DECLARED, dict(built.named_parameters()))
     assert class_name == "SD3Transformer2DModel"
@@ -167,10 +167,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_diffusers_lacks_is_refused(case: str) -> None:
-    model, told = REFUSED[case]
+def test_models_that_diffusers_lacks_are_refused(case: str) -> None:
+    model, message = REFUSED[case]
     for carry in (to_diffusers, from_diffusers):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=message):
             carry(model, {})
 
 

@@ -16,7 +16,7 @@ from tests.models.diffusers_tasks import task_of
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "told"),
+    ("name", "changes", "message"),
     [
         ("dit", {"target": "os:system"}, "model.target 'os:system' is of no registered module: known: diffusers"),
         ("dit", {"target": "torch.nn:Linear"}, "with --plugin package.module on the command line"),
@@ -60,16 +60,16 @@ from tests.models.diffusers_tasks import task_of
         ),
     ],
 )
-def test_what_can_not_work_is_refused_in_one_line(name, changes, told):
+def test_impossible_configurations_are_refused_in_one_line(name, changes, message):
     with pytest.raises(BadInput) as refused:
         scale_plan(task_of(name, **changes))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="needs a package to be missing")
-def test_a_class_whose_packages_are_missing_says_which():
+def test_a_class_with_missing_packages_is_refused_by_their_names():
     with pytest.raises(BadInput, match=r"OnnxRuntimeModel' needs packages that are not all here: onnx$"):
         scale_plan(task_of("dit", target="diffusers:OnnxRuntimeModel"))
 
@@ -90,7 +90,7 @@ NAMES = {"width": 64, "head_dim": 16, "mlp_ratio": 2.5, "learn_sigma": True, "nu
         (17, 17),
     ],
 )
-def test_sizes_are_plain_arithmetic(expression, value):
+def test_plain_arithmetic_is_evaluated(expression, value):
     result = evaluate(expression, NAMES, "heads")
     assert result == value
     assert type(result) is type(value)
@@ -116,7 +116,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("expression", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # Python's, of what it parses
-def test_anything_else_is_refused_at_once(expression):
+def test_other_expressions_are_refused_within_a_second(expression):
     began = time.perf_counter()
     with pytest.raises(BadInput, match=r"^model\.sizes\.heads is .*: expected arithmetic") as refused:
         evaluate(expression, NAMES, "heads")
@@ -126,7 +126,7 @@ def test_anything_else_is_refused_at_once(expression):
 
 
 @pytest.mark.parametrize(
-    ("expression", "told"),
+    ("expression", "message"),
     [
         ("width * 1000000000", "comes to 6.4e+10: expected a number below 2^31"),
         ("1e308 * 10", "comes to inf: expected a number below"),
@@ -137,8 +137,8 @@ def test_anything_else_is_refused_at_once(expression):
         ("num_classes + 1", "names num_classes, which has no value: give model.num_classes"),
     ],
 )
-def test_a_number_or_a_name_that_can_not_be_is_refused(expression, told):
-    with pytest.raises(BadInput, match=re.escape(told)):
+def test_too_large_numbers_and_unknown_names_are_refused(expression, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
         evaluate(expression, NAMES, "heads")
 
 

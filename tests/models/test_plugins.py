@@ -102,7 +102,7 @@ def test_a_plugins_class_is_scaled_and_counted(task, folder):
     assert measure(task.model).macs == 64 * 64 + 64 + 64 * 64 + 64 * 64
 
 
-def test_nothing_is_imported_that_the_command_line_did_not_name(task, folder):
+def test_a_module_that_the_command_line_does_not_name_is_not_imported(task, folder):
     (folder / "my_models.py").write_text(f"open({str(folder / 'imported')!r}, 'w')\n")
     with pytest.raises(BadInput, match="'my_models:Mine' is of no registered module.*--plugin package.module"):
         scale_plan(task)
@@ -110,7 +110,7 @@ def test_nothing_is_imported_that_the_command_line_did_not_name(task, folder):
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("my_models:mine", "is no torch module; did you mean 'Mine'?"),
         ("my_models:helper", "is no torch module; known: Mine"),
@@ -120,31 +120,31 @@ def test_nothing_is_imported_that_the_command_line_did_not_name(task, folder):
         ("my_models.deeper:Mine", "is of no registered module: did you mean 'my_models'?"),
     ],
 )
-def test_a_name_that_is_no_class_of_a_plugin_is_refused(task, folder, target, told):
+def test_a_name_that_is_no_class_of_a_plugin_is_refused(task, folder, target, message):
     allow(["my_models"], folder=str(folder))
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, target=target))
     with pytest.raises(BadInput) as refused:
         scale_plan(task)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "told"),
+    ("inputs", "message"),
     [
         ({"pixels": "image", "time": "timestep"}, "model.inputs lacks label, which my_models:Mine's forward needs"),
         ({"pixel": "image", "time": "timestep", "label": "labels"}, "inputs.pixel is no argument.*mean 'pixels'"),
     ],
 )
-def test_a_forward_that_can_not_be_called_so_is_refused(task, folder, inputs, told):
+def test_inputs_that_do_not_fit_the_forward_are_refused(task, folder, inputs, message):
     allow(["my_models"], folder=str(folder))
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, inputs=inputs))
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         scale_plan(task)
 
 
 @pytest.mark.parametrize("signature", ["(self, **anything)", "(self, *, pixels, **anything)"])
-def test_a_forward_that_takes_anything_is_asked_no_more(task, folder, signature):
+def test_a_forward_with_open_keywords_accepts_any_input(task, folder, signature):
     lines = f"\n\nclass Open(Mine):\n    def forward{signature}:\n        return pixels\n"
     (folder / "my_models.py").write_text(MY_MODELS + lines)
     allow(["my_models"], folder=str(folder))
@@ -153,7 +153,7 @@ def test_a_forward_that_takes_anything_is_asked_no_more(task, folder, signature)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("nothing_of_that_name", None, "can't be imported (ModuleNotFoundError: No module named"),
         ("broken", "1 +", "can't be imported (SyntaxError: invalid syntax"),
@@ -167,18 +167,18 @@ def test_a_forward_that_takes_anything_is_asked_no_more(task, folder, signature)
         ("x" * 10_000 + "-", None, "expected the name of a Python module"),
     ],
 )
-def test_a_plugin_that_can_not_be_imported_is_refused_in_one_line(folder, name, text, told):
+def test_a_plugin_that_cannot_be_imported_is_refused_in_one_line(folder, name, text, message):
     if text is not None:
         (folder / f"{name}.py").write_text(text)
     with pytest.raises(BadInput) as refused:
         allow([name], folder=str(folder))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
     assert allowed() == Plugins(), "what failed is not allowed"
 
 
-def test_a_job_brings_its_plugins_to_a_process_that_has_none(task, folder, tmp_path):
+def test_a_job_brings_its_plugins_to_its_process(task, folder, tmp_path):
     data = load_dataset(task.data)
     trial = make_trial(task, {}, replicate=0, fingerprint=data.fingerprint)
     job = TrialJob(trial=trial, folder=str(tmp_path / "trial"), epoch=1)
@@ -199,6 +199,14 @@ def muxfer(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.parametrize("module", ["models.plugins", "executors.base", "commands.sweep", "commands.status"])
+def test_light_modules_import_no_torch(module):
+    """Torch takes 2 to 3 s to import, which a sweep with nothing to run must not pay."""
+    code = f"import sys, muxfer.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.slow
 def test_a_sweep_of_a_plugins_class_runs_on_ray(folder):
     swept = muxfer(folder, "sweep", "lr-width", "model=mine", *GRID, *SHORT, "--plugin", "my_models", "--json")
     assert swept.returncode == 0, swept.stderr
@@ -211,7 +219,7 @@ def test_a_sweep_of_a_plugins_class_runs_on_ray(folder):
 
 
 @pytest.mark.parametrize("command", [["sweep"], ["sweep", "--dry-run"]])
-def test_the_same_without_the_plugin_is_refused_in_one_line(folder, command):
+def test_a_sweep_without_its_plugin_is_refused_in_one_line(folder, command):
     swept = muxfer(folder, *command, "lr-width", "model=mine", *GRID, *SHORT)
     assert (swept.returncode, swept.stdout) == (2, "")
     assert "model.target 'my_models:Mine' is of no registered module" in swept.stderr.splitlines()[-1]

@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network and what it declares; `inputs` draws one batch and its target."""
+    """A network and what it declares. `inputs` draws one batch and its target."""
 
     build: Callable[[int, int], nn.Module]
     inputs: Callable[[torch.Generator], tuple[torch.Tensor, ...]]
@@ -106,7 +106,7 @@ def draw_tokens(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
 
 
 def dit(width: int, depth: int) -> nn.Module:
-    """Our DiT as it is, zero gates and all, but for a readout that lets the first gradient in."""
+    """Our DiT with its zero gates, but with a random readout, so that the first step has a gradient."""
     model = FAMILIES["dit"].build(
         width=width, depth=depth, head_dim=16, patch=4, image_size=8, channels=1, num_classes=10
     )

@@ -15,7 +15,7 @@ SIZES = (32, 64, 128, 256)
 
 
 class MLP(nn.Module):
-    """Two hidden layers between an input and a readout; `power`: its forward multiplies by width ** power, unseen."""
+    """Two hidden layers between an input and a readout. The forward multiplies by width ** power, unseen by a plan."""
 
     def __init__(self, width: int, *, power: float = 0.0, zero_readout: bool = False) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_every_parameter_and_module_has_a_line_in_every_measure():
     assert {line.step for line in lines if line.measure == "change" and line.name in modules} == {1, 2, 3, 10}
 
 
-def test_a_readout_that_starts_at_zero_is_not_judged_where_it_is_zero():
+def test_a_zero_readout_has_no_slope_at_initialization():
     found = check(lambda width: MLP(width, zero_readout=True))
     assert found.passed
     zero = [line for line in found.lines if line.name.startswith("readout") and line.slope is None]
@@ -77,8 +77,8 @@ def test_a_readout_that_starts_at_zero_is_not_judged_where_it_is_zero():
 
 
 @pytest.mark.parametrize("power", [0.5, -0.5])
-def test_a_forward_that_depends_on_the_width_fails_though_the_parameters_are_right(power):
-    """A number in a list is out of a plan's sight; the size of the trunk gives it away."""
+def test_a_forward_that_depends_on_the_width_fails(power):
+    """A plan does not see a number in a list. The size of the trunk shows it."""
     found = check(lambda width: MLP(width, power=power))
     assert found.measures["parameter_at_init"]
     assert not found.measures["output_at_init"]
@@ -87,13 +87,13 @@ def test_a_forward_that_depends_on_the_width_fails_though_the_parameters_are_rig
     }
 
 
-def test_a_rate_at_which_the_model_diverges_is_refused():
+def test_a_diverging_rate_is_refused():
     with pytest.raises(BadInput, match=r"diverged at step \d+: .* lower check.base_lr"):
         check(MLP, base_lr=1e30)
 
 
-def test_a_matrix_that_is_used_outside_of_its_module_is_judged_by_its_rate():
-    """torch's MultiheadAttention takes its weights past any hook: their update has no input, only a size."""
+def test_a_matrix_whose_input_no_hook_sees_is_judged_by_its_rate():
+    """torch's MultiheadAttention uses its weights without calling their module, so no hook sees their input."""
 
     class Attending(MLP):
         def __init__(self, width: int) -> None:
@@ -111,7 +111,7 @@ def test_a_matrix_that_is_used_outside_of_its_module_is_judged_by_its_rate():
     assert not all(line.passed for line in standard.lines if line.name in bare and line.measure == "update")
 
 
-def test_the_loss_barely_moves_at_a_small_rate():
+def test_a_small_rate_changes_the_loss_little():
     assert check(MLP, base_lr=2**-17).loss_change < 0.01 < check(MLP, base_lr=2**-7).loss_change
 
 
@@ -130,7 +130,7 @@ def test_a_power_law_has_its_power_as_slope(slope):
     assert line.passed == (abs(slope) <= TOLERANCE["update"])
 
 
-def test_an_update_that_falls_is_incoherent_where_its_rate_is_right_and_a_fault_where_it_is_not():
+def test_a_falling_update_passes_only_if_its_rate_is_right():
     right, wrong = ({size: [size**power] for size in SIZES} for power in (-1.0, -2.0))
     for slope, passed in ((-0.5, True), (-1.0, False), (0.5, False)):
         values = {size: [size**slope] for size in SIZES}
@@ -139,7 +139,7 @@ def test_an_update_that_falls_is_incoherent_where_its_rate_is_right_and_a_fault_
         assert not judge(key, values, KIND, sizes=SIZES, num_seeds=1, axis="width", steps=wrong).passed
 
 
-def test_tolerances_have_two_sides_around_the_role_s_own_slope():
+def test_tolerances_are_two_sided_around_the_slope_of_the_role():
     for measure, role, expected in (
         ("parameter_at_init", "hidden", -0.5),
         ("parameter_at_init", "readout", -1.0),
@@ -155,14 +155,14 @@ def test_tolerances_have_two_sides_around_the_role_s_own_slope():
         assert passed == {-0.45: False, -0.01: True, 0.01: True, 0.45: False}
 
 
-def test_over_depths_the_end_of_a_branch_falls_with_the_depth():
+def test_over_depths_only_a_branch_end_may_fall():
     end = Kind(role="hidden", is_branch_end=True, num_entries=4096)
     falling = {size: [1 / size] for size in SIZES}
     assert line_of("change", falling, end, axis="depth").passed
     assert not line_of("change", falling, KIND, axis="depth").passed
 
 
-def test_the_interval_is_student_s():
+def test_the_interval_is_that_of_students_t():
     """Numbers of a textbook: y = 2x + noise at x = 0, 1, 2, 3; slope 1.9, residual sum 0.45, t(2) = 4.3027."""
     ys = [0.0, 2.5, 3.5, 6.0]
     line = line_of("change", {size: [2.0**y] for size, y in zip(SIZES, ys, strict=True)})
@@ -171,12 +171,12 @@ def test_the_interval_is_student_s():
 
 
 @pytest.mark.parametrize("odd", [0.0, math.nan, math.inf])
-def test_what_is_zero_or_not_finite_at_some_sizes_only_fails(odd):
+def test_values_zero_or_not_finite_at_some_sizes_only_fail(odd):
     values = {size: [1.0] for size in SIZES}
     assert not line_of("change", values | {128: [odd]}).passed
 
 
-def test_a_law_of_few_entries_is_judged_by_what_so_few_draws_can_show():
+def test_tolerance_of_initialization_grows_for_few_entries():
     values = {32: [1.0], 64: [1.12], 128: [0.9], 256: [0.8]}
     few, many = (Kind(role="input", is_branch_end=False, num_entries=n) for n in (16, 65536))
     assert line_of("parameter_at_init", values, few).passed

@@ -23,8 +23,8 @@ from tests.mup.depth_cases import BASE, BASE_DEPTH, CASES, DEPTH, Residual, S, i
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_at_the_base_depth_it_is_mup(case: str) -> None:
-    """Scales and laws alike, so the weights that come of them are too."""
+def test_completep_at_the_base_depth_is_mup(case: str) -> None:
+    """Scales and initializations are equal, and so are the scaled weights."""
     completep = CASES[case].plan(base_depth=DEPTH)
     mup = CASES[case].plan(base_depth=DEPTH, parametrization="mup")
     assert completep.scales == mup.scales
@@ -32,7 +32,7 @@ def test_at_the_base_depth_it_is_mup(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_at_both_bases_the_weights_stay_bit_identical(case: str) -> None:
+def test_weights_are_bit_identical_at_base_width_and_base_depth(case: str) -> None:
     torch.manual_seed(0)
     model = CASES[case].build(BASE, BASE_DEPTH)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -40,7 +40,7 @@ def test_at_both_bases_the_weights_stay_bit_identical(case: str) -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_only_ends_are_scaled_by_the_depth_alone() -> None:
+def test_depth_alone_scales_branch_ends_only() -> None:
     """At the base width: weight and bias of each end by s, and not a bit of anything else."""
     case = CASES["residual"]
     torch.manual_seed(0)
@@ -87,8 +87,8 @@ def gradient_over_eps() -> dict[str, float]:
         *("proj.weight", "proj.bias", "fc2.weight", "fc2.bias"),
     ],
 )
-def test_eps_keeps_its_distance_to_the_gradient_at_every_depth(kind: str) -> None:
-    """Why all inside a branch has s, a gain in which nothing grows too. Without it the slope would be -1."""
+def test_ratio_of_gradient_to_eps_is_constant_in_depth(kind: str) -> None:
+    """Every parameter inside a branch needs s, even a gain in which nothing grows. Without s the slope would be -1."""
     assert abs(gradient_over_eps()[f"blocks.{kind}"]) < 0.3
 
 
@@ -117,7 +117,7 @@ def tied(width: int) -> nn.Module:
         ({"parametrization": "stock"}, "no effect under stock"),
     ],
 )
-def test_what_cannot_be_scaled_in_depth_is_refused(changes: dict, message: str) -> None:
+def test_models_that_cannot_be_scaled_in_depth_are_refused(changes: dict, message: str) -> None:
     arguments = {
         "build": lambda width: Residual(width, 2),
         "width": 32,
@@ -134,13 +134,13 @@ def test_what_cannot_be_scaled_in_depth_is_refused(changes: dict, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_patterns_that_another_model_of_the_family_needs_are_no_mistake() -> None:
+def test_a_pattern_may_match_nothing_if_another_matches() -> None:
     case = CASES["residual"]
     wider = replace(case, branch_ends=(*case.branch_ends, "blocks.*.cross_attn.*"))
     assert wider.plan() == case.plan()
 
 
-def test_a_depth_that_scales_nothing_stands_in_no_plan() -> None:
+def test_only_completep_plans_hold_depths() -> None:
     with_depth = CASES["residual"].plan(base_depth=DEPTH, parametrization="mup")
     without = CASES["residual"].plan(base_depth=1, depth=1, parametrization="mup")
     assert (with_depth.base_depth, with_depth.depth) == (1, 1)
@@ -148,7 +148,7 @@ def test_a_depth_that_scales_nothing_stands_in_no_plan() -> None:
     assert not {"base_depth", "depth"} & without.to_dict().keys()
 
 
-def test_a_plan_keeps_its_depths_and_hashes_them() -> None:
+def test_depths_are_kept_in_a_plan_and_in_its_hash() -> None:
     plan = right_plan("residual")
     assert (plan.base_depth, plan.depth) == (BASE_DEPTH, DEPTH)
     assert ScalePlan.from_dict(plan.to_dict()) == plan
@@ -168,7 +168,7 @@ def test_a_target_of_another_base_depth_is_refused() -> None:
 IN_DEPTH = ("optimizer.parametrization=completep", "++model.base_depth=2", "model.depth=4", "model.num_classes=10")
 
 
-def test_a_task_in_depth_has_a_plan_and_a_model(make_config: Callable) -> None:
+def test_a_task_with_a_base_depth_gets_a_plan_and_a_model(make_config: Callable) -> None:
     model, plan = build_model(make_config(*IN_DEPTH).task, replicate=0)
     assert (plan.base_depth, plan.depth) == (2, 4)
     assert {name for name, fold in fold_factors(plan).items() if fold == 0.5} >= {

@@ -19,7 +19,7 @@ from tests.mup.depth_cases import ALPHA, CASES, DEPTH, WIDTH, Case, M, S, is_end
 EPS, DECAY, RATE, BETAS, CLIP = 1e-3, 0.1, 2.0**-6, (0.9, 0.95), 0.25
 STEPS = 24
 FEW = 8
-"""Steps after which a mutant must have shown itself."""
+"""Steps within which a mutant must change the losses."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def train_folded(
 
 @cache
 def train_unfolded(case_name: str) -> tuple[list[float], list[bool]]:
-    """From the same initial function: s and f stand in the forward, and every number is the unfolded rule's."""
+    """Train the same initial function with s and f in the forward and every number of the unfolded rule."""
     case, plan = CASES[case_name], right_plan(case_name)
     model = fresh(case, plan)
     groups = []
@@ -99,7 +99,7 @@ def train_unfolded(case_name: str) -> tuple[list[float], list[bool]]:
 
 
 def gap(case: str, plan: ScalePlan, *, initial: ScalePlan | None = None) -> float:
-    """How far the losses part from the unfolded forward's."""
+    """Largest difference of the losses from those of the unfolded forward."""
     losses, _ = train_folded(CASES[case], plan, initial=initial, steps=FEW)
     return max(abs(a - b) for a, b in zip(losses, train_unfolded(case)[0][:FEW], strict=True))
 
@@ -153,20 +153,20 @@ MUTANTS = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_each_number_off_is_seen(case: str, mutant: str) -> None:
+def test_each_wrong_number_changes_the_losses(case: str, mutant: str) -> None:
     plan = right_plan(case)
     assert gap(case, MUTANTS[mutant](plan), initial=plan) > 1e-6
 
 
-def test_eps_of_a_finite_gain_without_the_depth_is_seen() -> None:
+def test_eps_of_a_finite_gain_without_the_depth_changes_the_losses() -> None:
     plan = right_plan("residual")
     assert gap("residual", rescaled(is_gain, eps=1 / S)(plan), initial=plan) > 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mutant", ["bias not folded", "gate folded too"])
-def test_a_fold_in_the_wrong_place_is_seen(case: str, mutant: str) -> None:
-    """The whole plan changes, the weights that it scales at initialization too."""
+def test_a_fold_in_the_wrong_place_changes_the_losses(case: str, mutant: str) -> None:
+    """The whole plan changes, and so do the initial weights."""
     given = CASES[case]
     if mutant == "gate folded too":
         plan = replace(given, branch_ends=(*given.branch_ends, given.gates)).plan()

@@ -48,7 +48,7 @@ def forward_family(family: str) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
 
 
 def find_branches(family: str) -> tuple[set[str], set[str]]:
-    """Names inside the family's branches, and of those the ends, by what a plan at the base width does to them."""
+    """Names inside the family's branches and of the branch ends, by what a plan at the base width does to them."""
     entry = FAMILIES[family]
     plan = make_plan(
         lambda width: build_family(family, width),
@@ -67,8 +67,8 @@ def find_branches(family: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_familys_ends_close_all_of_its_branches_and_hold_the_factor_once(family: str) -> None:
-    """At ends of zero nothing inside matters; near it the output grows in proportion, so no end has a second one."""
+def test_branch_ends_of_each_family_close_all_branches_once(family: str) -> None:
+    """With ends of zero nothing inside has a gradient. Near zero the output is linear, so no end follows another."""
     model, forward = forward_family(family)
     inside, ends = find_branches(family)
     assert ends
@@ -92,7 +92,7 @@ def test_a_familys_ends_close_all_of_its_branches_and_hold_the_factor_once(famil
     assert (small - closed).abs().max() > 1e-6
 
 
-def test_stock_uvit_is_refused_and_says_what_to_do() -> None:
+def test_stock_uvit_is_refused_with_the_remedy() -> None:
     for skip in ("linear", "residual"):
         model = Uvit(family="uvit", num_classes=10, skip=skip, base_width=32, **SIZES)
         family = family_of(model)

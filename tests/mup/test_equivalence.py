@@ -134,14 +134,14 @@ def test_losses_equal_those_of_the_mup_package(alpha: float, random_readout: boo
     assert losses == pytest.approx(theirs, rel=0, abs=1e-12)
 
 
-def test_a_readout_eps_without_the_multiplier_is_seen() -> None:
+def test_a_readout_eps_without_the_multiplier_changes_the_losses() -> None:
     model, plan = ours(2, random_readout=True)
     theirs, _ = train_mup(model, 2, random_readout=True)
     losses, _ = train_ours(model, plan, eps_of_readout=EPS)
     assert max(abs(a - b) for a, b in zip(losses, theirs, strict=True)) > 1e-6
 
 
-def test_clipping_the_folded_gradient_is_seen() -> None:
+def test_clipping_the_folded_gradient_changes_the_losses() -> None:
     model, plan = ours(2, random_readout=True)
     theirs, _ = train_mup(model, 2, random_readout=True)
     groups = param_groups(model, plan, base_lr=RATE, weight_decay=DECAY, eps=EPS, betas=BETAS)
@@ -167,8 +167,8 @@ def unchanged() -> list[float]:
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay", "eps"])
 @pytest.mark.parametrize("role", ["input", "hidden", "readout", "finite"])
-def test_each_factor_of_each_role_is_seen(role: str, key: str) -> None:
-    """The equality above has teeth: one number of one role off by 5 % and the losses part."""
+def test_each_factor_of_each_role_changes_the_losses(role: str, key: str) -> None:
+    """With one number of one role off by 5 % the losses differ, so the equality above tests every number."""
 
     def change(group: dict) -> None:
         group[key] *= 1.05 if group["role"] == role else 1

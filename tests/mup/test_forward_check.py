@@ -1,4 +1,4 @@
-"""A forward that knows the width: seen where it is plain arithmetic, and never in a model of ours or of diffusers."""
+"""A forward that depends on the width is refused, and no model of ours or of diffusers is."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ MODELS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "mod
 
 
 class Net(nn.Module):
-    """A residual block; `kind` says what its forward does with the width, with no float in any attribute."""
+    """A residual block. `kind` says how its forward uses the width. No attribute holds a float."""
 
     def __init__(self, width: int, kind: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def refuse(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("branch", r"mul\(8\) at width 64 and mul\(11.31\) at 128: it depends on the width"),
         ("divided by a whole number", r"div\(64\) at width 64 and div\(128\) at 128"),
@@ -64,17 +64,17 @@ def refuse(kind):
         ("another call", r"at width 64 and relu\("),
     ],
 )
-def test_a_forward_that_depends_on_the_width_is_refused(kind, told):
-    with pytest.raises(BadInput, match=told):
+def test_a_forward_that_depends_on_the_width_is_refused(kind, message):
+    with pytest.raises(BadInput, match=message):
         refuse(kind)
 
 
-def test_numbers_that_stay_are_fine():
+def test_a_forward_with_fixed_numbers_is_accepted():
     refuse("fixed")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_model_of_ours_or_of_diffusers_depends_on_the_width(name):
+def test_forwards_of_all_packaged_models_do_not_depend_on_the_width(name):
     model = with_num_classes(parse_part("model", compose_model(name, [])), 10)
 
     def prepare(width):
@@ -93,7 +93,7 @@ def flux(**changes):
     return dataclasses.replace(model, **changes)
 
 
-def test_a_class_of_others_is_called_once_before_anything_starts():
+def test_a_declared_class_whose_forward_fails_is_refused():
     validate_forward(flux())
     with pytest.raises(BadInput, match=r"FluxTransformer2DModel: its forward failed at width 64 .*see model.inputs"):
         validate_forward(flux(head_dim=32))

@@ -1,4 +1,4 @@
-"""What the recorder says of an initialization is what the initialization does; what it cannot know, it does not say."""
+"""Recorded initializations match real values, and unrecognised ones are reported as unknown."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +45,7 @@ RECORDED = {
     "xavier normal on a view": filled(lambda w: init.xavier_normal_(w.view(100, -1))),
     "trunc normal": filled(lambda w: init.trunc_normal_(w, std=0.02)),
     "trunc normal, cut near": filled(lambda w: init.trunc_normal_(w, mean=0.1, std=1.0, a=-0.5, b=1.0)),
-    "trunc normal over another law": filled(lambda w: (init.ones_(w), init.trunc_normal_(w, std=0.02))),
+    "trunc normal over another draw": filled(lambda w: (init.ones_(w), init.trunc_normal_(w, std=0.02))),
     "trunc normal by erfinv": filled(lambda w: trunc_normal_by_erfinv(w, 0.02, -2.0, 2.0)),
     "trunc normal by erfinv, cut near": filled(lambda w: trunc_normal_by_erfinv(w, 1.0, -0.5, 1.0)),
     "constant": filled(lambda w: init.constant_(w, 1e-5)),
@@ -65,16 +65,16 @@ RECORDED = {
 
 
 @pytest.mark.parametrize("make", RECORDED.values(), ids=RECORDED.keys())
-def test_a_recorded_law_is_what_real_values_show(make: Callable[[], nn.Parameter]) -> None:
+def test_recorded_initializations_match_real_values(make: Callable[[], nn.Parameter]) -> None:
     with torch.device("meta"), recording() as recorder:
-        law = recorder.initialization(make())
+        initialization = recorder.initialization(make())
     torch.manual_seed(0)
     real = make().detach().double()
-    assert law is not None
-    assert law.recorded
-    error = law.std / math.sqrt(real.numel())
-    assert real.mean().item() == pytest.approx(law.mean, abs=6 * error, rel=1e-6)
-    assert real.std(correction=0).item() == pytest.approx(law.std, rel=0.02)
+    assert initialization is not None
+    assert initialization.recorded
+    error = initialization.std / math.sqrt(real.numel())
+    assert real.mean().item() == pytest.approx(initialization.mean, abs=6 * error, rel=1e-6)
+    assert real.std(correction=0).item() == pytest.approx(initialization.std, rel=0.02)
 
 
 def half_random() -> nn.Parameter:
@@ -90,10 +90,10 @@ def from_numpy() -> nn.Parameter:
 
 
 UNKNOWN = {
-    "orthogonal over another law": lambda: init.orthogonal_(nn.Linear(300, 200).weight),
-    "dirac over another law": lambda: init.dirac_(nn.Conv1d(8, 8, 3).weight),
-    "sparse over another law": lambda: init.sparse_(nn.Linear(300, 200).weight, 0.5),
-    "identity over another law": lambda: init.eye_(nn.Linear(300, 200).weight),
+    "orthogonal over another draw": lambda: init.orthogonal_(nn.Linear(300, 200).weight),
+    "dirac over another draw": lambda: init.dirac_(nn.Conv1d(8, 8, 3).weight),
+    "sparse over another draw": lambda: init.sparse_(nn.Linear(300, 200).weight, 0.5),
+    "identity over another draw": lambda: init.eye_(nn.Linear(300, 200).weight),
     "half random": half_random,
     "from numpy": from_numpy,
     "never filled": filled(lambda w: None),
@@ -104,19 +104,19 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_what_is_not_recognised_has_no_law(make: Callable[[], nn.Parameter]) -> None:
+def test_an_unrecognised_initialization_is_unknown(make: Callable[[], nn.Parameter]) -> None:
     with torch.device("meta"), recording() as recorder:
         assert recorder.initialization(make()) is None
 
 
-def test_a_padding_row_leaves_the_law_of_the_rest() -> None:
+def test_a_padding_row_keeps_the_initialization_of_the_other_rows() -> None:
     with torch.device("meta"), recording() as recorder:
-        law = recorder.initialization(nn.Embedding(10, 4, padding_idx=3).weight)
-    assert law is not None
-    assert (law.mean, law.std, law.recorded) == (0.0, 1.0, False)
+        initialization = recorder.initialization(nn.Embedding(10, 4, padding_idx=3).weight)
+    assert initialization is not None
+    assert (initialization.mean, initialization.std, initialization.recorded) == (0.0, 1.0, False)
 
 
-def test_measured_zero_mean_is_zero_and_another_stays() -> None:
+def test_a_measured_mean_near_zero_becomes_zero() -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert measure(values).mean == 0
     assert measure(values + 1).mean == pytest.approx(1, abs=0.1)

@@ -44,7 +44,7 @@ AS_THEY_ARE |= {name: family(name) for name in FAMILIES}
 
 
 @pytest.mark.parametrize("build", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())
-def test_no_number_of_the_usual_models_depends_on_the_width(build: Callable[[int], nn.Module]) -> None:
+def test_kept_numbers_of_common_models_do_not_depend_on_the_width(build: Callable[[int], nn.Module]) -> None:
     numbers = [outline(build, width).numbers for width in (64, 128, 256)]
     assert numbers[0] == numbers[1] == numbers[2]
     assert numbers[0]
@@ -84,7 +84,7 @@ def test_a_number_that_depends_on_the_width_is_refused(number: Callable[[int], f
     assert "\n" not in str(caught.value)
 
 
-def test_the_refusal_of_a_number_says_both_values_and_what_to_do() -> None:
+def test_the_refusal_names_both_values_and_the_remedy() -> None:
     with pytest.raises(BadInput) as caught:
         plan_of(lambda w: Scaled(w, lambda w: w**-0.5))
     assert str(caught.value) == (
@@ -106,5 +106,5 @@ SAME_AT_EVERY_WIDTH = {
 
 
 @pytest.mark.parametrize("number", SAME_AT_EVERY_WIDTH.values(), ids=SAME_AT_EVERY_WIDTH.keys())
-def test_sizes_positions_and_fixed_numbers_are_fine(number: Callable[[int], float | torch.Tensor]) -> None:
+def test_sizes_positions_and_fixed_numbers_are_accepted(number: Callable[[int], float | torch.Tensor]) -> None:
     assert roles_of(lambda w: Scaled(w, number)) == {"linear.weight": "hidden", "linear.bias": "input"}

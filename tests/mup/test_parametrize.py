@@ -1,4 +1,4 @@
-"""Scales reach the model's values and the optimizer's groups, and nothing else of the model."""
+"""A plan changes the model's values and the optimizer's groups, and nothing else of the model."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +25,7 @@ RATES = {"base_lr": 0.5, "weight_decay": 0.25, "eps": 1e-3, "betas": (0.9, 0.95)
 
 
 def build(width: int) -> nn.Module:
-    """A DiT none of whose weights is zero, so that every law shows."""
+    """A DiT without zero weights, so that every deviation can be measured."""
     model = FAMILIES["dit"].build(width=width, depth=2, head_dim=16, patch=2, image_size=8, channels=1, num_classes=10)
     for name, parameter in model.named_parameters():
         if name == READOUT or "adaLN_modulation.1.weight" in name:
@@ -47,14 +47,14 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("parametrization", ["mup", "standard", "stock"])
-def test_bit_identical_at_the_base_width(parametrization: str) -> None:
+def test_weights_are_bit_identical_at_the_base_width(parametrization: str) -> None:
     model = fresh(64)
     before = bits(model)
     parametrize(model, plan_for(64, parametrization=parametrization))
     assert bits(model) == before
 
 
-def test_at_the_base_width_the_multiplier_moves_the_readout_alone() -> None:
+def test_at_the_base_width_the_multiplier_changes_the_readout_only() -> None:
     model, untouched = fresh(64), fresh(64)
     parametrize(model, plan_for(64, output_multiplier=4.0))
     changed = {name for name, value in bits(model).items() if value != bits(untouched)[name]}
@@ -62,7 +62,7 @@ def test_at_the_base_width_the_multiplier_moves_the_readout_alone() -> None:
     assert torch.equal(model.get_parameter(READOUT), 4 * untouched.get_parameter(READOUT))
 
 
-def test_stock_leaves_every_width_alone() -> None:
+def test_stock_changes_no_weight_at_any_width() -> None:
     model = fresh(256)
     before = bits(model)
     plan = plan_for(256, parametrization="stock")
@@ -74,21 +74,21 @@ def test_stock_leaves_every_width_alone() -> None:
 
 
 @pytest.mark.parametrize("parametrization", ["mup", "standard"])
-def test_deviations_are_the_base_laws_times_the_factor(parametrization: str) -> None:
+def test_deviations_are_those_of_the_base_width_times_the_factor(parametrization: str) -> None:
     model = fresh(256)
     plan = plan_for(256, parametrization=parametrization, output_multiplier=2.0)
     parametrize(model, plan)
     for name, parameter in model.named_parameters():
-        law = plan.base_initializations[name]
-        assert law is not None
-        expected = law.std * plan.scales[name].init_std
+        initialization = plan.base_initializations[name]
+        assert initialization is not None
+        expected = initialization.std * plan.scales[name].init_std
         assert parameter.std().item() == pytest.approx(expected, rel=0.06), name
     assert model.t_embedder.mlp[2].weight.std().item() == pytest.approx(0.01, rel=0.02)
     readout = 0.02 * 2 / 4 if parametrization == "mup" else 0.02 * 2 / 2
     assert model.get_parameter(READOUT).std().item() == pytest.approx(readout, rel=0.06)
 
 
-def test_only_a_factor_separates_a_scaled_tensor_from_its_own() -> None:
+def test_scaling_multiplies_each_tensor_by_one_factor() -> None:
     model, untouched = fresh(256), fresh(256)
     parametrize(model, plan_for(256))
     for name, parameter in model.named_parameters():
@@ -98,7 +98,7 @@ def test_only_a_factor_separates_a_scaled_tensor_from_its_own() -> None:
 
 
 class Odd(nn.Module):
-    """What must survive: padding rows, orthogonality, a mean, zeros, buffers, frozen weights; and constants."""
+    """Padding rows, orthogonality, a mean, zeros, buffers and frozen weights, which scaling keeps; and a constant."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Odd(nn.Module):
         nn.init.normal_(self.partial.weight.data[width // 2 :], std=0.02)
 
 
-def test_zeros_orthogonality_and_means_survive_and_constants_are_the_bases() -> None:
+def test_scaling_keeps_zeros_orthogonality_and_means() -> None:
     model, untouched = fresh(256, Odd), fresh(256, Odd)
     parametrize(model, plan_for(256, Odd))
     assert torch.equal(model.table.weight[2], torch.zeros(256))
@@ -131,7 +131,7 @@ def test_zeros_orthogonality_and_means_survive_and_constants_are_the_bases() -> 
     assert torch.equal(model.table_of_positions, untouched.table_of_positions)
 
 
-def test_the_fold_reaches_a_constant_readout() -> None:
+def test_a_constant_readout_is_folded() -> None:
     def make(width: int) -> nn.Module:
         linear = nn.Linear(width, 3)
         nn.init.constant_(linear.weight, 0.5)
@@ -164,7 +164,7 @@ def test_scaling_twice_is_refused() -> None:
     assert bits(model) == before
 
 
-def test_weights_off_their_law_are_refused_before_any_is_changed() -> None:
+def test_weights_off_their_initialization_are_refused_before_any_change() -> None:
     model, plan = fresh(256), plan_for(256)
     with torch.no_grad():
         model.final_layer.linear.bias.add_(1e-3)
@@ -184,7 +184,7 @@ def test_a_plan_for_another_width_or_model_is_refused() -> None:
         parametrize(build(256), plan)
 
 
-def test_constant_at_one_width_and_random_at_another_is_refused() -> None:
+def test_a_tensor_constant_at_one_width_and_random_at_another_is_refused() -> None:
     def make(width: int) -> nn.Module:
         linear = nn.Linear(width, width)
         if width > 64:
@@ -211,7 +211,7 @@ def test_groups_hold_every_parameter_once_with_its_own_numbers() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in groups]
 
 
-def test_readouts_beside_the_declared_one_do_not_take_the_multiplier() -> None:
+def test_only_the_declared_readout_takes_the_multiplier() -> None:
     def make(width: int) -> nn.Module:
         return nn.ModuleDict({"out": nn.Linear(width, 3), "side": nn.Linear(width, 3)})
 
@@ -221,7 +221,7 @@ def test_readouts_beside_the_declared_one_do_not_take_the_multiplier() -> None:
     assert plan.scales["out.weight"].eps == 0.5
 
 
-def test_the_plan_survives_copies_state_dicts_and_wrappers() -> None:
+def test_a_plan_fits_copies_state_dicts_and_wrappers() -> None:
     model, plan = fresh(256), plan_for(256)
     parametrize(model, plan)
     other = build(256)
@@ -237,7 +237,7 @@ def test_the_plan_survives_copies_state_dicts_and_wrappers() -> None:
         assert shown(copied) == expected
 
 
-def test_a_plan_is_plain_data_and_its_hash_its_content() -> None:
+def test_a_plan_survives_plain_data_and_its_hash_follows_its_content() -> None:
     plan = plan_for(256)
     assert ScalePlan.from_dict(plan.to_dict()) == plan
     assert ScalePlan.from_dict(plan.to_dict()).hash == plan.hash == plan_for(256).hash
@@ -249,8 +249,8 @@ def test_a_plan_is_plain_data_and_its_hash_its_content() -> None:
     ("parametrization", "expected"),
     [("mup", "5524a4d82e6972d7"), ("standard", "be26b6bd6c221bed"), ("stock", "6abec238c00eb7fa")],
 )
-def test_hashes_are_those_of_plans_made_before_there_was_depth(parametrization: str, expected: str) -> None:
-    """Pinned: a target's record holds its plan's hash. These were printed by the version before."""
+def test_plan_hashes_are_those_of_earlier_versions(parametrization: str, expected: str) -> None:
+    """A target's record holds its plan's hash. These were printed by the version before depth scaling."""
 
     def make(width: int) -> nn.Module:
         model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, width), nn.Linear(width, 3))

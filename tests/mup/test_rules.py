@@ -40,7 +40,7 @@ ROWS = [("mup", *row) for row in MUP] + [("standard", *row) for row in STANDARD]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}{'-declared' * row[2]}")
-def test_every_entry_of_the_table(row: tuple) -> None:
+def test_table_entries_over_width(row: tuple) -> None:
     parametrization, role, declared, init_std, lr, weight_decay, eps, fold = row
     scale = scale_of(
         role, width_ratio=4, parametrization=parametrization, output_multiplier=2, is_declared_readout=declared
@@ -49,7 +49,7 @@ def test_every_entry_of_the_table(row: tuple) -> None:
 
 
 @pytest.mark.parametrize("row", COMPLETEP, ids=lambda row: f"{row[0]}-{row[2]}{'-declared' * row[1]}")
-def test_every_entry_of_the_table_in_depth(row: tuple) -> None:
+def test_table_entries_over_depth(row: tuple) -> None:
     role, declared, place, init_std, lr, weight_decay, eps, fold = row
     scale = scale_of(
         role,
@@ -92,7 +92,7 @@ def test_standard_is_mup_at_the_base_width(role: str, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("role", ["input", "hidden", "readout", "finite"])
-def test_stock_has_one_rate_and_no_factor(role: str) -> None:
+def test_stock_has_no_factor(role: str) -> None:
     scale = scale_of(role, width_ratio=4, parametrization="stock")
     assert scale == Scale(role=role, init_std=1, lr=1, weight_decay=1, eps=1, fold=1)
 
@@ -116,6 +116,6 @@ def test_rate_times_decay_is_constant_in_width(parametrization: str, role: str) 
         ({"parametrization": "stock", "output_multiplier": 2.0}, "no effect under stock"),
     ],
 )
-def test_what_has_no_rule_is_refused(kwargs: dict, message: str) -> None:
+def test_settings_without_a_rule_are_refused(kwargs: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         scale_of(**{"role": "hidden", "width_ratio": 2, **kwargs})

@@ -1,4 +1,4 @@
-"""Roles follow from shapes, on our models and on others' as they are; what shapes cannot tell is refused."""
+"""Roles follow from shapes, on our models and on unchanged classes of others. Unclear shapes are refused."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -43,11 +43,11 @@ LAYERS = {
 
 
 @pytest.mark.parametrize(("build", "expected"), LAYERS.values(), ids=LAYERS.keys())
-def test_role_of_every_layer(build: Callable[[int], nn.Module], expected: dict[str, str]) -> None:
+def test_roles_of_layers(build: Callable[[int], nn.Module], expected: dict[str, str]) -> None:
     assert roles_of(build) == expected
 
 
-def test_finite_layers_and_listed_tables() -> None:
+def test_roles_of_finite_layers_and_listed_tables() -> None:
     def build(width: int) -> nn.Module:
         return Stack(
             qk_norm=nn.LayerNorm(16),
@@ -62,7 +62,7 @@ def test_finite_layers_and_listed_tables() -> None:
     assert {roles[name] for name in ("pos_embed", "cls_token", "scale_shift_table")} == {"input"}
 
 
-def test_dit_roles_by_name() -> None:
+def test_roles_of_dit() -> None:
     def build(width: int) -> nn.Module:
         return FAMILIES["dit"].build(
             width=width, depth=1, head_dim=16, patch=2, image_size=8, channels=1, num_classes=10
@@ -91,18 +91,18 @@ def test_dit_roles_by_name() -> None:
     ],
     ids=["DiT", "PixArt", "SD3"],
 )
-def test_roles_in_diffusers_classes_as_they_are(build: Callable[[int], nn.Module], counts: dict[str, int]) -> None:
+def test_roles_in_diffusers_classes(build: Callable[[int], nn.Module], counts: dict[str, int]) -> None:
     plan = plan_of(build)
     assert Counter(scale.role for scale in plan.scales.values()) == counts
-    assert all(law is not None for law in plan.base_initializations.values())
+    assert all(initialization is not None for initialization in plan.base_initializations.values())
 
 
-def test_what_agrees_at_base_and_target_still_grows() -> None:
+def test_a_plan_at_the_base_width_still_finds_growing_dimensions() -> None:
     plan = plan_of(lambda w: nn.Linear(w, w), width=64)
     assert plan.scales["weight"].role == "hidden"
 
 
-def test_a_declared_role_counts() -> None:
+def test_a_declared_role_wins() -> None:
     build = lambda w: Stack(embed=nn.Linear(3, w), probe=nn.Parameter(torch.zeros(3, w)))  # noqa: E731
     assert roles_of(build, declared={"probe": "readout"})["probe"] == "readout"
 
@@ -173,7 +173,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused_with_the_reason(build: Callable[[int], nn.Module], message: str) -> None:
+def test_models_without_a_rule_are_refused_with_the_reason(build: Callable[[int], nn.Module], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         plan_of(build)
     assert "\n" not in str(caught.value)

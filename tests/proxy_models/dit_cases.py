@@ -19,14 +19,6 @@ SMALL: dict[str, Any] = {
 every_block = pytest.mark.parametrize("block", list(BLOCKS))
 
 
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-
-
 def batch(
     size: int = 3, *, channels: int = 3, image_size: int = 8, num_classes: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from muxfer.config.hydra_compose import compose
 from muxfer.config.models import Mmdit
 from muxfer.config.parse import parse_part
 from proxy_models.mmdit import MMDiT
+from tests.proxy_models.random_weights import randomize
 
 SMALL: dict[str, Any] = {
     "width": 32,
@@ -28,14 +29,6 @@ def config(**changes: Any) -> Mmdit:
 
 def composed(*overrides: str) -> Mmdit:
     return parse_part("model", compose("lr-width", ["model=mmdit", *overrides]))
-
-
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
 def randomized(**changes: Any) -> Any:

@@ -13,7 +13,8 @@ from muxfer.mup import make_plan, parametrize
 from proxy_models import FAMILIES
 from proxy_models.dit import DiT
 from proxy_models.embed import patches_to_image
-from tests.proxy_models.dit_cases import SMALL, batch, every_block, randomize
+from tests.proxy_models.dit_cases import SMALL, batch, every_block
+from tests.proxy_models.random_weights import randomize
 
 
 def test_the_registered_readout_is_a_parameter() -> None:
@@ -21,7 +22,7 @@ def test_the_registered_readout_is_a_parameter() -> None:
     assert family.readout in dict(family.build(**SMALL).named_parameters())
 
 
-def test_zero_gates_and_zero_readout_at_initialization() -> None:
+def test_gates_and_readout_start_at_zero() -> None:
     model = DiT(**SMALL)
     x_BCHW, t_B, y_B = batch()
     assert torch.equal(model(x_BCHW, t_B, y_B), torch.zeros(3, 3, 8, 8))
@@ -35,7 +36,7 @@ def test_the_output_is_zero_at_initialization(block: str) -> None:
 
 
 @every_block
-def test_no_weight_but_the_readout_and_the_modulations_starts_at_zero(block: str) -> None:
+def test_only_modulations_and_the_readout_start_at_zero(block: str) -> None:
     zero = {
         name.split(".", 2)[2] if name.startswith("blocks.") else name
         for name, parameter in DiT(**SMALL, block=block).named_parameters()
@@ -46,7 +47,7 @@ def test_no_weight_but_the_readout_and_the_modulations_starts_at_zero(block: str
 
 
 @every_block
-def test_the_initial_weights_leave_no_path_of_the_condition_dead(block: str) -> None:
+def test_time_and_label_reach_the_output_with_initial_weights(block: str) -> None:
     torch.manual_seed(0)
     model = DiT(**SMALL, block=block)
     with torch.no_grad():

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from proxy_models.dit import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, DiT, InContextBlock
-from tests.proxy_models.dit_cases import SMALL, batch, randomize
+from tests.proxy_models.dit_cases import SMALL, batch
+from tests.proxy_models.random_weights import randomize
 
 
 def to_diffusers(model: DiT, reference: diffusers.DiTTransformer2DModel) -> None:
@@ -102,7 +103,7 @@ def to_torch(block: CrossAttentionBlock | InContextBlock) -> nn.Module:
     return layer.double().eval()
 
 
-def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
+def test_cross_attention_block_equals_torchs_decoder_layer() -> None:
     block = CrossAttentionBlock(32, 16, 4.0).double()
     randomize(block)
     generator = torch.Generator().manual_seed(2)
@@ -111,7 +112,7 @@ def test_the_cross_attention_block_is_torchs_decoder_layer() -> None:
         torch.testing.assert_close(block(x_BTD, c_BSD), to_torch(block)(x_BTD, c_BSD), rtol=1e-12, atol=1e-12)
 
 
-def test_the_in_context_block_is_torchs_encoder_layer() -> None:
+def test_in_context_block_equals_torchs_encoder_layer() -> None:
     block = InContextBlock(32, 16, 4.0).double()
     randomize(block)
     x_BTD = torch.randn(3, 18, 32, generator=torch.Generator().manual_seed(2)).double()
@@ -119,7 +120,7 @@ def test_the_in_context_block_is_torchs_encoder_layer() -> None:
         torch.testing.assert_close(block(x_BTD), to_torch(block)(x_BTD), rtol=1e-12, atol=1e-12)
 
 
-def test_adaln_is_adaln_zero_with_gates_of_one() -> None:
+def test_adaln_equals_adaln_zero_with_gates_of_one() -> None:
     block, gated = AdaLNBlock(32, 16, 4.0).double(), AdaLNZeroBlock(32, 16, 4.0).double()
     randomize(block)
     state = block.state_dict()

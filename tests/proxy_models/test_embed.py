@@ -5,10 +5,10 @@ import torch
 
 from proxy_models.attention import CrossAttention, attend
 from proxy_models.embed import PatchEmbed, sincos_positions
-from tests.proxy_models.dit_cases import randomize
+from tests.proxy_models.random_weights import randomize
 
 
-def test_input_weights_do_not_know_the_width() -> None:
+def test_initial_patch_embedding_does_not_depend_on_the_width() -> None:
     torch.manual_seed(0)
     for width in (64, 1024):
         embed = PatchEmbed(2, 4, width)
@@ -22,7 +22,7 @@ def test_attention_is_softmax_over_the_square_root_of_the_head_dim() -> None:
     torch.testing.assert_close(attend(q, k, v), expected)
 
 
-def test_masked_tokens_are_as_if_they_were_not_there() -> None:
+def test_masked_tokens_have_no_influence() -> None:
     attention = CrossAttention(32, 16)
     randomize(attention)
     generator = torch.Generator().manual_seed(2)

@@ -13,7 +13,8 @@ from muxfer.models.families import family_of
 from muxfer.mup import make_plan
 from proxy_models import FAMILIES
 from proxy_models.mmdit import JointBlock, MMDiT
-from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, config, randomize, randomized
+from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, config, randomized
+from tests.proxy_models.random_weights import randomize
 
 
 def with_diffusers(model: MMDiT, settings: Mmdit) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -72,7 +73,7 @@ def test_the_projector_is_not_exported() -> None:
     assert torch.equal(plain(*batch()), aligned(*batch()))
 
 
-def test_zero_gates_and_zero_readout_at_initialization() -> None:
+def test_gates_and_readout_start_at_zero() -> None:
     model = MMDiT(**SMALL)
     assert torch.equal(model(*batch()), torch.zeros(3, 3, 8, 8))
     image, text = torch.randn(3, 16, 32), torch.randn(3, 4, 32)
@@ -133,7 +134,7 @@ def test_each_stream_sees_itself_and_the_other() -> None:
             assert (gradient.abs().amax(-1) > 1e-6).all()
 
 
-def test_in_the_last_block_the_text_only_gives_keys_and_values() -> None:
+def test_the_last_block_uses_only_keys_and_values_of_the_text() -> None:
     model = randomized()
     last = model.joint_blocks[-1]
     assert {name for name, _ in last.context_block.named_parameters()} == {
@@ -151,7 +152,7 @@ def test_in_the_last_block_the_text_only_gives_keys_and_values() -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
-def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter(qk_norm: bool) -> None:
+def test_qk_norm_removes_the_size_of_queries_and_keys(qk_norm: bool) -> None:
     model = randomized(qk_norm=qk_norm)
     out = model(*batch())
     with torch.no_grad():
@@ -163,7 +164,7 @@ def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter(qk_norm: boo
     assert changed < 1e-3 if qk_norm else changed > 0.1
 
 
-def test_input_weights_do_not_know_the_width() -> None:
+def test_initial_input_weights_do_not_depend_on_the_width() -> None:
     torch.manual_seed(0)
     for width in (64, 1024):
         model = MMDiT(**{**SMALL, "width": width, "depth": 1, "text_dim": 16})
@@ -200,7 +201,9 @@ def test_a_plan_finds_the_roles(width: int, options: dict[str, Any]) -> None:
     assert {name for name in roles["input"] if name.endswith(".weight")} == {
         *("x_embedder.proj.weight", "context_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.mlp.0.weight"),
     }
-    assert all(law is not None and law.recorded for law in plan.base_initializations.values())
+    assert all(
+        initialization is not None and initialization.recorded for initialization in plan.base_initializations.values()
+    )
     if projects:  # the output multiplier is the declared readout's alone
         folds = [plan.scales[name].fold for name in ("final_layer.linear.weight", "projector.0.weight")]
         assert folds == [2 * 64 / width, 64 / width]
@@ -229,7 +232,7 @@ def test_forward_draws_no_random_numbers() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_reset_leaves_nothing_of_before() -> None:
+def test_reset_parameters_redraws_every_parameter() -> None:
     states = []
     for model in (MMDiT(**SMALL, **REPA), randomized(**REPA)):
         torch.manual_seed(0)

@@ -27,7 +27,7 @@ def test_stable_diffusion_3_medium_has_its_size() -> None:
 
 @pytest.mark.parametrize(("width", "billions"), [(512, 0.152), (1920, 2.104), (5120, 14.899)])
 def test_the_mup_papers_target_and_proxies_can_be_built(width: int, billions: float) -> None:
-    """Of 18B and 0.18B in the paper; see the note in conf/size/mmdit_18b.yaml."""
+    """The paper says 18B and 0.18B. The note in conf/size/mmdit_18b.yaml explains the difference."""
     model = dataclasses.replace(composed("+size=mmdit_18b"), width=width)
     model.validate()
     assert measure(model).parameters / 1e9 == pytest.approx(billions, abs=0.001)

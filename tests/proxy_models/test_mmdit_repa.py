@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from muxfer.mup import make_plan, parametrize
 from proxy_models.mmdit import MMDiT, Projector
-from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, randomize, randomized
+from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, randomized
+from tests.proxy_models.random_weights import randomize
 
 
-def test_a_projector_leaves_every_other_weight_and_the_output_as_they_are() -> None:
+def test_a_projector_changes_no_other_weight_and_no_output() -> None:
     torch.manual_seed(0)
     plain = MMDiT(**SMALL)
     torch.manual_seed(0)
@@ -31,7 +32,7 @@ def test_a_projector_leaves_every_other_weight_and_the_output_as_they_are() -> N
 
 
 @pytest.mark.parametrize("repa_depth", [1, 2, 3])
-def test_repa_trains_what_stands_before_the_projector_and_nothing_behind(repa_depth: int) -> None:
+def test_repa_trains_only_the_layers_before_the_projector(repa_depth: int) -> None:
     model = randomized(depth=3, repa_depth=repa_depth, repa_dim=7)
     _, projection_BTE = model(*batch(), repa=True)
     features_BTE = torch.randn(projection_BTE.shape, generator=torch.Generator().manual_seed(3))
@@ -39,7 +40,7 @@ def test_repa_trains_what_stands_before_the_projector_and_nothing_behind(repa_de
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     blocks = [f"joint_blocks.{i}." for i in range(repa_depth)]
     before = ("x_embedder", "t_embedder", "y_embedder", "context_embedder", "projector", *blocks)
-    # the text that leaves block repa_depth is for the blocks behind it
+    # only later blocks use the text that leaves block repa_depth
     ends = tuple(f"joint_blocks.{repa_depth - 1}.context_block.{part}" for part in ("attn.proj", "mlp"))
     assert trained == {
         name for name, _ in model.named_parameters() if name.startswith(before) and not name.startswith(ends)
@@ -49,7 +50,7 @@ def test_repa_trains_what_stands_before_the_projector_and_nothing_behind(repa_de
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_however_wide_the_model_the_cosines_gradient_stays_ordinary() -> None:
+def test_gradient_of_the_cosine_stays_bounded_at_infinite_width() -> None:
     """At infinite width the projector's first weight adds nothing at first: a cosine of zero would have no gradient."""
     torch.manual_seed(0)
     projector: Any = Projector(64, 16)
@@ -67,7 +68,7 @@ def test_however_wide_the_model_the_cosines_gradient_stays_ordinary() -> None:
     assert 0.1 * narrow < gradient_norm() < 10 * narrow
 
 
-def test_under_mup_the_trunk_gets_less_of_the_cosines_gradient_the_wider_it_is() -> None:
+def test_under_mup_the_trunks_gradient_falls_as_the_root_of_the_width() -> None:
     """As the root of the width, like the gradient of any loss; -0.48 seen, and -0.02 with the first bias at zero."""
     generator = torch.Generator().manual_seed(4)
     norms = []

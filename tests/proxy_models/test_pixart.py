@@ -13,6 +13,7 @@ from muxfer.models.families import family_of
 from muxfer.mup import make_plan, parametrize
 from proxy_models import FAMILIES
 from proxy_models.pixart import PixArt
+from tests.proxy_models.random_weights import randomize
 
 SMALL = {
     "width": 32,
@@ -24,14 +25,6 @@ SMALL = {
     "text_dim": 12,
 }
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero readout hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
 def batch(size: int = 3, *, length: int = 5) -> Batch:
@@ -83,7 +76,7 @@ def test_initialization_is_the_references() -> None:
         assert named[name].std().item() == pytest.approx(std, rel=slack), name
 
 
-def test_under_mup_tables_keep_the_base_widths_deviation_and_the_caption_projection_its_role() -> None:
+def test_under_mup_tables_keep_the_deviation_of_the_base_width() -> None:
     family = FAMILIES["pixart"]
 
     def build(width: int) -> PixArt:
@@ -138,7 +131,7 @@ def test_time_caption_and_position_each_reach_the_output() -> None:
         assert (other - out).abs().max() > 0.01 * out.std(), what
 
 
-def test_padding_never_reaches_the_output_and_a_token_does() -> None:
+def test_tokens_reach_the_output_and_padding_does_not() -> None:
     model = PixArt(**SMALL)
     randomize(model)
     x_BCHW, t_B, text_BLE, mask_BL = batch()
@@ -166,7 +159,7 @@ def test_the_blocks_share_one_modulation_and_each_adds_its_table() -> None:
     assert not torch.allclose(model(x_BCHW, t_B, text_BLE, mask_BL), out, rtol=1e-2, atol=1e-2)
 
 
-def test_a_zero_readout_at_initialization_and_gradients_for_all_once_it_moves() -> None:
+def test_the_output_starts_at_zero_and_random_weights_all_get_gradients() -> None:
     torch.manual_seed(0)
     model = PixArt(**SMALL, learn_sigma=True)
     given = batch()

@@ -17,6 +17,7 @@ from proxy_models.cross_attention import Block as CrossBlock
 from proxy_models.cross_attention import CrossAttentionTransformer
 from proxy_models.dit import AdaLNZeroBlock
 from proxy_models.in_context import Block, InContextTransformer
+from tests.proxy_models.random_weights import randomize
 
 SMALL = {
     "width": 32,
@@ -30,14 +31,6 @@ SMALL = {
 BOTH = pytest.mark.parametrize("kind", [InContextTransformer, CrossAttentionTransformer])
 FAMILY = pytest.mark.parametrize("family", ["in_context", "cross_attention"])
 CONFIGS: Mapping[str, Callable[..., Any]] = {"in_context": InContext, "cross_attention": CrossAttention}
-
-
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero gate hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
 def built(kind: type, **change: Any) -> Any:
@@ -85,7 +78,7 @@ def test_cost_follows_the_formula(family: str, learn_sigma: bool) -> None:
     assert (cost.parameters, cost.macs) == (parameters, macs)
 
 
-def test_an_in_context_block_is_torchs_pre_norm_encoder_layer() -> None:
+def test_in_context_block_equals_torchs_encoder_layer() -> None:
     block = Block(32, 16, 4.0)
     randomize(block)
     reference = torch.nn.TransformerEncoderLayer(
@@ -113,7 +106,7 @@ def test_an_in_context_block_is_torchs_pre_norm_encoder_layer() -> None:
     )
 
 
-def test_a_cross_attention_block_is_dits_around_the_caption() -> None:
+def test_cross_attention_block_equals_dits_without_the_caption() -> None:
     """DiT's block where the caption says nothing; x + attention(norm(x), caption) where the gates are closed."""
     block = CrossBlock(32, 16, 4.0)
     randomize(block)
@@ -150,7 +143,7 @@ def test_every_patch_sees_every_patch_and_every_caption_token(kind: type) -> Non
     assert (dtext_BLE.abs().amax(dim=-1) > 0).all()
 
 
-def test_captions_read_the_image_in_context_only() -> None:
+def test_only_in_context_do_caption_tokens_depend_on_the_image() -> None:
     """In one sequence the caption's tokens change with the image; cross-attention reads the same ones in all blocks."""
     seen: dict[type, list[torch.Tensor]] = {}
     for kind, where in ((InContextTransformer, 0), (CrossAttentionTransformer, 2)):
@@ -167,7 +160,7 @@ def test_captions_read_the_image_in_context_only() -> None:
 
 
 @BOTH
-def test_only_positions_order_the_patches_and_nothing_the_caption(kind: type) -> None:
+def test_the_order_of_patches_enters_by_positions_only_and_that_of_captions_not_at_all(kind: type) -> None:
     model, inputs = built(kind), batch()
     rolled = {**inputs, "x_BCHW": inputs["x_BCHW"].roll(2, dims=-1)}
     flipped = {**inputs, "text_BLE": inputs["text_BLE"].flip(1), "mask_BL": inputs["mask_BL"].flip(1)}
@@ -193,8 +186,8 @@ def test_padding_has_no_influence(kind: type) -> None:
 
 
 @BOTH
-def test_zero_at_initialization_and_every_weight_gets_a_gradient_within_three_steps(kind: type) -> None:
-    """The readout first, then what is behind it, then what is behind zero gates."""
+def test_output_starts_at_zero_and_all_weights_get_gradients_within_three_steps(kind: type) -> None:
+    """First the readout gets a gradient, then the layers before it, then those in branches with zero gates."""
     torch.manual_seed(0)
     model, inputs = kind(**SMALL), batch()
     assert torch.equal(model(**inputs), torch.zeros(3, 3, 8, 8))
@@ -208,7 +201,7 @@ def test_zero_at_initialization_and_every_weight_gets_a_gradient_within_three_st
 
 
 @BOTH
-def test_no_input_deviation_knows_the_width(kind: type) -> None:
+def test_initial_input_weights_do_not_depend_on_the_width(kind: type) -> None:
     plan = make_plan(lambda width: kind(**{**SMALL, "width": width}), width=256, base_width=32, readout=None)
     for name, scale in plan.scales.items():
         if scale.role in ("input", "finite"):
@@ -218,7 +211,9 @@ def test_no_input_deviation_knows_the_width(kind: type) -> None:
         0.02 if kind is CrossAttentionTransformer else 1 / 16
     )
     zero = {
-        name for name, law in plan.initializations.items() if law.mean == law.std == 0 and not name.endswith("bias")
+        name
+        for name, initialization in plan.initializations.items()
+        if initialization.mean == initialization.std == 0 and not name.endswith("bias")
     }
     modulations = {name for name in plan.initializations if name.endswith("adaLN_modulation.1.weight")}
     assert zero == {*modulations, "final_layer.linear.weight"}
@@ -255,7 +250,9 @@ def test_the_plan_finds_one_readout(family: str, width: int) -> None:
     assert [name for name, role in roles.items() if role == "readout"] == ["final_layer.linear.weight"]
     expected = {**ROLES, **OWN_ROLES[family]}
     assert {name: roles[name] for name in expected} == expected
-    assert all(law is not None and law.recorded for law in plan.initializations.values())
+    assert all(
+        initialization is not None and initialization.recorded for initialization in plan.initializations.values()
+    )
 
 
 @FAMILY
@@ -270,7 +267,7 @@ def test_branch_ends_are_the_last_linears_of_every_branch(family: str) -> None:
 
 
 @FAMILY
-def test_a_label_is_called_as_its_caption(family: str) -> None:
+def test_a_label_is_replaced_by_its_caption(family: str) -> None:
     task = config(family, text_dim=6)
     model = family_of(task).build(64)
     randomize(model)
@@ -303,7 +300,7 @@ def test_forward_draws_no_random_numbers(kind: type) -> None:
 
 
 @FAMILY
-def test_the_configuration_is_the_family(family: str, make_config) -> None:
+def test_the_configuration_builds_the_family(family: str, make_config) -> None:
     model = make_config(f"model={family}", "model.depth=3").model
     assert measure(model) == measure(config(family))
 

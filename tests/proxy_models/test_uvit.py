@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from proxy_models.uvit import Block, UViT
-from tests.proxy_models.uvit_cases import LABELS, TEXT, batch, built, captions, randomize
+from tests.proxy_models.random_weights import randomize
+from tests.proxy_models.uvit_cases import LABELS, TEXT, batch, built, captions
 
 
-def test_names_are_the_references() -> None:
+def test_parameter_names_are_the_references() -> None:
     names = {name.removesuffix(".weight").removesuffix(".bias") for name, _ in UViT(**LABELS).named_parameters()}
     block = {"norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"}
     blocks = {f"{place}.{part}" for place in ("in_blocks.0", "in_blocks.1", "mid_block") for part in block}
@@ -17,7 +18,7 @@ def test_names_are_the_references() -> None:
     assert "mid_block.attn.qkv.bias" not in UViT(**LABELS).state_dict()
 
 
-def test_a_block_is_torchs_pre_norm_encoder_layer() -> None:
+def test_a_block_equals_torchs_encoder_layer() -> None:
     block = Block(32, 16, 4.0)
     randomize(block)
     reference = torch.nn.TransformerEncoderLayer(
@@ -53,7 +54,7 @@ def test_a_skip_is_joined_before_the_block(skip: str) -> None:
     torch.testing.assert_close(block(x_BTD, skip_BTD), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_last_in_block_reaches_the_first_out_block() -> None:
+def test_skips_join_the_last_in_block_to_the_first_out_block() -> None:
     """Out-block j cut off from the trunk sees in-blocks 0 to n-1-j, through its own skip and the later ones, only."""
     n = 3
     x_BCHW, t_B = batch()
@@ -103,7 +104,7 @@ def test_every_patch_sees_every_patch_and_every_caption_token() -> None:
     assert (dtext_BLE.abs().amax(dim=-1) > 0).all()
 
 
-def test_only_positions_order_the_tokens() -> None:
+def test_the_order_of_tokens_enters_by_positions_only() -> None:
     """Without positions, and with a convolution that passes each pixel, permuted patches give permuted patches."""
     model = built(**TEXT)
     x_BCHW, t_B = batch()
@@ -136,7 +137,7 @@ def test_padding_has_no_influence() -> None:
     torch.testing.assert_close(out[0], whole[0], rtol=1e-4, atol=1e-5)
 
 
-def test_it_begins_as_a_constant_and_one_step_of_the_readout_wakes_every_weight() -> None:
+def test_output_starts_constant_and_one_readout_step_gives_all_weights_gradients() -> None:
     torch.manual_seed(0)
     model = UViT(**LABELS)
     x_BCHW, t_B = batch()

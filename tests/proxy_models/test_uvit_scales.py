@@ -13,7 +13,8 @@ from muxfer.models.count import measure
 from muxfer.models.families import family_of
 from muxfer.mup import make_plan
 from proxy_models.uvit import UViT
-from tests.proxy_models.uvit_cases import LABELS, config, randomize
+from tests.proxy_models.random_weights import randomize
+from tests.proxy_models.uvit_cases import LABELS, config
 
 
 @pytest.mark.parametrize(("size", "millions"), [("s_2", 44), ("m_2", 131), ("l_2", 287), ("h_2", 501)])
@@ -51,7 +52,7 @@ def test_cost_follows_the_formula(learn_sigma: bool) -> None:
     assert (cost.parameters, cost.macs) == (parameters, macs)
 
 
-def test_a_caption_costs_its_tokens() -> None:
+def test_text_changes_the_cost_by_its_tokens() -> None:
     """Text swaps the label's table and token for a linear, 77 positions and the caption's tokens (6 and the end)."""
     labels = measure(config())
     text = measure(config(num_classes=None, text_dim=32), captions=["one scan of the digit seven"])
@@ -64,14 +65,14 @@ def test_a_caption_costs_its_tokens() -> None:
     )
 
 
-def test_no_initial_deviation_knows_the_width() -> None:
+def test_initial_deviations_do_not_depend_on_the_width() -> None:
     plans = [
         make_plan(lambda width: UViT(**{**LABELS, "width": width}), width=width, base_width=32, readout=None)
         for width in (64, 256)
     ]
-    laws = [{name: (law.mean, law.std) for name, law in plan.initializations.items()} for plan in plans]
-    assert laws[0] == laws[1]
-    assert [name for name, law in laws[0].items() if law == (0.0, 0.0) and "bias" not in name] == [
+    deviations = [{name: (own.mean, own.std) for name, own in plan.initializations.items()} for plan in plans]
+    assert deviations[0] == deviations[1]
+    assert [name for name, own in deviations[0].items() if own == (0.0, 0.0) and "bias" not in name] == [
         "decoder_pred.weight"
     ]
 
@@ -112,7 +113,7 @@ def test_the_plan_finds_one_readout(width: int, condition: dict, skip: str) -> N
     expected = {name: role for name, role in ROLES.items() if name in roles}
     assert {name: roles[name] for name in expected} == expected
     assert len(expected) == len(ROLES) - ("text_dim" in condition)
-    assert all(law is not None and law.recorded for law in plan.initializations.values())
+    assert all(own is not None and own.recorded for own in plan.initializations.values())
 
 
 def test_a_family_reads_labels_or_text() -> None:

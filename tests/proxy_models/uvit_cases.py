@@ -4,6 +4,7 @@ import torch
 
 from muxfer.config.models import Uvit
 from proxy_models.uvit import UViT
+from tests.proxy_models.random_weights import randomize
 
 SMALL = {
     "width": 32,
@@ -15,14 +16,6 @@ SMALL = {
 }
 LABELS = {**SMALL, "num_classes": 5}
 TEXT = {**SMALL, "text_dim": 6, "text_length": 9}
-
-
-def randomize(model: torch.nn.Module, *, seed: int = 0) -> None:
-    """Fill every parameter with noise: a zero readout hides whatever is wrong behind it."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
 def built(**arguments) -> UViT:
