@@ -47,7 +47,7 @@ def make_folder() -> Path:
             f"Ray's folder {folder} can't be made ({error.strerror}): give another place, TMPDIR=FOLDER"
         ) from None
     if not _is_own_folder(folder):
-        raise NoResources(f"Ray's folder {folder} belongs to somebody else: give another place, TMPDIR=FOLDER")
+        raise NoResources(f"Ray's folder {folder} belongs to another user: give another place, TMPDIR=FOLDER")
     return folder
 
 

@@ -96,8 +96,8 @@ def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
 
 def resume_step(trial_folder: str | Path, *, key: str) -> int:
     """The step from which a trial would go on, 0 without a usable checkpoint."""
-    found = load_newest(trial_folder, key=key)
-    return 0 if found is None else found.snapshot.step
+    newest = load_newest(trial_folder, key=key)
+    return 0 if newest is None else newest.snapshot.step
 
 
 def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | None = None) -> None:

@@ -16,7 +16,7 @@ def run_jobs(executor: Executor, jobs: Sequence[TrialJob]) -> list[TrialUpdate]:
 
 
 def collect_updates(
-    executor: Executor, *, until: Callable[[Sequence[TrialUpdate]], bool], seconds: float = 60.0
+    executor: Executor, *, until: Callable[[Sequence[TrialUpdate]], bool], seconds: float = 240.0
 ) -> list[TrialUpdate]:
     updates: list[TrialUpdate] = []
     end = time.monotonic() + seconds

@@ -89,7 +89,7 @@ def test_a_dead_head_is_noticed_and_leaves_nothing_behind(drivers, name):
 
 def test_no_process_outlives_a_killed_driver(drivers):
     facts = drivers["driver"].finish()
-    assert drivers["driver"].process.returncode == -signal.SIGKILL
+    assert drivers["driver"].process.returncode == -signal.SIGKILL, drivers["driver"].stderr
     wait_for_the_end(facts, seconds=20)
 
 
