@@ -13,7 +13,8 @@ at every size has no slope and passes. One that is zero at some sizes only fails
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+
+from muxfer.analysis.quantiles import t_quantile
 
 MEASURES = ("change", "output_at_init", "update", "parameter_at_init")
 TOLERANCE: Mapping[str, float] = {"change": 0.5, "output_at_init": 0.4, "update": 0.4, "parameter_at_init": 0.06}
@@ -177,7 +178,7 @@ def _fit(values: Mapping[int, Sequence[float]]) -> tuple[float, float]:
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
     residual = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
     freedom = len(points) - 2
-    return slope, _t_quantile(freedom) * math.sqrt(residual / freedom / spread)
+    return slope, t_quantile(freedom) * math.sqrt(residual / freedom / spread)
 
 
 def _slope_error_of_draws(values: Mapping[int, Sequence[float]], num_entries: int) -> float:
@@ -185,15 +186,3 @@ def _slope_error_of_draws(values: Mapping[int, Sequence[float]], num_entries: in
     logs = [math.log(size) for size, several in values.items() for _ in several]
     mean = sum(logs) / len(logs)
     return math.sqrt(1 / (2 * num_entries) / sum((x - mean) ** 2 for x in logs))
-
-
-def _t_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t, within 1 % from 2 degrees of freedom on (Abramowitz and Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
