@@ -6,6 +6,7 @@ fills in the value (`with_values`). A ledger is not trusted with secrets: a reco
 not filled in. In addition, everything that is printed, reported or recorded passes `redact`.
 """
 
+import html
 import json
 import math
 import os
@@ -177,7 +178,10 @@ def _secrets() -> dict[str, str]:
 
 
 def _forms(value: str) -> Collection[str]:
-    return {value, quote(value, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1]}
+    """The value as plain text and as written in a URI, in JSON, in Python, in HTML by Python and in HTML by Jinja."""
+    in_html = html.escape(value)
+    by_jinja = in_html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    return {value, quote(value, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1], in_html, by_jinja}
 
 
 def _is_plain(text: str) -> bool:

@@ -1,5 +1,7 @@
 """Values of the environment are recorded by name, filled in where that is allowed, and redacted everywhere else."""
 
+import html
+import os
 import time
 
 import pytest
@@ -114,6 +116,14 @@ def test_value_of_a_variable_is_shown_by_name_unless_it_is_a_place(monkeypatch):
     monkeypatch.setenv("SOME_PLACE", "/some/place")
     remember_variables({"description": "of ${oc.env:QUIET_VALUE}", "output_dir": "${oc.env:SOME_PLACE}"})
     assert redact("of quiet-value in /some/place") == "of ${oc.env:QUIET_VALUE} in /some/place"
+
+
+def test_secret_is_redacted_in_a_page_however_it_is_escaped(monkeypatch):
+    from markupsafe import escape
+
+    monkeypatch.setenv("SOME_PASSWORD", """pa&ss"wo'rd<""")
+    for text in (html.escape(os.environ["SOME_PASSWORD"]), str(escape(os.environ["SOME_PASSWORD"]))):
+        assert redact(f"<td>{text}</td>") == "<td>***</td>"
 
 
 def test_error_is_one_printable_line():
