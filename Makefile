@@ -1,5 +1,6 @@
 # make sweep   the main job: a learning-rate sweep over widths, on real images, with a verdict
-# make test    the tests           make check   format, lint, types and tests: what CI runs
+# make test    the tests that need no Ray, MLflow server, browser or fault bench: minutes
+# make check   format, lint, types and all tests: what CI runs
 # make bench   the benchmarks      make models  the coordinate checks of docs/models.md
 # make faults  hurts sweeps in every known way (an hour; FULL=1 goes on by seed): the table of docs/reliability.md
 # make load      a ledger of 20,000 trials, 64 reporters at once: the other table of docs/reliability.md
@@ -26,19 +27,24 @@ browser:
 	apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core > /dev/null; \
 	else echo "no chromium for tests/report/test_browser.py: sudo apt-get install chromium fonts-dejavu-core"; fi
 
-test check: export MUXFER_REQUIRE_BROWSER := $(if $(shell command -v apt-get),1,0)
+# Tests of one file share its fixtures, so a file stays in one of the two lanes.
+FAST := $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+SLOW := $(BIN)/python -m pytest -m slow
+
+check: export MUXFER_REQUIRE_BROWSER := $(if $(shell command -v apt-get),1,0)
 
 sweep: install
 	$(BIN)/muxfer sweep lr-width
 
-test: install browser
-	$(BIN)/python -m pytest
+test: install
+	$(FAST)
 
 check: install browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(FAST)
+	$(SLOW)
 
 format: install
 	$(BIN)/ruff format .

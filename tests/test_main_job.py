@@ -20,6 +20,8 @@ from muxfer.study import resolve as request
 from muxfer.study import session
 from tests.typed import start
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "search.width=[16,32]",
     "search.base_lr=[2**-8,2**-6,2**-1]",

@@ -42,6 +42,7 @@ def results(request, tmp_path_factory):
         yield futures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_promise_holds_after(row, results):
     caused, error = results[row.brief or row.case].result()

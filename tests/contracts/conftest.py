@@ -105,7 +105,7 @@ def server(tmp_path_factory, fresh_database):
     server.kill()
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def config(request, tmp_path, fresh_database):
     """The configuration of a new ledger for each test: a database, or an experiment of the server."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -1,7 +1,11 @@
 """The doctor's findings about a real MLflow server without authentication."""
 
+import pytest
+
 from muxfer.commands import doctor
 from muxfer.study.resolve import resolve_without_data
+
+pytestmark = pytest.mark.slow
 
 
 def test_doctor_reports_version_and_an_open_server(server, tmp_path, monkeypatch):

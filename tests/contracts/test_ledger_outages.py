@@ -26,6 +26,8 @@ from tests.contracts.conftest import (
     trial,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def proxy(server):
