@@ -1,4 +1,4 @@
-"""The command as a user types it: how soon `--help` answers, and the main job as a whole."""
+"""The command as a user types it: the time of `--help` and of `model`, and the whole main job."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def help_(*, quick: bool) -> list[Row]:
 
 
 def model(*, quick: bool) -> list[Row]:
-    """`muxfer model dit +size=xl_2`: 675M parameters planned and counted without their memory."""
+    """`muxfer model dit +size=xl_2` plans and counts 675M parameters without allocating them."""
     command = ("-m", "muxfer", "model", "dit", "+size=xl_2", "--json")
     seconds = interleaved({"model": lambda: _python(*command)}, rounds=2 if quick else 7)
     return [Row(name="`muxfer model dit +size=xl_2`", value=spread(seconds["model"]), unit=" s", at_most=5)]
 
 
 def sweep(*, quick: bool) -> list[Row]:
-    """`muxfer sweep lr-width` from nothing in an empty folder, then again with everything done."""
+    """`muxfer sweep lr-width` in an empty folder, then again with everything done."""
     if quick:
         return [Row(name="`muxfer sweep lr-width`", value=None, note="left out by --quick")]
     slots = os.cpu_count() or 1
@@ -78,7 +78,7 @@ def sweep(*, quick: bool) -> list[Row]:
 
 
 def _python(*arguments: str, folder: str | None = None) -> str:
-    """Standard output of this Python, with this checkout's muxfer and a ledger in the folder."""
+    """Run this Python with this checkout's muxfer and a ledger in the folder. Returns its stdout."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(

@@ -1,8 +1,9 @@
 """`python -m benchmarks.coordinates`: the coordinate check of every family, healthy, under SP, and with broken rules.
 
-Writes docs/models.json, and the tables between the markers of docs/models.md. Each family: so many healthy runs with
-other seeds, none of which may fail; `standard`, which must; each mutant of muxfer.mup.mutants, which must fail unless
-it provably changes nothing. One seed a run: less than `muxfer check` takes, so a harder test of both.
+Writes docs/models.json, and the tables between the markers of docs/models.md. Each family has healthy runs with
+different seeds, of which none may fail; a run under `standard`, which must fail; and a run of each mutant of
+muxfer.mup.mutants, which must fail unless it provably changes nothing. A run has one seed, fewer than `muxfer check`
+uses, so it is the harder test.
 """
 
 import argparse
@@ -46,7 +47,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "diffusers SD3": ("model=diffusers_sd3", "model.depth=2"),
     "diffusers FLUX": ("model=diffusers_flux", "model.depth=2"),
 }
-"""Name and overrides of what is checked over widths."""
+"""Name and overrides of the families that are checked over widths."""
 
 DEPTH_FAMILIES: Mapping[str, Sequence[str]] = {
     "dit": ("model=dit", "model.width=64"),
@@ -56,14 +57,14 @@ DEPTH_FAMILIES: Mapping[str, Sequence[str]] = {
     "in_context": ("model=in_context", "model.width=64"),
     "cross_attention": ("model=cross_attention", "model.width=64"),
 }
-"""The same over depths, from the smallest as base depth."""
+"""The same over depths. The smallest depth is the base depth."""
 ODD_DEPTHS = (3, 5, 9, 25)
-"""A U-ViT's: as many in-blocks as out-blocks, and one between."""
+"""Depths of a U-ViT: as many in-blocks as out-blocks, and one between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One check: a family under a parametrization, at some seeds, with a rule broken or not."""
+    """One check: a family under a parametrization, at some seeds, with one broken rule or none."""
 
     overrides: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
@@ -74,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Whether it passed, and by measure the largest distance of a slope from what was expected.
+    """Whether the check passed, and by measure the largest distance of a slope from the expected one.
 
     `changes` False: the mutant provably changes nothing, and was not run.
     """
@@ -99,7 +100,7 @@ def task_of(overrides: tuple[str, ...]) -> Task:
 
 
 def run(job: Job) -> Result:
-    """One check in this process, on one thread."""
+    """Run one check in this process, on one thread."""
     import torch
 
     from muxfer.models.coordinate_run import changes_training, check_coordinates
@@ -111,7 +112,7 @@ def run(job: Job) -> Result:
     if mutant is not None and not any(changes_training(task, mutant, width=width) for width in job.sizes):
         return Result(passed=True, worst={}, failing=(), loss_change=0.0, changes=False)
     began = time.perf_counter()
-    found = check_coordinates(
+    check = check_coordinates(
         task,
         axis=job.axis,
         sizes=job.sizes,
@@ -122,21 +123,21 @@ def run(job: Job) -> Result:
         mutant=mutant,
     )
     worst: dict[str, float] = {}
-    for line in found.lines:
+    for line in check.lines:
         if line.slope is not None:
             worst[line.measure] = max(worst.get(line.measure, 0.0), abs(line.slope - line.expected))
-    failing = tuple(f"{line.measure} of {line.name}: {line.slope}" for line in found.lines if not line.passed)
+    failing = tuple(f"{line.measure} of {line.name}: {line.slope}" for line in check.lines if not line.passed)
     return Result(
-        passed=found.passed,
+        passed=check.passed,
         worst=worst,
         failing=failing,
-        loss_change=found.loss_change,
+        loss_change=check.loss_change,
         seconds=time.perf_counter() - began,
     )
 
 
 def run_all(jobs: Sequence[Job], *, processes: int = 2) -> list[Result]:
-    """Results in the order of the jobs."""
+    """Run the jobs. Results are in their order."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(run, jobs))
 
@@ -144,17 +145,17 @@ def run_all(jobs: Sequence[Job], *, processes: int = 2) -> list[Result]:
 def study(
     name: str, overrides: Sequence[str], *, axis: str, num_healthy: int, mutants: Sequence[str]
 ) -> dict[str, Any]:
-    """What the page says of one family."""
+    """Run all checks of one family. Returns its part of docs/models.json."""
     if axis == "width":
-        sizes, controlled = WIDTHS, (*overrides, "optimizer.parametrization=standard")
-        given = tuple(overrides)
+        sizes, control = WIDTHS, (*overrides, "optimizer.parametrization=standard")
+        healthy_overrides = tuple(overrides)
     else:
-        sizes, controlled = ODD_DEPTHS if "uvit" in name else DEPTHS, tuple(overrides)
-        given = (*overrides, f"model.base_depth={sizes[0]}", "optimizer.parametrization=completep")
-    healthy = [Job(overrides=given, seeds=(seed,), axis=axis, sizes=sizes) for seed in range(num_healthy)]
-    wrong = Job(overrides=controlled, axis=axis, sizes=sizes)
-    broken = [Job(overrides=given, mutant=mutant, axis=axis, sizes=sizes) for mutant in mutants]
-    results = run_all([*healthy, wrong, *broken])
+        sizes, control = ODD_DEPTHS if "uvit" in name else DEPTHS, tuple(overrides)
+        healthy_overrides = (*overrides, f"model.base_depth={sizes[0]}", "optimizer.parametrization=completep")
+    healthy = [Job(overrides=healthy_overrides, seeds=(seed,), axis=axis, sizes=sizes) for seed in range(num_healthy)]
+    control_job = Job(overrides=control, axis=axis, sizes=sizes)
+    broken = [Job(overrides=healthy_overrides, mutant=mutant, axis=axis, sizes=sizes) for mutant in mutants]
+    results = run_all([*healthy, control_job, *broken])
     right, under_control, faults = results[:num_healthy], results[num_healthy], results[num_healthy + 1 :]
     return {
         "name": name,
@@ -187,8 +188,9 @@ def to_markdown(studies: Sequence[Mapping[str, Any]]) -> str:
         if axis == "depth":
             sizes += f" (U-ViT {', '.join(map(str, ODD_DEPTHS))})"
         lines += [
-            f"Over {axis}s {sizes}; {STEPS} steps at a base rate of 2^-16, batch {BATCH_SIZE}, one seed a run. What is",
-            "given is the largest distance of a slope from the expected one, of any module or parameter, in any run.",
+            f"Over {axis}s {sizes}; {STEPS} steps at a base rate of 2^-16, batch {BATCH_SIZE}, one seed a run.",
+            "The figures are the largest distance of a slope from the expected one, of any module or parameter,",
+            "in any run.",
             "",
             "| family | healthy runs failed | change | output at init | update | parameter at init |"
             f" {head}: change | mutants caught |",
@@ -225,20 +227,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coordinates", description=__doc__)
     parser.add_argument("--healthy", type=int, default=HEALTHY_RUNS, help="healthy runs a family")
     parser.add_argument("--only", help="part of a family's name; prints, writes nothing")
-    request = parser.parse_args()
+    arguments = parser.parse_args()
     from muxfer.mup.mutants import MUTANTS
 
     studies = []
     for axis, families in (("width", FAMILIES), ("depth", DEPTH_FAMILIES)):
         for name, overrides in families.items():
-            if request.only is None or request.only in name:
+            if arguments.only is None or arguments.only in name:
                 print(f"{axis}: {name} ...", file=sys.stderr)
                 mutants = list(MUTANTS) if axis == "width" else []
-                num_healthy = request.healthy if axis == "width" else max(1, request.healthy // 4)
+                num_healthy = arguments.healthy if axis == "width" else max(1, arguments.healthy // 4)
                 studies.append(study(name, overrides, axis=axis, num_healthy=num_healthy, mutants=mutants))
     page = to_markdown(studies)
     print(page)
-    if request.only is None:
+    if arguments.only is None:
         (DOCS / "models.json").write_text(json.dumps(studies, indent=1, ensure_ascii=False) + "\n")
         text = (DOCS / "models.md").read_text()
         before, _, rest = text.partition(START)

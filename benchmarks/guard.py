@@ -1,8 +1,8 @@
-"""`python -m benchmarks.guard`: how often the guard halts a healthy target, and how soon one whose rate is too high.
+"""`python -m benchmarks.guard`: how often the guard halts a healthy target, and how soon it halts one with a high rate.
 
-Each study trains its proxies (two widths, the best of three rates by the wider one), then healthy targets of several
-widths and lengths, then targets at 2 to 16 times the rate. All train unwatched to their end, so that a false alarm
-and a missed one are both seen. Prints the table of docs/guard.md and writes docs/guard.json.
+Each study trains its proxies at two widths; the wider one chooses the best of three rates. Then it trains healthy
+targets of several widths and lengths, and targets at 2 to 16 times the rate. All train to their end without the guard,
+so that false alarms and missed ones are both seen. Prints the table of docs/guard.md and writes docs/guard.json.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Trained:
 
 
 def train(config: Config, *, width: int, times: float, base_lr: float) -> Trained:
-    """A run of this width and rate, `times` as long as the proxies and its warm-up stretched alike."""
+    """Train at this width and rate, `times` as long as the proxies. The warm-up is stretched alike."""
     training, data = config.training, load_dataset(config.data)
     steps = round(times * training.steps)
     task = dataclasses.replace(
@@ -78,22 +78,22 @@ def train(config: Config, *, width: int, times: float, base_lr: float) -> Traine
         executor.submit([TrialJob(trial=trial, folder=folder, epoch=1)])
         record = None
         while record is None:
-            for report in executor.updates(1.0):
-                points += [(point.step, point.value) for point in report.points if point.name == "train_loss"]
-                record = report.record
+            for update in executor.updates(1.0):
+                points += [(point.step, point.value) for point in update.points if point.name == "train_loss"]
+                record = update.record
     rates = [rate_multiplier(task.training, step) for step in range(steps)]
     return Trained(width=width, points=points, rates=rates, metric=record.metric, step=record.step)
 
 
 def study(name: str, seed: int) -> Iterator[dict[str, Any]]:
-    """One row a target: how far above its limit it came, and where it would have been halted."""
+    """One row per target: how far its loss exceeded the limit, and at which step the guard would have halted it."""
     config = parse(compose("lr-width", [*TINY, *STUDIES[name], f"training.seed={seed}"]))
-    found = {lr: train(config, width=PROXIES[-1], times=1, base_lr=lr) for lr in RATES}
-    best = min(RATES, key=lambda lr: math.inf if found[lr].metric is None else found[lr].metric or 0.0)
-    proxies = [train(config, width=width, times=1, base_lr=best) for width in PROXIES[:-1]] + [found[best]]
+    by_rate = {lr: train(config, width=PROXIES[-1], times=1, base_lr=lr) for lr in RATES}
+    best = min(RATES, key=lambda lr: math.inf if by_rate[lr].metric is None else by_rate[lr].metric or 0.0)
+    proxies = [train(config, width=width, times=1, base_lr=best) for width in PROXIES[:-1]] + [by_rate[best]]
     curves = [LossCurve(size=run.width, points=run.points, rates=run.rates) for run in proxies]
-    wanted = [(1, width, times) for width, times in HEALTHY] + [(factor, *WRONG_SIZE) for factor in WRONG]
-    for factor, width, times in wanted:
+    targets = [(1, width, times) for width, times in HEALTHY] + [(factor, *WRONG_SIZE) for factor in WRONG]
+    for factor, width, times in targets:
         run = train(config, width=width, times=times, base_lr=factor * best)
         band = loss_band(curves, size=width, rates=run.rates)
         assert band is not None
@@ -114,13 +114,13 @@ def study(name: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _excess(band: LossBand, points: Sequence[tuple[int, float]]) -> float:
-    """The most by which the smoothed loss was above its limit, relatively; negative where it never was."""
+    """The largest relative excess of the smoothed loss over its limit. Negative if it was always below."""
     smoother = Smoother(band.smoothing_steps)
     return max(smoother.take(step, loss) / band.at(step)[1] - 1 for step, loss in points)
 
 
-def told(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The table: false alarms among the healthy, and when each wrong rate is noticed."""
+def report_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """False alarms among healthy targets, and when each wrong rate is noticed."""
     healthy = [row for row in rows if row["rate"] == 1]
     alarms = [row for row in healthy if row["halted_at"] is not None]
     yield f"healthy targets: {len(healthy)}, halted: {len(alarms)}"
@@ -150,12 +150,13 @@ def told(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _same_at_best(healthy: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Mapping[str, Any]:
     names = ("study", "seed", "width", "times")
+    """The healthy target of the same study, seed, width and length."""
     return next(other for other in healthy if all(other[name] == row[name] for name in names))
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2, help="so many seeds of each study")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds per study")
     seeds = parser.parse_args(arguments).seeds
     import torch
 
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         for name in STUDIES:
             rows += study(name, seed)
             print(f"{name}, seed {seed}: {len(rows)} targets", file=sys.stderr, flush=True)
-    print("\n".join(told(rows)))
+    print("\n".join(report_lines(rows)))
     (ROOT / "docs" / "guard.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

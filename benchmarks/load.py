@@ -1,11 +1,11 @@
 """`python -m benchmarks.load [--quick]`: a large ledger, and many reporters that feed one driver.
 
-Reading: a study of 1,000 trials in a ledger of 20,000 trials and 10 million points. MLflow makes the schema, our own
-ledger writes one trial; the others are copies of its rows by SQL, with their own keys, settings and points, because
-writing them one by one takes an hour. Then `muxfer status` and a `muxfer sweep` with nothing to do, as a user types
-them. Writing: 64 processes report to the driver's real loop, which writes to a real MLflow server.
+Reading: a study of 1,000 trials in a ledger of 20,000 trials and 10 million points. MLflow makes the schema, and our
+ledger writes one trial. The other trials are copies of its rows by SQL, with their own keys, settings and points,
+because writing them one by one takes an hour. Then `muxfer status` and a `muxfer sweep` with nothing to do run as a
+user types them. Writing: 64 processes report to the driver's real loop, which writes to a real MLflow server.
 
---quick is small and writes nothing; a whole run writes docs/data/load.json and the table of docs/reliability.md.
+--quick is small and writes nothing. A whole run writes docs/data/load.json and the table of docs/reliability.md.
 """
 
 import argparse
@@ -40,7 +40,7 @@ METRIC = 0.2
 
 
 def overrides(num_trials: int) -> list[str]:
-    """`lr-width` with so many trials: 2 widths, 10 rates, the rest replicates."""
+    """Overrides that give `lr-width` this many trials: 2 widths, 10 rates, and replicates."""
     rates = ",".join(f"{2.0**-number:g}" for number in range(3, 13))
     return ["search.width=[32,64]", f"search.base_lr=[{rates}]", f"search.seeds={num_trials // 20}"]
 
@@ -70,7 +70,7 @@ def reading(*, quick: bool, rounds: int) -> list[Row]:
 
 
 def command(folder: Path, name: str, *arguments: str, num_trials: int) -> float:
-    """Wall seconds of a command as a user types it, which must find every trial done."""
+    """Wall seconds of a command as a user types it. Every trial must be done."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "muxfer", name, "lr-width", *arguments, "--json"],
@@ -82,18 +82,18 @@ def command(folder: Path, name: str, *arguments: str, num_trials: int) -> float:
     seconds = time.perf_counter() - began
     if done.returncode != 0:
         raise RuntimeError(f"muxfer {name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    answer = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     if name == "sweep":
-        num_done = answer["skipped"] if answer["ran"] == 0 else 0
+        num_done = result["skipped"] if result["ran"] == 0 else 0
     else:
-        num_done = sum(study["states"].get("finished", 0) for study in answer["studies"])
+        num_done = sum(study["states"].get("finished", 0) for study in result["studies"])
     if num_done != num_trials:
-        raise RuntimeError(f"muxfer {name} found {num_done} trials done, expected {num_trials}")
+        raise RuntimeError(f"muxfer {name} counts {num_done} trials as done, expected {num_trials}")
     return seconds
 
 
 def fill(folder: Path, *, num_studies: int, num_trials: int) -> None:
-    """A ledger of so many studies; the first of them is `lr-width` as `muxfer sweep` here would find it."""
+    """Fill a ledger with studies. The first is `lr-width` as `muxfer sweep` in this folder knows it."""
     os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
     request = resolve("lr-width", overrides(num_trials))
     trials = proposing(request.config, fingerprint=request.fingerprint)([])
@@ -113,7 +113,7 @@ def fill(folder: Path, *, num_studies: int, num_trials: int) -> None:
 
 
 def _copy(connection: sqlite3.Connection, study: Study, trials: Sequence[Trial], *, num_studies: int) -> None:
-    """Every trial's rows after those of the one that was written, and each other study's after those of the first."""
+    """Copy the written trial's rows for every other trial, and the first study's rows for every other study."""
     run_ids = dict(connection.execute("select value, run_uuid from tags where key = 'muxfer.key'").fetchall())
     first = run_ids[trials[0].key]
     [(parent,)] = connection.execute("select run_uuid from tags where key = 'muxfer.kind' and value = 'study'")
@@ -142,10 +142,10 @@ def _copy(connection: sqlite3.Connection, study: Study, trials: Sequence[Trial],
 
 
 def _add_points(connection: sqlite3.Connection) -> None:
-    """Every trial's curves, trial after trial as time went on."""
+    """Add the curves, trial after trial in the order of time."""
     indexes = connection.execute("select name, sql from sqlite_master where tbl_name = 'metrics' and type = 'index'")
-    again = [(name, sql) for name, sql in indexes.fetchall() if sql is not None]
-    for name, _ in again:  # made again at the end, which is faster
+    dropped = [(name, sql) for name, sql in indexes.fetchall() if sql is not None]
+    for name, _ in dropped:  # making them at the end is faster
         connection.execute(f"drop index {name}")
     connection.executemany("delete from metrics where key = ?", [(name,) for name in CURVES])
     runs = connection.execute(
@@ -160,7 +160,7 @@ def _add_points(connection: sqlite3.Connection) -> None:
         )
         if number % 1000 == 999:
             connection.commit()
-    for _, sql in again:
+    for _, sql in dropped:
         connection.execute(sql)
     connection.commit()
 
@@ -172,7 +172,7 @@ def _id(key: str) -> str:
 def _copy_run(
     connection: sqlite3.Connection, source: str, run_id: str, tags: dict[str, str], params: dict[str, str]
 ) -> None:
-    """A run with all its rows, but for points, under another id and with these tags and params."""
+    """Copy a run with all its rows under another id, with these tags and params changed."""
     for kind in ("runs", "tags", "params", "latest_metrics", "metrics"):
         columns = [row[1] for row in connection.execute(f"pragma table_info({kind})")]
         chosen = ", ".join("?" if column == "run_uuid" else column for column in columns)
@@ -191,15 +191,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
     parser.add_argument("--quick", action="store_true", help="small, and writes nothing")
     parser.add_argument("--only", choices=["reading", "writing"])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     facts = {**machine(), "busy_cores_before": busy_cores()}
     rows: list[Row] = []
-    if given.only != "writing":
-        rows += reading(quick=given.quick, rounds=3)
-    if given.only != "reading":
-        rows += writing(quick=given.quick)
+    if arguments.only != "writing":
+        rows += reading(quick=arguments.quick, rounds=3)
+    if arguments.only != "reading":
+        rows += writing(quick=arguments.quick)
     print(body := f"{facts_line(facts)}\n\n{table(rows)}")
-    if not given.quick and given.only is None:
+    if not arguments.quick and arguments.only is None:
         DATA.write_text(json.dumps({"machine": facts, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
         PAGE.write_text(replace_section(PAGE.read_text(), "load", body))
     return 0 if all(row.met is not False for row in rows) else 1

@@ -1,4 +1,4 @@
-"""One training step: ours against the way the reference code writes it, and against a bare matrix product."""
+"""One training step of ours, beside a step as the reference code writes it, and beside a bare matrix product."""
 
 import copy
 import tempfile
@@ -27,11 +27,11 @@ from muxfer.trial import Trial
 WIDTHS = (128, 256)
 ENDLESS = ("training.steps=1000000", "training.checkpoint_every=1000000", "training.report_every=1")
 CLIP = "optimizer.grad_clip=1000000"
-"""Far above any norm: both sides pay for the clip, and train to the same numbers whatever their norm is."""
+"""Far above any norm. Both sides pay for the clip, but it changes no number."""
 
 
 def proxy(width: int, *overrides: str) -> tuple[Task, Trial]:
-    """The main job's task at this width and one of its rates, and its trial. On one thread from here, as in a slot."""
+    """The main job's task at this width and one of its rates, and its trial. Sets torch to one thread, as in a slot."""
     torch.set_num_threads(1)
     request = resolve("lr-width", overrides)
     setting = {"width": width, "base_lr": 2.0**-7}
@@ -40,9 +40,9 @@ def proxy(width: int, *overrides: str) -> tuple[Task, Trial]:
 
 
 class Reference:
-    """The loop of the DiT repositories: unfused AdamW, clip, EMA tensor by tensor, a read of the loss every step.
+    """The loop of the DiT repositories: unfused AdamW, clip, EMA tensor by tensor, and the loss read at every step.
 
-    Weights, batches, times, noise, rates and forward pass are those of our trainer.
+    Weights, batches, timesteps, noise, rates and forward pass are those of our trainer.
     """
 
     def __init__(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""What is kept and read back: a trial's start, cold and from its checkpoint, and how fast the ledger takes metrics."""
+"""How fast a trial starts, cold and from its checkpoint, and how fast the ledger takes metrics."""
 
 import json
 import os
@@ -18,7 +18,7 @@ INTERVAL = 10
 
 
 def resume(*, quick: bool) -> list[Row]:
-    """In one warm process, as an actor that takes trial after trial."""
+    """Start trials in one warm process, as an actor that takes trial after trial does."""
     _, trial = proxy(128, f"training.checkpoint_every={INTERVAL}")
     build_seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def resume(*, quick: bool) -> list[Row]:
 
 
 def ledger(*, quick: bool) -> list[Row]:
-    """From `report` until `flush` returns on SQLite, against the same lines appended to a file and forced to disk."""
+    """Time from `report` until `flush` returns on SQLite, beside the same lines appended to a file with fsync."""
     num_reports, points_each = (20, 100) if quick else (200, 100)
     num_metrics = num_reports * points_each
     study = Study(name="bench", key="0123456789abcdef", identity={})

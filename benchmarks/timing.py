@@ -1,4 +1,4 @@
-"""How a benchmark measures and what it hands back: rounds in which every contestant runs once, and rows of spreads."""
+"""How a benchmark measures, in rounds in which every contestant runs once, and the rows that it returns."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Median, smallest and largest of so many samples."""
+    """Median, smallest and largest of `num_samples` samples."""
 
     median: float
     low: float
@@ -62,7 +62,7 @@ class Row:
 
 
 def interleaved(contestants: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each contestant in each round; every round starts with another one."""
+    """Wall seconds of each contestant in each round. Every round starts with another contestant."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for first in range(rounds):
@@ -79,7 +79,7 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """Round by round: what slows a whole round down cancels."""
+    """Ratios round by round, so that a slow round cancels out."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
