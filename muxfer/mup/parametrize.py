@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,10 +47,9 @@ def make_plan(
     the base) and at width. `readout` names the one output weight that α belongs to. `declared` gives roles that shapes
     cannot tell. Raises BadInput for everything that `shapes` and `rules` refuse.
 
-    Under `completep`, `build` makes models of the depth used at every width, and initializations too are that depth's.
-    `branches` match (fnmatch) the parameters inside residual branches, including gates and tables of the block.
-    `branch_ends` match the last weight and bias of each branch, never a gate. Other parametrizations ignore both, and
-    refuse a `depth` other than `base_depth`.
+    Under `completep`, `build` makes models of the depth used at every width; initializations are of that depth too.
+    `branches` match (fnmatch) the parameters inside residual branches, with gates and tables. `branch_ends` match the
+    last weight and bias of each branch, never a gate. Other parametrizations ignore both: depth must be base_depth.
     """
     other_width = 2 * base_width if other_width is None else other_width
     _validate_sizes(width=width, base_width=base_width, other_width=other_width, depth=depth, base_depth=base_depth)
@@ -60,32 +60,25 @@ def make_plan(
     _validate_readout(readout, roles, output_multiplier)
     is_deep = parametrization == "completep"
     inside, ends = _find_branches(used, branches, branch_ends, readout) if is_deep else (set(), set())
+    entry = partial(
+        scale_of,
+        width_ratio=width / base_width,
+        parametrization=parametrization,
+        output_multiplier=output_multiplier,
+        depth_ratio=depth / base_depth,
+    )
     scales = {
-        name: scale_of(
-            role,
-            width_ratio=width / base_width,
-            parametrization=parametrization,
-            output_multiplier=output_multiplier,
-            is_declared_readout=name == readout,
-            depth_ratio=depth / base_depth,
-            in_branch=name in inside,
-            branch_end=name in ends,
-        )
+        name: entry(role, is_declared_readout=name == readout, in_branch=name in inside, branch_end=name in ends)
         for name, role in roles.items()
     }
     base_initializations, initializations = _initializations(build, base, used, needed=parametrization != "stock")
-    if parametrization == "stock":
-        scales = {
-            name: _stock_scale(scale, base_initializations[name], initializations[name])
-            for name, scale in scales.items()
-        }
     return ScalePlan(
         parametrization=parametrization,
         base_width=base_width,
         width=width,
         output_multiplier=float(output_multiplier),
         readout=readout,
-        scales=scales,
+        scales=_stock_scales(scales, base_initializations, initializations) if parametrization == "stock" else scales,
         shapes={name: weight.shape for name, weight in used.weights.items()},
         base_initializations=base_initializations,
         initializations=initializations,
@@ -259,9 +252,17 @@ def _matching(aliases: Mapping[str, Iterable[str]], patterns: Sequence[str], wha
     return matches
 
 
-def _stock_scale(scale: Scale, base: Initialization | None, own: Initialization | None) -> Scale:
-    """The scale with the class's own change of deviation, for display only: `stock` applies nothing."""
-    return replace(scale, init_std=own.std / base.std) if base and own and base.std else scale
+def _stock_scales(
+    scales: Mapping[str, Scale],
+    base: Mapping[str, Initialization | None],
+    used: Mapping[str, Initialization | None],
+) -> dict[str, Scale]:
+    """The scales with the class's own change of deviation, for display only: `stock` applies nothing."""
+    changed = {}
+    for name, scale in scales.items():
+        at_base, own = base[name], used[name]
+        changed[name] = replace(scale, init_std=own.std / at_base.std) if own and at_base and at_base.std else scale
+    return changed
 
 
 def _parameters(model: nn.Module, plan: ScalePlan) -> dict[str, nn.Parameter]:
