@@ -1,7 +1,7 @@
-"""Run one command: stdout for its result, signals, and the exit code.
+"""Run one command: stdout for its result alone, signals, and the exit code.
 
-stdout carries the result and nothing else: while a command works, file descriptor 1 is stderr, because libraries print
-to stdout whatever one asks of them. A signal ends a command with 130 or 143, resumable.
+While a command works, file descriptor 1 is stderr, because libraries print to stdout whatever one asks of them. A
+signal ends a command with 130 or 143, resumable.
 """
 
 import contextlib
@@ -26,11 +26,9 @@ from muxfer.redaction import one_line, printable, redact, redact_plain
 if TYPE_CHECKING:
     from muxfer.commands.result import CommandResult
 
-_BEGAN = time.monotonic()
-"""Before every heavy import, for which a user waits too; on a clock that nobody sets."""
+_BEGAN = time.monotonic()  # before every heavy import, for which a user waits too; on a clock that nobody sets
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-STOP_SECONDS = 15.0
-"""How long a command that was told to stop may take to end in order."""
+STOP_SECONDS = 15.0  # how long a command that was told to stop may take to end in order
 AGAIN_SECONDS = 0.05
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -133,8 +131,8 @@ class _Stop:
 
 
 def _json_text(data: Mapping[str, Any]) -> str:
-    wall_seconds = round(time.monotonic() - _BEGAN, 3)
-    return json.dumps(redact_plain({**data, "wall_seconds": wall_seconds}), indent=2, allow_nan=False)
+    timed = {**data, "wall_seconds": round(time.monotonic() - _BEGAN, 3)}
+    return json.dumps(redact_plain(timed), indent=2, allow_nan=False)
 
 
 def _print_result(text: str, stdout: IO[str]) -> None:
@@ -204,46 +202,25 @@ def keep(ctx: click.Context, parameter: click.Parameter, value: bool | tuple[str
 
 
 OVERRIDES = click.argument("overrides", nargs=-1)
-JSON = click.option(
-    "--json",
-    AS_JSON,
-    is_flag=True,
-    expose_value=False,
-    callback=keep,
-    help="Print one JSON object on stdout and nothing else.",
-)
-PLUGIN = click.option(
-    "--plugin",
-    PLUGINS,
-    multiple=True,
-    expose_value=False,
-    callback=keep,
-    metavar="MODULE",
-    help="A Python module of your own; model.target may then name its classes.",
-)
-
+KEPT: Any = {"expose_value": False, "callback": keep}
+JSON = click.option("--json", AS_JSON, is_flag=True, help="Print one JSON object on stdout and nothing else.", **KEPT)
+PLUGIN_HELP = "A Python module of your own; model.target may then name its classes."
+PLUGIN = click.option("--plugin", PLUGINS, multiple=True, metavar="MODULE", help=PLUGIN_HELP, **KEPT)
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def study_options(*, required: bool = True) -> Callable[[F], F]:
     """NAME, its overrides, --json and --plugin: what nearly every command takes."""
-
-    def decorate(command: F) -> F:
-        return click.argument("name", required=required)(OVERRIDES(JSON(PLUGIN(command))))
-
-    return decorate
+    return lambda command: click.argument("name", required=required)(OVERRIDES(JSON(PLUGIN(command))))
 
 
 class Command(click.Command):
     """A command whose function returns a CommandResult. `run_command` runs it."""
 
     def invoke(self, ctx: click.Context) -> NoReturn:
-        run_command(
-            lambda: super(Command, self).invoke(ctx),
-            as_json=ctx.meta.get(AS_JSON, False),
-            plugins=ctx.meta.get(PLUGINS, ()),
-        )
+        as_json, plugins = ctx.meta.get(AS_JSON, False), ctx.meta.get(PLUGINS, ())
+        run_command(lambda: super(Command, self).invoke(ctx), as_json=as_json, plugins=plugins)
 
 
 def _usage_message(error: click.ClickException) -> str:

@@ -30,8 +30,7 @@ class Policy:
     """How strictly data is read, and how a refusal is worded."""
 
     error: type[Exception] = ValueError
-    remedy: str = ""
-    """Ends the message on a missing key. `{}` stands for the key's path."""
+    remedy: str = ""  # Ends the message on a missing key. `{}` stands for the key's path.
     build: Callable[[Any, dict[str, Any]], Any] = lambda form, values: values
     """Makes the result of a dataclass or TypedDict from its values."""
     validate_keys: Callable[[Collection[Any], Collection[str], str], None] = lambda keys, known, prefix: None

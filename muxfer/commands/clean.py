@@ -92,11 +92,9 @@ def _refuse_undelivered(folders: Sequence[StudyFolder]) -> None:
 
 
 def _sizes(folders: Sequence[StudyFolder]) -> str:
-    lines = []
-    for files in folders:
-        size = sum(file.stat().st_size for file in files.path.rglob("*") if file.is_file())
-        lines.append(f"  {files.path} ({size / 1e6:.1f} MB)")
-    return "\n".join(lines)
+    paths = [files.path for files in folders]
+    sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in paths]
+    return "\n".join(f"  {path} ({size / 1e6:.1f} MB)" for path, size in zip(paths, sizes, strict=True))
 
 
 def _remove(folders: Sequence[StudyFolder], studies: Sequence[Study], request: Request) -> None:

@@ -22,8 +22,7 @@ from muxfer.study.session import open_ledger
 if TYPE_CHECKING:
     from muxfer.analysis.proxy_size import ProxyFront
 
-MAX_CURVES = 200
-"""Trials up to which a page shows their training curves: reading one takes some 10 ms."""
+MAX_CURVES = 200  # trials up to which a page shows their training curves: reading one takes some 10 ms
 
 
 def report(name: str, overrides: Sequence[str]) -> CommandResult:
@@ -99,9 +98,8 @@ def _front(study: RecordedStudy) -> "ProxyFront":
 
 def environment() -> dict[str, str]:
     """The versions and the number of cores that the results were made with. No names of hosts, users or folders."""
-    packages = ("muxfer", "torch", "ray", "optuna", "mlflow", "hydra-core")
     versions = {}
-    for package in packages:
+    for package in ("muxfer", "torch", "ray", "optuna", "mlflow", "hydra-core"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {"python": platform.python_version(), **versions, "cores": str(os.cpu_count())}

@@ -38,11 +38,8 @@ def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> Comm
             todo = _failed_trials(trials, records)
             ran = session.run(todo, records, start_executor=start_ray, retention=retention)
     failed = [record for record in ran.records if record.outcome is Outcome.FAILED]
-    data |= {
-        "retried": len(todo),
-        "failed": len(failed),
-        "trials": [{"key": r.key, "outcome": str(r.outcome)} for r in ran.records],
-    }
+    ended = [{"key": record.key, "outcome": str(record.outcome)} for record in ran.records]
+    data |= {"retried": len(todo), "failed": len(failed), "trials": ended}
     text = f"{len(ran.records) - len(failed)} of {len(todo)} failed trials are settled now"
     if not todo:
         text = f"no trial of {study.label} has failed any more: another driver settled them meanwhile"

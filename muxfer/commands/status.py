@@ -6,6 +6,7 @@ Without a name it prints one line for each study and does not read trials: a led
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from muxfer.commands.result import CommandResult
@@ -18,12 +19,31 @@ from muxfer.study.match import the_study
 from muxfer.study.resolve import PrintLine, resolve, resolve_without_data
 from muxfer.study.rounds import proposing
 from muxfer.study.session import open_ledger
-from muxfer.trial import Study, Trial
+from muxfer.trial import Outcome, Study, Trial
 
-ANY = "lr-width"
-"""A sweep that always exists. Without a name only its ledger and folder are used."""
+ANY = "lr-width"  # A sweep that always exists. Without a name only its ledger and folder are used.
 WATCH_SECONDS = 2.0
-STATES = ("finished", "diverged", "failed", "running", "interrupted", "paused", "to run")
+
+
+class StudyState(StrEnum):
+    """RUNNING: its driver is alive. INTERRUPTED: its driver is dead. SILENT: its driver can't be seen, nor heard."""
+
+    AT_REST = "at rest"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    SILENT = "silent"
+
+
+class TrialState(StrEnum):
+    """PAUSED: it ended in order with steps to go."""
+
+    FINISHED = Outcome.FINISHED
+    DIVERGED = Outcome.DIVERGED
+    FAILED = Outcome.FAILED
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    PAUSED = "paused"
+    TO_RUN = "to run"
 
 
 def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine, watch: bool = False) -> CommandResult:
@@ -41,7 +61,7 @@ def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine,
                 raise BadInput(f"this ledger has no study of sweep {name}: run muxfer sweep {name} first")
             states = [_study(study, ledger, trials=name is not None) for study in studies]
             text = "\n".join("\n".join(_lines(one)) for one in states) or "no study is recorded yet"
-            if not watch or not any(one["state"] == "running" for one in states):
+            if not watch or not any(one["state"] == StudyState.RUNNING for one in states):
                 return CommandResult(data={"studies": states}, text=text)
             if text != printed:
                 print_line(text + "\n")
@@ -55,7 +75,7 @@ def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
         "sweep": study.name,
         "study": study.key,
         "label": study.label,
-        "state": "at rest" if holder is None else _driven(holder),
+        "state": str(StudyState.AT_REST if holder is None else _driven(holder)),
         "driver": None if holder is None else {"host": holder.host, "pid": holder.pid, "since": holder.since},
     }
     if holder is not None and holder.beat is not None:
@@ -66,28 +86,29 @@ def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
     standings = {standing.key: standing for standing in ledger.standings(study)}
     records = [standing.record for standing in standings.values() if standing.record is not None]
     fingerprint, numerics = str(study.identity["data_fingerprint"]), study.identity["numerics"]
+    driven = data["state"] == StudyState.RUNNING
     wanted = proposing(config, fingerprint=fingerprint, numerics=numerics)(records)
-    states = {trial.key: _state(standings.get(trial.key), driven=data["state"] == "running") for trial in wanted}
+    states = {trial.key: _state(standings.get(trial.key), driven=driven) for trial in wanted}
     counts = Counter(states.values())
     settled = [record for record in records if record.key in states]
     best = min((r for r in settled if r.metric is not None), key=lambda record: record.metric or 0.0, default=None)
     data |= {
         "trials": len(wanted),
-        "states": {state: counts[state] for state in STATES if counts[state]},
+        "states": {str(state): counts[state] for state in TrialState if counts[state]},
         "lowest": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
-        "seconds_left": _seconds_left(wanted, standings) if data["state"] == "running" else None,
+        "seconds_left": _seconds_left(wanted, standings) if driven else None,
         "underway": [
             _underway(trial, standings[trial.key], states[trial.key])
             for trial in wanted
-            if states[trial.key] in ("running", "interrupted")
+            if states[trial.key] in (TrialState.RUNNING, TrialState.INTERRUPTED)
         ],
         "failed": [
             {"key": record.key, "setting": dict(record.setting), "replicate": record.replicate, "error": record.error}
             for record in settled
-            if record.outcome == "failed"
+            if record.outcome is Outcome.FAILED
         ],
         "targets": [
-            {"key": s.key, "state": _state(s, driven=data["state"] == "running"), "step": s.step, "loss": s.loss}
+            {"key": s.key, "state": str(_state(s, driven=driven)), "step": s.step, "loss": s.loss}
             | ({} if s.record is None else {"step": s.record.step, "metric": s.record.metric})
             for s in standings.values()
             if s.kind == "target"
@@ -96,23 +117,25 @@ def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
     return data
 
 
-def _driven(holder: Holder) -> str:
+def _driven(holder: Holder) -> StudyState:
     alive = holder.alive()
     if alive is None:
-        return "silent" if holder.silent() else "running"
-    return "running" if alive else "interrupted"
+        return StudyState.SILENT if holder.silent() else StudyState.RUNNING
+    return StudyState.RUNNING if alive else StudyState.INTERRUPTED
 
 
-def _state(standing: Standing | None, *, driven: bool) -> str:
+def _state(standing: Standing | None, *, driven: bool) -> TrialState:
     if standing is None:
-        return "to run"
+        return TrialState.TO_RUN
     if standing.record is not None:
-        return str(standing.record.outcome)
-    return ("running" if driven else "interrupted") if standing.running else "paused"
+        return TrialState(standing.record.outcome)
+    if not standing.running:
+        return TrialState.PAUSED
+    return TrialState.RUNNING if driven else TrialState.INTERRUPTED
 
 
-def _underway(trial: Trial, standing: Standing, state: str) -> dict[str, Any]:
-    about = {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": state}
+def _underway(trial: Trial, standing: Standing, state: TrialState) -> dict[str, Any]:
+    about = {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate, "state": str(state)}
     return about | {"step": standing.step, "steps": trial.task["training"]["steps"], "train_loss": standing.loss}
 
 
@@ -135,9 +158,9 @@ def _seconds_left(trials: Sequence[Trial], standings: Mapping[str, Standing]) ->
 def _lines(one: Mapping[str, Any]) -> list[str]:
     driver = one["driver"]
     who = "" if driver is None else f", pid {driver['pid']} on {driver['host']} since {driver['since']}"
-    if one["state"] == "interrupted":
+    if one["state"] == StudyState.INTERRUPTED:
         who += " is dead: type the same command to go on"
-    if one["state"] == "silent":
+    if one["state"] == StudyState.SILENT:
         who += (
             f" can't be seen from here, its heart last beat at {driver['beat']}: if it is dead, type the same command"
         )

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from muxfer.config.models import Declared
 from muxfer.config.parse import parse_task
 from muxfer.config.study import StudyKind
 from muxfer.errors import NotConfirmed, StudyBusy, TrialsFailed
-from muxfer.executors.base import Executor
 from muxfer.executors.ray_on_demand import ray_on_demand
 from muxfer.files import content_of, replace_file, validate_writable
 from muxfer.ledger.tracking_uri import redact_uri
@@ -21,8 +20,8 @@ from muxfer.report.format import show_setting
 from muxfer.study.loop import StudyRun
 from muxfer.study.recorded import RecordedStudy
 from muxfer.study.resolve import PrintLine, Request, resolve, tracking_uri
-from muxfer.study.retention import Retention, plan_retention
-from muxfer.study.rounds import Propose, proposing
+from muxfer.study.retention import plan_retention
+from muxfer.study.rounds import proposing
 from muxfer.study.search import is_finalist, searched
 from muxfer.study.session import Session, drive, open_ledger
 from muxfer.trial import Outcome, Record, Trial, VerdictKind, content_hash
@@ -56,7 +55,9 @@ def sweep(
     ):
         try:
             with drive(request, ledger=ledger) as session:
-                ran = _run(session, propose, start_ray, retention, deadline)
+                before = session.records()
+                rules: Any = {"more": propose, "deadline": deadline, "retention": retention}
+                ran = session.run(propose(before), before, start_executor=start_ray, **rules)
                 records = session.records()
                 study = RecordedStudy(
                     study=session.study, config=request.config, trials=propose(records), all_records=records
@@ -89,8 +90,7 @@ def _study_folder(request: Request, print_line: PrintLine) -> Iterator[bool]:
     Among drivers that start at once, one alone makes the folder, and that one starts Ray ahead. Eight Rays that start
     together on two cores starve, and the one that is needed dies with the others.
     """
-    home = request.files.path
-    is_new = True
+    home, is_new = request.files.path, True
     try:
         home.mkdir(parents=True)
     except OSError:
@@ -104,24 +104,6 @@ def _study_folder(request: Request, print_line: PrintLine) -> Iterator[bool]:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
         raise
-
-
-def _run(
-    session: Session,
-    propose: Propose,
-    start_executor: Callable[[], Executor],
-    retention: Retention,
-    deadline: float | None,
-) -> StudyRun:
-    before = session.records()
-    return session.run(
-        propose(before),
-        before,
-        start_executor=start_executor,
-        more=propose,
-        deadline=deadline,
-        retention=retention,
-    )
 
 
 def _write_page(session: Session, study: RecordedStudy, *, began: float) -> Path:
@@ -171,11 +153,8 @@ def _result(
         lines.append(f"{len(failed)} trials failed, the first: {failed[0].error}; type the same command to try again")
     if ran.unfinished:
         lines.append(f"{ran.unfinished} trials are still to run; type the same command to go on")
-    exit_code = 0
-    if failed:
-        exit_code = TrialsFailed.exit_code
-    elif require_transfer and study.verdict.verdict is not VerdictKind.TRANSFERS:
-        exit_code = NotConfirmed.exit_code
+    doubtful = require_transfer and study.verdict.verdict is not VerdictKind.TRANSFERS
+    exit_code = TrialsFailed.exit_code if failed else NotConfirmed.exit_code if doubtful else 0
     return CommandResult(data=data, text="\n".join(lines), exit_code=exit_code)
 
 
@@ -184,9 +163,8 @@ def _trial_data(trial: Trial, record: Record | None) -> dict[str, Any]:
     data: dict[str, Any] = {"key": trial.key, "setting": dict(trial.setting), "replicate": trial.replicate}
     if record is None:
         return data | {"outcome": None, "metric": None, "step": 0, "resumed": False}
-    data |= {"outcome": str(record.outcome), "metric": record.metric, "step": record.step}
-    data |= {"resumed": record.resumed_at > 0}
-    return data | ({"error": record.error} if record.error else {})
+    result = {"outcome": str(record.outcome), "metric": record.metric, "step": record.step}
+    return data | result | {"resumed": record.resumed_at > 0} | ({"error": record.error} if record.error else {})
 
 
 def _conclusion(study: RecordedStudy) -> tuple[dict[str, Any] | None, str]:

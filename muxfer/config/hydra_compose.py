@@ -8,6 +8,7 @@ hold.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import warnings
@@ -83,8 +84,8 @@ def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if name in sweep_names():
         return compose(name, overrides)
     if name not in model_names() or not NAME.fullmatch(name):
-        known = (*sweep_names(), *model_names())
-        raise BadInput(f"unknown sweep or model {name[:64]!r}: {nearest(name[:64], known)}")
+        given, known = name[:64], (*sweep_names(), *model_names())
+        raise BadInput(f"unknown sweep or model {given!r}: {nearest(given, known)}")
     for override in overrides:
         if override.lstrip("+").startswith("model="):
             raise BadInput(f"override {override[:60]!r}: {name} is the model already; name a sweep, or that model")
@@ -195,11 +196,7 @@ def _validate_override(override: str) -> None:
 
 
 def _depth(text: str) -> int:
-    depth = deepest = 0
-    for letter in text:
-        depth += (letter in "[{(") - (letter in ")}]")
-        deepest = max(deepest, depth)
-    return deepest
+    return max(itertools.accumulate(((letter in "[{(") - (letter in ")}]") for letter in text), initial=0))
 
 
 def _one_line(error: BaseException, sweep: str | None) -> str:
@@ -226,8 +223,7 @@ def _one_line(error: BaseException, sweep: str | None) -> str:
         return f"unknown {group or 'configuration'} {wanted!r}: {nearest(wanted, options)}"
     if "Ambiguous value" in text:
         return f"{text.split(' 1. ')[0]}: to give a list use key=[value1,value2]"
-    reason = text.split(" See https")[0][:300]
-    return f"the configuration cannot be composed: {reason or type(error).__name__}"
+    return f"the configuration cannot be composed: {text.split(' See https')[0][:300] or type(error).__name__}"
 
 
 def _grammar_error(override: str, message: str) -> str:
@@ -235,10 +231,12 @@ def _grammar_error(override: str, message: str) -> str:
     if message.startswith("Error parsing override"):
         reason = " ".join(message.partition("\n")[2].partition("\nSee https")[0].split())[:300]
         return f"override {override[:60]!r}: {reason}"
-    if any(override.count(opened) != override.count(closed) for opened, closed in ("[]", "{}", "()")):
-        remedy = "close each bracket that is opened"
-    else:
-        remedy = "write a text that holds signs or brackets as 'key=\"text\"'"
+    balanced = all(override.count(opened) == override.count(closed) for opened, closed in ("[]", "{}", "()"))
+    remedy = (
+        "write a text that holds signs or brackets as 'key=\"text\"'"
+        if balanced
+        else "close each bracket that is opened"
+    )
     return f"override {override[:60]!r} does not follow Hydra's grammar: {remedy}"
 
 

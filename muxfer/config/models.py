@@ -28,8 +28,7 @@ class Transformer:
     channels: int
     mlp_ratio: float = 4.0
     learn_sigma: bool = False
-    base_depth: int | None = None
-    """Depth at which the base settings hold, under parametrization completep."""
+    base_depth: int | None = None  # depth at which the base settings hold, under parametrization completep
 
     def validate(self) -> None:
         sizes = ("width", "base_width", "depth", "head_dim", "patch", "image_size", "channels")
@@ -52,8 +51,7 @@ class Dit(Transformer):
     """DiT (Peebles and Xie 2023) in its four block designs."""
 
     family: Literal["dit"]
-    num_classes: int | None
-    """None: as many as the data has."""
+    num_classes: int | None  # None: as many as the data has
     block: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
     frequency_shift: float = 0.0
     """Shift of the timestep's frequencies: 0 in the reference, 1 in diffusers' class. An export to it needs 1."""
@@ -72,8 +70,7 @@ class Uvit(Transformer):
     """U-ViT (Bao et al. 2023). It reads labels, or text where `text_dim` is given."""
 
     family: Literal["uvit"]
-    num_classes: int | None = None
-    """None without `text_dim`: as many as the data has."""
+    num_classes: int | None = None  # None without `text_dim`: as many as the data has
     text_dim: int | None = None
     skip: Literal["linear", "residual"] = "linear"
     """linear: W[x; skip], the reference. residual: x + W[x; skip], which depth scaling needs."""
@@ -101,8 +98,7 @@ class Mmdit(Transformer):
     qk_norm: bool = True
     repa_depth: int | None = None
     """The image stream is projected to a frozen encoder's features after this many blocks (Yu et al. 2025)."""
-    repa_dim: int | None = None
-    """Size of those features."""
+    repa_dim: int | None = None  # size of those features
 
     def validate(self) -> None:
         super().validate()
@@ -146,13 +142,10 @@ class Declared(Transformer):
     sizes: Mapping[str, str | int]
     """Arguments that follow from the sizes: arithmetic over the keys here, such as `width // head_dim`. True counts as
     1. The keys that a study varies (width, depth) must be used here."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments with fixed values."""
-    inputs: Mapping[str, str]
-    """Arguments of forward, each with its source (SOURCES)."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments with fixed values
+    inputs: Mapping[str, str]  # arguments of forward, each with its source (SOURCES)
     output: Literal["image", "patches"] = "image"
-    readout: str | None = None
-    """The output weight that the output multiplier scales."""
+    readout: str | None = None  # the output weight that the output multiplier scales
     declared: Mapping[str, str] = field(default_factory=dict)
     """Roles of the parameters whose shape does not show their layout."""
     branches: tuple[str, ...] = ()

@@ -22,12 +22,9 @@ Grid = tuple[float, ...]
 class StudyKind(StrEnum):
     """How a study chooses its settings; what runs, what is judged and what is drawn follow from it."""
 
-    GRID = "grid"
-    """Every combination of the grids."""
-    SCATTERED = "scattered"
-    """Points that a sampler draws from the spaces."""
-    ISOFLOP = "isoflop"
-    """Budgets of compute by sizes of the model."""
+    GRID = "grid"  # every combination of the grids
+    SCATTERED = "scattered"  # points that a sampler draws from the spaces
+    ISOFLOP = "isoflop"  # budgets of compute by sizes of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +60,7 @@ class Search:
     """This many of the best settings of a finished search are trained again, for `finalist_steps`. The best of these is
     the study's."""
     finalist_steps: int | None = None
-    width_per_depth: int | None = None
-    """isoflop over depths: a model's width is this many times its depth."""
+    width_per_depth: int | None = None  # isoflop over depths: a model's width is this many times its depth
     flops_by: Literal["6nd", "counted"] = "6nd"
     """isoflop: a budget is 6 x parameters x tokens, or 6 x the counted multiply-accumulates."""
     grids: Mapping[str, Grid] = field(default_factory=dict)
@@ -129,13 +125,10 @@ class Search:
 class Compute:
     """Where trials run. A slot runs one trial at a time, on a CPU thread or a GPU."""
 
-    address: str | None = None
-    """A running Ray cluster to join; None: a private one on this machine."""
+    address: str | None = None  # a running Ray cluster to join; None: a private one on this machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    slots: int | None = None
-    """None: every core, or every GPU."""
-    max_failures: int = 2
-    """How often a trial is started again after its process died."""
+    slots: int | None = None  # None: every core, or every GPU
+    max_failures: int = 2  # how often a trial is started again after its process died
     orphan_seconds: float = 60.0
     """A trial's process ends itself when its driver is silent for this long. The trial resumes from its checkpoint."""
 
@@ -155,10 +148,8 @@ class LedgerConfig:
 
     tracking_uri: str | None = None
     experiment: str = "muxfer"
-    patience_seconds: float = 60.0
-    """How long a command waits at its end for a ledger that does not respond."""
-    lease_seconds: float = 30.0
-    """Time-to-live of a driver's hold on a study, for drivers on other hosts."""
+    patience_seconds: float = 60.0  # how long a command waits at its end for a ledger that does not respond
+    lease_seconds: float = 30.0  # time-to-live of a driver's hold on a study, for drivers on other hosts
 
     def validate(self) -> None:
         validate_positive(self, "ledger", "lease_seconds")
@@ -177,10 +168,8 @@ class Target:
     steps: int
     depth: int | None = None
     batch_size: int | None = None
-    base_width: int | None = None
-    """Any value but the proxies' is refused: a target has their base width."""
-    base_lr: float | None = None
-    """Replaces the study's. The record says that it was forced."""
+    base_width: int | None = None  # any value but the proxies' is refused: a target has their base width
+    base_lr: float | None = None  # Replaces the study's. The record says that it was forced.
     warmup_steps: int | None = None
     weight_decay: float | None = None
     label_dropout: float | None = None
@@ -233,8 +222,7 @@ class Check:
 class Checkpoints:
     """The disk space that checkpoints may take. No part of a study or a trial."""
 
-    budget_gb: float | None = None
-    """None: the free space where they are written, minus 1 GB."""
+    budget_gb: float | None = None  # None: the free space where they are written, minus 1 GB
 
     def validate(self) -> None:
         validate_positive(self, "checkpoints", "budget_gb")
@@ -246,8 +234,7 @@ class Published:
 
     proxy_params: float
     target_params: float
-    pretrainings: int | None = None
-    """Tuning the target by hand took this many full pretrainings."""
+    pretrainings: int | None = None  # tuning the target by hand took this many full pretrainings
 
     def validate(self) -> None:
         validate_positive(self, "published", "proxy_params", "target_params", "pretrainings")

@@ -57,8 +57,7 @@ class DescribedData:
     channels: int
     num_samples: int
     num_classes: int = 1
-    text_tokens: int | None = None
-    """Length of the longest caption with its end token, for models that read text."""
+    text_tokens: int | None = None  # length of the longest caption with its end token, for models that read text
 
     def validate(self) -> None:
         validate_positive(self, "data", "image_size", "channels", "num_samples", "num_classes", "text_tokens")
@@ -90,8 +89,7 @@ class DDPM:
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    repa_weight: float = 0.0
-    """As for rectified_flow."""
+    repa_weight: float = 0.0  # as for rectified_flow
 
     def validate(self) -> None:
         validate_positive(self, "objective", "num_timesteps")
@@ -112,8 +110,7 @@ class Optimizer:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    grad_clip: float | None = None
-    """Global norm of the unfolded gradients; None: no clipping."""
+    grad_clip: float | None = None  # global norm of the unfolded gradients; None: no clipping
     output_multiplier: float = 1.0
 
     def validate(self) -> None:
@@ -132,8 +129,7 @@ class Training:
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
     label_dropout: float = 0.1
-    ema_fraction: float = 0.05
-    """Time constant of the averaged weights, as a share of the steps."""
+    ema_fraction: float = 0.05  # time constant of the averaged weights, as a share of the steps
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device supports it natively, float32 elsewhere."""
     seed: int = 0

@@ -31,8 +31,7 @@ class Dataset:
     train: Split
     validation: Split
     class_names: tuple[str, ...]
-    captions: tuple[str, ...]
-    """One caption a class, for models that read text."""
+    captions: tuple[str, ...]  # one caption a class, for models that read text
     fingerprint: str
 
     @property

@@ -93,9 +93,7 @@ def decode_picture(file: Path, image_size: int, channels: int) -> torch.Tensor:
             if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow's conversion would clip instead of scale
                 picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).round().astype(np.uint8))
             if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
             picture = picture.convert("L" if channels == 1 else "RGB")
             picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -11,8 +11,7 @@ from muxfer.data.image_folder import find_pictures, read_folder
 from muxfer.errors import BadInput
 from muxfer.trial import content_hash
 
-_loaded: dict[Any, Dataset] = {}
-"""The data set that was loaded last."""
+_loaded: dict[Any, Dataset] = {}  # the data set that was loaded last
 
 
 @dataclass(frozen=True, kw_only=True)

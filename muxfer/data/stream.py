@@ -43,10 +43,8 @@ class Stream:
     def __init__(
         self, split: Split, *, num_classes: int, batch_size: int, label_dropout: float, seed: int, replicate: int
     ) -> None:
-        self._split = split
-        self._null_label = num_classes
-        self._batch_size = batch_size
-        self._label_dropout = label_dropout
+        self._split, self._null_label = split, num_classes
+        self._batch_size, self._label_dropout = batch_size, label_dropout
         self._source = (seed, replicate)
         self._orders: dict[int, torch.Tensor] = {}
 
@@ -68,11 +66,9 @@ class Stream:
         """The places in the split of a step's pictures [B]."""
         num_pictures = len(self._split)
         start, stop = step * self._batch_size, (step + 1) * self._batch_size
-        parts = []
-        for epoch in range(start // num_pictures, (stop - 1) // num_pictures + 1):
-            first = epoch * num_pictures
-            parts.append(self._order(epoch)[max(start - first, 0) : stop - first])
-        return torch.cat(parts)
+        epochs = range(start // num_pictures, (stop - 1) // num_pictures + 1)
+        firsts = [epoch * num_pictures for epoch in epochs]
+        return torch.cat([self._order(e)[max(start - f, 0) : stop - f] for e, f in zip(epochs, firsts, strict=True)])
 
     def _order(self, epoch: int) -> torch.Tensor:
         """The order of an epoch's pictures. The last two are kept."""

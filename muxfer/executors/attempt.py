@@ -9,7 +9,7 @@ from typing import Any
 
 from muxfer.errors import MuxferError
 from muxfer.executors.base import TrialJob, TrialUpdate
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome
 
 TRIAL_RUN = "muxfer.executors.worker:TrialRun"
 """The class that trains, as `module:Class`. It is made from a TrialJob and advanced until its update is final."""
@@ -46,18 +46,7 @@ class Attempt:
 def failed_update(job: TrialJob, error: str, *, newest: TrialUpdate | None = None) -> TrialUpdate:
     """The final update of a job that ended without a result. `newest` is the update that came before, if any."""
     step, train_seconds = (newest.step, newest.train_seconds) if newest else (0, 0.0)
-    record = Record(
-        key=job.trial.key,
-        setting=job.trial.setting,
-        replicate=job.trial.replicate,
-        outcome=Outcome.FAILED,
-        metric=None,
-        step=step,
-        train_seconds=train_seconds,
-        epoch=job.epoch,
-        kind=job.trial.kind,
-        error=error,
-    )
+    record = job.record(Outcome.FAILED, metric=None, step=step, train_seconds=train_seconds, error=error)
     return TrialUpdate(key=job.trial.key, step=step, train_seconds=train_seconds, record=record)
 
 

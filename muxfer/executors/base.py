@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from muxfer.models.plugins import Plugins
-from muxfer.trial import Point, Record, Trial
+from muxfer.trial import Outcome, Point, Record, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,11 @@ class TrialJob:
     device: str = "cpu"
     plugins: Plugins = field(default_factory=Plugins)
     band: Mapping[str, Any] | None = None
+
+    def record(self, outcome: Outcome, **result: Any) -> Record:
+        """The record of an attempt at this job."""
+        trial = {name: getattr(self.trial, name) for name in ("key", "setting", "replicate", "kind")}
+        return Record(**trial, epoch=self.epoch, outcome=outcome, **result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,6 @@ class TrialUpdate:
 
     @property
     def final(self) -> bool:
-        """Whether this is the attempt's last update."""
         return self.record is not None or self.halted is not None
 
 

@@ -73,9 +73,7 @@ class Orphan:
     """
 
     def __init__(self) -> None:
-        self._seconds = 1.0
-        self._waiting = False
-        self._silent = 0
+        self._seconds, self._silent_ticks, self._waiting = 1.0, 0, False
         threading.Thread(target=self._watch, name="muxfer-orphan", daemon=True).start()
 
     def wait_for_driver(self, seconds: float) -> None:
@@ -207,9 +205,7 @@ class Listener(tune.Callback):
         self._jobs = jobs
         self._inbox = inbox
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         self._inbox.put(("update", result.get("update")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -24,8 +24,7 @@ from muxfer.errors import NoResources
 from muxfer.processes import start_time
 
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
-MARK = "MUXFER_RAY"
-"""The environment variable that holds the cluster's folder in each process of a private cluster."""
+MARK = "MUXFER_RAY"  # the environment variable that holds the cluster's folder in each process of a private cluster
 MAX_ROUNDS, ROUND_SECONDS = 40, 0.03
 _ending = False
 
@@ -85,7 +84,6 @@ def end_own_session() -> None:
 
 
 def is_ending() -> bool:
-    """Whether this process is about to exit."""
     return _ending
 
 

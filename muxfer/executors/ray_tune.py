@@ -64,7 +64,7 @@ class RayExecutor:
         self.device = "cpu"
         self._compute = compute
         self._worker = worker
-        self._update_every_seconds = update_every_seconds
+        self._seconds = update_every_seconds
         self._cluster = Cluster(compute.address)
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -161,12 +161,8 @@ class RayExecutor:
             from muxfer.executors import ray_plugins
 
             self.device, self.slots = resolve(self._compute, ray.cluster_resources())
-            settings = {
-                "worker": self._worker,
-                "seconds": self._update_every_seconds,
-                "orphan_seconds": self._compute.orphan_seconds,
-            }
-            max_failures = self._compute.max_failures
+            max_failures, orphan_seconds = self._compute.max_failures, self._compute.orphan_seconds
+            settings = {"worker": self._worker, "seconds": self._seconds, "orphan_seconds": orphan_seconds}
             self._jobs = jobs = ray_plugins.JobQueue(slots=self.slots, max_failures=max_failures, settings=settings)
             if self._stop.is_set():  # `close` was called before the cluster was ready
                 jobs.close()

@@ -15,14 +15,12 @@ from muxfer.config.task import Model, Task
 from muxfer.errors import BadInput
 from muxfer.trial import Setting
 
-SIZES = ("width", "depth", "batch_size", "steps")
-"""The settings that decide what a trial costs."""
+SIZES = ("width", "depth", "batch_size", "steps")  # the settings that decide what a trial costs
 
 STEP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.15)
 """Shares of the target's steps that a proposal may train for. The smallest is the paper's own: 30K of 200K (MMDiT)."""
 
-LEAST_SETTINGS = 5
-"""Fewer settings do not show both sides of an optimum. The papers tuned PixArt-α with five."""
+LEAST_SETTINGS = 5  # Fewer settings do not show both sides of an optimum. The papers tuned PixArt-α with five.
 
 
 def training_flops(macs: float, *, samples: float) -> float:

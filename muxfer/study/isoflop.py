@@ -61,9 +61,8 @@ def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setti
         steps = [round(flops * each) for each in steps_per_flop]
         fitting = [(model, n) for model, n in zip(models, steps, strict=True) if n >= MIN_STEPS]
         if len(fitting) < MIN_SIZES:
-            size, n = next(
-                (getattr(model, search.hp), n) for model, n in zip(models, steps, strict=True) if n < MIN_STEPS
-            )
+            model, n = next((model, n) for model, n in zip(models, steps, strict=True) if n < MIN_STEPS)
+            size = getattr(model, search.hp)
             raise BadInput(
                 f"search.flops {flops:.3g} trains {search.hp} {size} for {n} steps: expected at least {MIN_STEPS} at"
                 f" {MIN_SIZES} sizes or more; raise the budget, add smaller sizes, or lower training.batch_size"
@@ -76,13 +75,11 @@ def points_of(records: Sequence[Record], task: Task) -> Points:
     """The trials of an isoFLOP study as points. A diverged trial has no loss. `task` has the batch and image size."""
     settled = [record for record in records if record.kind == "proxy" and record.outcome.settled]
     tokens_per_step = task.training.batch_size * tokens_per_sample(task.model)
-    budgets = [float(record.setting["flops"]) for record in settled]
-    steps = [float(record.setting["steps"]) for record in settled]
     losses = [math.nan if record.metric is None else record.metric for record in settled]
     return Points(
-        flops=np.array(budgets),
+        flops=np.array([float(record.setting["flops"]) for record in settled]),
         params=np.array([float(record.num_parameters) for record in settled]),
-        tokens=np.array(steps) * tokens_per_step,
+        tokens=np.array([float(record.setting["steps"]) for record in settled]) * tokens_per_step,
         loss=np.array(losses, dtype=float),
     )
 

@@ -18,8 +18,7 @@ from muxfer.study.retention import Retention
 from muxfer.study.trials import remaining
 from muxfer.trial import Record, Study, Trial
 
-UPDATE_SECONDS = 0.2
-"""How long the loop waits for updates before it looks at the lease and the deadline again."""
+UPDATE_SECONDS = 0.2  # how long the loop waits for updates before it looks at the lease and the deadline again
 
 
 class Progress(Protocol):
@@ -93,11 +92,9 @@ def run_study(
     finally:
         progress.stop()
     executor.close()
-    ended = recorder.ended
+    ended, train_seconds = recorder.ended, sum(recorder.train_seconds.values())
     unfinished = [trial for trial in remaining(trials, [*records, *ended.values()]) if trial.key not in ended]
-    return StudyRun(
-        records=tuple(ended.values()), unfinished=len(unfinished), train_seconds=sum(recorder.train_seconds.values())
-    )
+    return StudyRun(records=tuple(ended.values()), unfinished=len(unfinished), train_seconds=train_seconds)
 
 
 @dataclass(kw_only=True)

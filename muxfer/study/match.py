@@ -10,8 +10,7 @@ from muxfer.config.task import Task, to_plain
 from muxfer.errors import BadInput
 from muxfer.trial import Study
 
-UNNAMED = {"search.sampler": "grid"}
-"""What a study has where its identity does not name the key."""
+UNNAMED = {"search.sampler": "grid"}  # what a study has where its identity does not name the key
 UNSPECIFIED = ("data_fingerprint", "numerics")
 """Keys that no override can name. Among matching studies, those with today's values are meant."""
 
@@ -64,8 +63,5 @@ def proxy_task(config: Config, study: Study) -> Task:
 def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in identity.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

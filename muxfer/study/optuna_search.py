@@ -23,8 +23,7 @@ MIN_STARTUP = 4
 """TPE and the Gaussian process start to learn after this many settings, or two a dimension, or a round, whichever is
 most. A generation of CMA-ES has at least as many."""
 
-MIN_FINISHED = 8
-"""Importances need at least this many finished settings."""
+MIN_FINISHED = 8  # importances need at least this many finished settings
 
 
 class OptunaSearcher:
@@ -81,9 +80,7 @@ class _Replay:
     """The search at one combination of the grids, replayed as far as the records go; more records continue it."""
 
     def __init__(self, search: Search, held: Setting, *, seed: int) -> None:
-        self._search = search
-        self._held = held
-        self._seed = seed
+        self._search, self._held, self._seed = search, held, seed
         self._begin()
 
     def settings(self, values: Mapping[Key, float]) -> list[Setting]:
@@ -129,10 +126,8 @@ def _sampler(search: Search, seed: int) -> "optuna.samplers.BaseSampler":
 
     match search.sampler:
         case "tpe":
-            startup = _startup(search)
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True
-            )
+            options: Any = {"multivariate": True, "constant_liar": True}
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(search), **options)
         case "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(search))
         case "cmaes":
@@ -172,9 +167,8 @@ def _quiet() -> Iterator[None]:
 
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with warnings.catch_warnings(action="ignore"):
             yield
-        finally:
-            optuna.logging.set_verbosity(verbosity)
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -81,8 +81,8 @@ def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> 
         return Verdict(verdict=VerdictKind.ABSTAINS, why=why, axis=config.search.axis, hp=config.search.hp)
     judged = transferability.judge(searched(config.search, records), axis=config.search.axis, hp=config.search.hp)
     if unfinished and judged.verdict is VerdictKind.TRANSFERS:
-        why = f"{unfinished} trials are still to run; so far {judged.why}"
-        return replace(judged, verdict=VerdictKind.ABSTAINS, why=why)
+        so_far = f"{unfinished} trials are still to run; so far {judged.why}"
+        return replace(judged, verdict=VerdictKind.ABSTAINS, why=so_far)
     return judged
 
 

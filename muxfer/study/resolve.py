@@ -80,15 +80,8 @@ def resolve(name: str, overrides: Sequence[str], *, planned: bool = False) -> Re
 def resolve_without_data(name: str, overrides: Sequence[str] = ()) -> Request:
     """Resolve ledger, folder and cluster alone: without data there is no study, and nothing can run."""
     config = parse(composed(name, overrides).plain)
-    no_study = Study(name=name, key="", identity={})
-    return Request(
-        name=name,
-        overrides=tuple(overrides),
-        config=config,
-        study=no_study,
-        fingerprint="",
-        folder=output_folder(config),
-    )
+    none, folder = Study(name=name, key="", identity={}), output_folder(config)
+    return Request(name=name, overrides=tuple(overrides), config=config, study=none, fingerprint="", folder=folder)
 
 
 def tracking_uri(config: Config) -> str:

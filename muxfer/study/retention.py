@@ -23,12 +23,9 @@ from muxfer.study.search import grid, num_settings
 from muxfer.training.attempt_folders import refuse_links, subfolders
 from muxfer.trial import Record, Trial, content_hash
 
-SPARE_BYTES = 10**9
-"""Space on the disk that is left free where no budget is given."""
-FOR_RUNNING = 3
-"""Checkpoints of a running trial: the last two, and the one that is being written."""
-BYTES_A_PARAMETER = 4 * 4
-"""float32, of the weights, the averaged weights and the two moments of Adam."""
+SPARE_BYTES = 10**9  # space on the disk that is left free where no budget is given
+FOR_RUNNING = 3  # checkpoints of a running trial: the last two, and the one that is being written
+BYTES_A_PARAMETER = 4 * 4  # float32, of the weights, the averaged weights and the two moments of Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +44,7 @@ def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
 
     The order is targets, then by metric, then the newest; diverged trials come last. The first one always stays.
     """
-    ranked = sorted(
-        held, key=lambda one: (not one.target, one.metric is None, one.metric or 0.0, -one.written, one.key)
-    )
+    ranked = sorted(held, key=lambda h: (not h.target, h.metric is None, h.metric or 0.0, -h.written, h.key))
     total = 0
     for place, one in enumerate(ranked):
         total += one.size
@@ -102,13 +97,9 @@ class Retention:
         if not size:
             return
         with contextlib.suppress(OSError):
-            self._ended[record.key] = Held(
-                key=record.key,
-                size=size,
-                metric=record.metric,
-                written=path.stat().st_mtime_ns,
-                target=record.kind == "target",
-            )
+            written, target = path.stat().st_mtime_ns, record.kind == "target"
+            held = Held(key=record.key, size=size, metric=record.metric, written=written, target=target)
+            self._ended[record.key] = held
 
     def _fit(self, running: Collection[str]) -> None:
         from muxfer.training import checkpoint

@@ -16,8 +16,7 @@ from muxfer.config.settings import SETTINGS
 from muxfer.config.study import Search, Space
 from muxfer.trial import Record, Setting
 
-DIGITS = 6
-"""Significant digits of a drawn value: short to read, and the same after rounding on another host."""
+DIGITS = 6  # significant digits of a drawn value: short to read, and the same after rounding on another host
 
 Key = tuple[tuple[str, float | int | str], ...]
 

@@ -12,8 +12,7 @@ from muxfer.study.resolve import Request
 from muxfer.study.session import open_ledger
 from muxfer.trial import Outcome
 
-SIMILAR = 4.0
-"""A measured speed holds for models with up to this many times more or fewer multiply-accumulates."""
+SIMILAR = 4.0  # a measured speed holds for models with up to this many times more or fewer multiply-accumulates
 
 
 def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:

@@ -36,29 +36,19 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
 
 
 def trial_key(
-    task: Mapping[str, Any],
-    *,
-    replicate: int,
-    fingerprint: str,
-    kind: str = "proxy",
-    numerics: int = NUMERICS_VERSION,
+    task: Mapping[str, Any], *, replicate: int, fingerprint: str, kind: str = "proxy", numerics: int = NUMERICS_VERSION
 ) -> str:
     """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU.
 
     A target differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
     """
-    content = {
-        "task": key_content(task),
-        "replicate": replicate,
-        "data_fingerprint": fingerprint,
-        "numerics": numerics,
-    }
+    content = {"task": key_content(task), "replicate": replicate, "data_fingerprint": fingerprint, "numerics": numerics}
     return content_hash(content if kind == "proxy" else {**content, "kind": kind})
 
 
 def make_trial(
     task: Task,
-    setting: Mapping[str, Any],
+    setting: Setting,
     *,
     replicate: int,
     fingerprint: str,
@@ -66,15 +56,9 @@ def make_trial(
     numerics: int = NUMERICS_VERSION,
 ) -> Trial:
     plain = to_plain(task)
-    return Trial(
-        key=trial_key(plain, replicate=replicate, fingerprint=fingerprint, kind=kind, numerics=numerics),
-        setting=dict(setting),
-        replicate=replicate,
-        task=plain,
-        kind=kind,
-        cost_flops=estimated_flops(task),
-        fingerprint=fingerprint,
-    )
+    key = trial_key(plain, replicate=replicate, fingerprint=fingerprint, kind=kind, numerics=numerics)
+    content: dict[str, Any] = {"replicate": replicate, "fingerprint": fingerprint, "kind": kind}
+    return Trial(key=key, setting=dict(setting), task=plain, cost_flops=estimated_flops(task), **content)
 
 
 def validate_search(config: Config) -> None:

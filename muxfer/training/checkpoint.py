@@ -26,12 +26,9 @@ from safetensors.torch import load_file, save_file
 from muxfer.errors import BadInput
 from muxfer.training.attempt_folders import attempts, numbers_in_name, subfolders
 
-KEEP = 2
-"""How many checkpoints of a running trial are kept. If the last one is damaged, the one before is still there."""
-
+KEEP = 2  # How many checkpoints of a running trial are kept. If the last one is damaged, the one before is still there.
 _STEP = re.compile(r"step-[0-9]+")
 _HALF_WRITTEN = re.compile(r"\.step-.*\.tmp")
-
 logger = logging.getLogger(__name__)
 
 
@@ -195,9 +192,8 @@ def _empty(attempt: Path, *, but: Path | None) -> None:
 
 def _write(folder: Path, snapshot: Snapshot, key: str) -> None:
     for group, tensors in snapshot.tensors.items():
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / f"{group}.safetensors"
-        )
+        dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(dense, folder / f"{group}.safetensors")
     state = {**snapshot.state, "key": key, "step": snapshot.step, "torch": torch.__version__}
     (folder / "state.json").write_text(json.dumps(state, allow_nan=False))
     files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
@@ -221,11 +217,7 @@ def _read(folder: Path, key: str) -> Snapshot:
         state = json.loads((folder / "state.json").read_text())
         if state["key"] != key:
             raise _Invalid(f"it belongs to trial {state['key']}, not {key}")
-        tensors = {
-            name.removesuffix(".safetensors"): load_file(folder / name)
-            for name in files
-            if name.endswith(".safetensors")
-        }
+        tensors = {Path(name).stem: load_file(folder / name) for name in files if name.endswith(".safetensors")}
         return Snapshot(step=int(state["step"]), tensors=tensors, state=state)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _Invalid(f"it can't be read ({error})") from error

@@ -27,12 +27,9 @@ from muxfer.training.divergence import DivergenceDetector
 from muxfer.training.optim import AveragedWeights, Clip, build_adamw, rate_multiplier, set_rates
 from muxfer.trial import Point
 
-CHUNK_STEPS_ON_GPU = 20
-"""Steps between two reads of losses from a GPU, which runs ahead of Python."""
+CHUNK_STEPS_ON_GPU = 20  # steps between two reads of losses from a GPU, which runs ahead of Python
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-Predict = Callable[..., torch.Tensor]
-"""`predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`."""
+Predict = Callable[..., torch.Tensor]  # `predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`
 
 
 def call_model(model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
@@ -180,9 +177,8 @@ class Trainer:
         self._optimizer.state.clear()
         for name, param in zip(self._names, self._params, strict=True):
             if f"{name}.step" in saved:
-                self._optimizer.state[param] = {
-                    kind: saved[f"{name}.{kind}"].to(self.device, copy=True) for kind in ADAM_STATE
-                }
+                adam = {kind: saved[f"{name}.{kind}"].to(self.device, copy=True) for kind in ADAM_STATE}
+                self._optimizer.state[param] = adam
         state = snapshot.state
         self.step = snapshot.step
         self._divergence.restore(state)

@@ -21,11 +21,9 @@ from muxfer.config.task import DDPM, RectifiedFlow
 FLOW_TIMESTEPS = 1000
 """The model sees t in [0, 1] as t * 1000, the convention of diffusers' FlowMatchEulerDiscreteScheduler."""
 
-PIXEL_STEP = 2 / 255
-"""Width of a pixel's bin in [-1, 1], for the likelihood of the last denoising step."""
+PIXEL_STEP = 2 / 255  # width of a pixel's bin in [-1, 1], for the likelihood of the last denoising step
 
-Model = Callable[..., torch.Tensor]
-"""`model(x_BCHW, t_B, y_B)`: the prediction, [B, C or 2C, H, W]."""
+Model = Callable[..., torch.Tensor]  # `model(x_BCHW, t_B, y_B)`: the prediction, [B, C or 2C, H, W]
 
 
 def timesteps(objective: RectifiedFlow | DDPM, u_B: torch.Tensor) -> torch.Tensor:
@@ -74,11 +72,10 @@ def losses(
     table = _table(objective, x0_BCHW.device, x0_BCHW.dtype)
     x_BCHW = table.at("sqrt_alpha_bar", t_B) * x0_BCHW + table.at("sqrt_one_minus_alpha_bar", t_B) * noise_BCHW
     output = model(x_BCHW, t_B.to(x0_BCHW.dtype), y_B).to(x0_BCHW.dtype)
-    channels = x0_BCHW.shape[1]
-    if output.shape[1] != 2 * channels:
+    if output.shape[1] != 2 * x0_BCHW.shape[1]:
         _validate_shape(output, x0_BCHW, "ddpm")
         return _mean_square(output - noise_BCHW)
-    eps_BCHW, fraction_BCHW = output.split(channels, dim=1)
+    eps_BCHW, fraction_BCHW = output.chunk(2, dim=1)
     bound_B = _variance_bound(table, x0_BCHW, x_BCHW, t_B, eps_BCHW.detach(), fraction_BCHW)
     return _mean_square(eps_BCHW - noise_BCHW) + bound_B * (objective.num_timesteps / 1000)
 
@@ -110,10 +107,8 @@ def _table(objective: DDPM, device: torch.device, dtype: torch.dtype) -> _Table:
     alpha_bar = torch.cumprod(1 - beta, 0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior = beta * (1 - before) / (1 - alpha_bar)
-    if len(posterior) > 1:
-        posterior[0] = posterior[1]  # the first posterior variance is zero, so its log is clipped as in the reference
-    else:
-        posterior = beta
+    # The first posterior variance is zero, so its log is clipped as in the reference.
+    posterior = torch.cat([posterior[1:2], posterior[1:]]) if len(posterior) > 1 else beta
     rows = {
         "sqrt_alpha_bar": alpha_bar.sqrt(),
         "sqrt_one_minus_alpha_bar": (1 - alpha_bar).sqrt(),

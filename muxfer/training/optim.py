@@ -66,8 +66,7 @@ class Clip:
         grads = [grad for param in self._params if (grad := param.grad) is not None]
         norm_P = torch.stack(torch._foreach_norm(grads))
         if self._fold_P is not None:
-            fold_P = self._fold_P if len(used) == len(self._params) else self._fold_P[used]
-            norm_P = norm_P * fold_P
+            norm_P = norm_P * (self._fold_P if len(used) == len(self._params) else self._fold_P[used])
         norm = torch.linalg.vector_norm(norm_P)
         if self._max_norm is not None:
             # 1e-6 and the clamp are torch's, so that both clip alike

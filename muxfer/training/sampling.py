@@ -18,10 +18,8 @@ def guided_prediction(
     """
     if guidance == 1:
         return model(x_BCHW, t_B, y_B)
-    output = model(
-        torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), torch.cat([y_B, torch.full_like(y_B, null_label)])
-    )
-    conditional, unconditional = output.chunk(2)
+    labels = torch.cat([y_B, torch.full_like(y_B, null_label)])
+    conditional, unconditional = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), labels).chunk(2)
     channels = x_BCHW.shape[1]
     prediction = torch.lerp(unconditional[:, :channels], conditional[:, :channels], guidance)
     return torch.cat([prediction, conditional[:, channels:]], dim=1)

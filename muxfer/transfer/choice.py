@@ -12,7 +12,7 @@ from muxfer.ledger.base import Ledger
 from muxfer.models.build import scale_plan
 from muxfer.models.count import measure
 from muxfer.mup import ScalePlan, validate_same_base
-from muxfer.study.cost import tuning_ratio
+from muxfer.study.cost import samples_seen, tuning_ratio
 from muxfer.study.match import proxy_task
 from muxfer.study.recorded import RecordedStudy, judge, read_study
 from muxfer.study.resolve import Request
@@ -98,9 +98,6 @@ def choose_target(request: Request, ledger: Ledger, *, flops: float | None, law:
 
 
 def _tuning_ratio(proxies: Sequence[Record], base: Task, target: Task) -> float:
-    trained = []
-    for record in proxies:
-        batch_size = with_setting(base, record.setting).training.batch_size
-        trained.append((record.num_parameters, record.step * batch_size))
-    target_samples = target.training.steps * target.training.batch_size
-    return tuning_ratio(trained, (measure(target.model).parameters, target_samples))
+    batch_sizes = [with_setting(base, record.setting).training.batch_size for record in proxies]
+    trained = [(proxy.num_parameters, proxy.step * size) for proxy, size in zip(proxies, batch_sizes, strict=True)]
+    return tuning_ratio(trained, (measure(target.model).parameters, samples_seen(target)))

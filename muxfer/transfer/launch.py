@@ -37,8 +37,12 @@ def launch_target(session: Session, choice: Choice, *, print_line: PrintLine) ->
     is_complete = is_handed_out(files, recorded)
     if not is_complete:
         records = _without_damaged(records, trial, checkpoints, print_line)
+
+    def start_executor() -> Executor:
+        return Watched(_executor(session.request, session.files.path), choice.watched_band)
+
     try:
-        ran = session.run([trial], records, start_executor=lambda: _watched_executor(session, choice))
+        ran = session.run([trial], records, start_executor=start_executor)
     except TrialsFailed as error:
         drawn = _draw_breach(session, choice, files)
         raise TrialsFailed(f"{error}; its curve: {drawn[0]}" if drawn else str(error)) from None
@@ -71,10 +75,6 @@ def _without_damaged(
         return records
     print_line(f"the target's checkpoint of step {done.step} is damaged: it goes on from that of step {step}")
     return [record for record in records if record is not done]
-
-
-def _watched_executor(session: Session, choice: Choice) -> Executor:
-    return Watched(_executor(session.request, session.files.path), choice.watched_band)
 
 
 def _executor(request: Request, folder: Path) -> Executor:

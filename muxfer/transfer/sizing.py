@@ -43,12 +43,7 @@ def sized_target(request: Request, base: Task, flops: float, law: str | None) ->
     batch_size = target.batch_size or base.training.batch_size
     task = replace(base, training=replace(base.training, batch_size=batch_size))
     size = target_size(
-        fit,
-        flops,
-        task,
-        measure,
-        width_per_depth=config.search.width_per_depth,
-        flops_by=config.search.flops_by,
+        fit, flops, task, measure, width_per_depth=config.search.width_per_depth, flops_by=config.search.flops_by
     )
     line = (
         f"sized by the fit of {study.study.label} at {flops:.3g} FLOPs: width {size.width}, depth {size.depth},"

@@ -170,9 +170,7 @@ def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_
 def _in_width(proxy: Task, target: Target) -> str:
     parametrization = proxy.optimizer.parametrization
     scaled = parametrization in ("mup", "completep")
-    why = f"transfers in width under {parametrization}"
-    if not scaled:
-        why = f"nothing says that it transfers under {parametrization}"
+    why = f"{'transfers in width' if scaled else 'nothing says that it transfers'} under {parametrization}"
     depth, batch_size = proxy.model.depth, proxy.training.batch_size
     if target.depth not in (None, depth) and parametrization != "completep":
         why += f"; not known to transfer from depth {depth} to {target.depth}"

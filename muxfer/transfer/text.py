@@ -39,9 +39,8 @@ def failure_text(record: Record, target: TargetRun) -> str:
     """Why a target has no result, and what to do."""
     if record.outcome is not Outcome.DIVERGED:
         return f"the target {record.outcome} at step {record.step}: {record.error or 'see its loss'}"
-    checkpoint = "it left no checkpoint"
-    if record.checkpoint:
-        checkpoint = f"its last checkpoint before that is {record.checkpoint}"
+    last = record.checkpoint
+    checkpoint = f"its last checkpoint before that is {last}" if last else "it left no checkpoint"
     rate = target.task.optimizer.base_lr
     return (
         f"the target diverged at step {record.step}: its loss was not finite, or twice that of its first step;"
