@@ -24,7 +24,7 @@ from muxfer.analysis.proxy_size import parameters_times_samples
 from muxfer.analysis.quantiles import t_quantile
 from muxfer.analysis.transferability import bands, judge
 from muxfer.files import replace_file
-from muxfer.report.figures import compare_figure
+from muxfer.report.figures.u_curves import compare_figure
 from muxfer.trial import Record
 
 SMALLEST, TARGET = 32.0, 256.0

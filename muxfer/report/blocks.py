@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from muxfer.report.figures import INK, LINE, PAPER
+from muxfer.report.figures.style import INK, LINE, PAPER
 
 LARGEST = 1.2
 """A drawing grows with the page up to this many times its own size. Its letters must not become headlines."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from muxfer.redaction import redact
 from muxfer.report.blocks import Figure, Section
-from muxfer.report.figures import twin
+from muxfer.report.figures.style import twin
 
 if TYPE_CHECKING:
     from jinja2 import Environment

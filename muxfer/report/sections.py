@@ -8,28 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from muxfer.analysis.cells import Table as Losses
-from muxfer.analysis.cells import (
-    best_losses,
-    finite,
-    grid_optimum,
-    hp_values,
-    percent,
-    searched_settings,
-    seeds_text,
-    settings_at_largest,
-    settled_table,
-    shown,
-)
+from muxfer.analysis import cells
 from muxfer.analysis.proxy_size import ProxyFront
 from muxfer.analysis.scaling_law import IsoflopFit
 from muxfer.analysis.scattered import is_scattered
 from muxfer.report.blocks import Block, Fold, Mark, Paragraph, Section, Table, drawn, note
-from muxfer.report.figures import training_curves_figure, u_curves_figure
 from muxfer.report.figures.laws import laws_figure
 from muxfer.report.figures.optimum import optimum_figure
 from muxfer.report.figures.proxies import proxies_figure
 from muxfer.report.figures.search import importances_figure, parallel_figure, slices_figure
+from muxfer.report.figures.training import training_curves_figure
+from muxfer.report.figures.u_curves import u_curves_figure
 from muxfer.report.format import METRIC, cell_text, drift_text, edge_text, num_decimals, regret_text
 from muxfer.report.text import optimum_rows
 from muxfer.trial import Point, Record, Verdict
@@ -63,39 +52,37 @@ def u_curves(study_name: str, folder: Path, records: Sequence[Record], verdict: 
     """The loss over the setting at each axis value, drawn and in numbers. Settings off a grid have no curve."""
     if is_scattered(records, verdict.axis, verdict.hp):
         return None
-    files = u_curves_figure(
-        records, verdict, folder / "u-curves", title=f"{study_name}: {verdict.hp} by {verdict.axis}"
-    )
+    title = f"{study_name}: {verdict.hp} by {verdict.axis}"
+    files = u_curves_figure(records, verdict, folder / "u-curves", title=title)
     caption = (
         f"One line per {verdict.axis}. Star: the best {verdict.hp} of the grid. Shade: the curve fitted around it, with"
         " its 95 % band where the noise is known. On the axis: the fitted optimum, with its interval then."
         " Arrows: finite, but above this scale. Crosses: diverged (pale: only some seeds)."
     )
-    losses = settled_table(records, verdict.axis, verdict.hp)
+    losses = cells.settled_table(records, verdict.axis, verdict.hp)
     numbers = Fold(summary="the numbers", blocks=_losses(losses, verdict), unfolded=len(losses) > 0)
-    return Section(
-        name="U-curves", title=f"{METRIC.capitalize()} by {verdict.hp}", blocks=[drawn(files, "u", caption), numbers]
-    )
+    blocks: list[Block] = [drawn(files, "u", caption), numbers]
+    return Section(name="U-curves", title=f"{METRIC.capitalize()} by {verdict.hp}", blocks=blocks)
 
 
-def _losses(losses: Losses, verdict: Verdict) -> list[Block]:
+def _losses(losses: cells.Table, verdict: Verdict) -> list[Block]:
     """The best of a column is marked, and what is within 2 % of it is shaded: the basin is visible as a shape."""
     if not losses:
         return [Paragraph(text="No trial has settled.")]
-    decimals, bests = num_decimals(losses), best_losses(losses)
+    decimals, bests = num_decimals(losses), cells.best_losses(losses)
 
     def marked(hp: float, axis: float) -> str | Mark:
         cell, best = losses[axis].get(hp), bests[axis]
         text = cell_text(cell, decimals)
         if cell is None or cell.mean is None or best is None:
             return Mark(text=text, tone="none")
-        if cell.hp == grid_optimum(verdict, axis):
+        if cell.hp == cells.grid_optimum(verdict, axis):
             return Mark(text=f"★ {text}", tone="best")
         return Mark(text=text, tone="near") if cell.mean <= best + 0.02 * abs(best) else text
 
     header = [verdict.hp, *(f"{verdict.axis} {axis:g}" for axis in losses)]
-    rows = [[shown(hp), *(marked(hp, axis) for axis in losses)] for hp in hp_values(losses)]
-    legend = f"{METRIC.capitalize()}{seeds_text(losses)}. ★ best of its column; shaded: within 2 % of it."
+    rows = [[cells.shown(hp), *(marked(hp, axis) for axis in losses)] for hp in cells.hp_values(losses)]
+    legend = f"{METRIC.capitalize()}{cells.seeds_text(losses)}. ★ best of its column; shaded: within 2 % of it."
     return [Table(header=header, rows=rows), note(legend)]
 
 
@@ -125,15 +112,15 @@ def _optimum_sentences(verdict: Verdict) -> list[str]:
     largest = list(verdict.optimum)[-1]
     if edge := edge_text(verdict.hp, verdict.optimum[largest]):
         sentences.append(f"At {verdict.axis} {largest:g} {edge}.")
-    if finite(verdict.noise):
-        sentences.append(f"One trial's loss varies by {percent(verdict.noise)} about the curves.")
+    if cells.finite(verdict.noise):
+        sentences.append(f"One trial's loss varies by {cells.percent(verdict.noise)} about the curves.")
     return [*sentences, "grid: the lowest mean; choice: the lowest on the fitted curve, which is what muxfer takes."]
 
 
 def search(folder: Path, records: Sequence[Record], verdict: Verdict, context: Context) -> Section | None:
     """Every setting of a search over several settings. A single setting has its U-curves."""
-    results = settings_at_largest(records, verdict.axis)
-    names = searched_settings(results, verdict.axis)
+    results = cells.settings_at_largest(records, verdict.axis)
+    names = cells.searched_settings(results, verdict.axis)
     importances = context.get("importances") or {}
     if len(names) < 2 and not importances:
         return None
@@ -167,7 +154,7 @@ def proxies(folder: Path, context: Context) -> Section | None:
     rows = []
     for one in front.candidates:
         task = ", ".join(f"{name} {size:g}" for name, size in one.task.items())
-        choice = "" if one.choice is None else shown(one.choice)
+        choice = "" if one.choice is None else cells.shown(one.choice)
         remark = "front" if one.on_front else one.why
         rows.append([task, str(one.num_trials), f"{100 * one.share:.3g} %", choice, regret_text(one.regret), remark])
     blocks: list[Block] = [drawn(proxies_figure(front, folder / "proxies"), "f", caption)]

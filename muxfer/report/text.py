@@ -6,19 +6,7 @@ How a number, an outcome or a drift is written is decided in `muxfer.report.form
 import textwrap
 from collections.abc import Sequence
 
-from muxfer.analysis.cells import (
-    SettingResult,
-    Table,
-    finite,
-    grid_optimum,
-    held_settings,
-    hp_values,
-    percent,
-    seeds_text,
-    settings_at_largest,
-    settled_table,
-    shown,
-)
+from muxfer.analysis import cells
 from muxfer.analysis.scattered import is_scattered
 from muxfer.report.format import (
     METRIC,
@@ -41,15 +29,17 @@ BEST_SHOWN = 8
 def table_text(records: Sequence[Record], verdict: Verdict) -> str:
     """A study for the terminal: its losses as a table, or the best settings of a random search."""
     if is_scattered(records, verdict.axis, verdict.hp):
-        results = settings_at_largest(records, verdict.axis)
+        results = cells.settings_at_largest(records, verdict.axis)
         return "\n".join([*_search_lines(results, verdict.axis), *_verdict_lines(verdict)])
-    others = held_settings(records, verdict.axis, verdict.hp)
+    others = cells.held_settings(records, verdict.axis, verdict.hp)
     where = "".join(f" at {name} {brief_value(value)}" for name, value in others.items())
-    table = settled_table(records, verdict.axis, verdict.hp)
+    table = cells.settled_table(records, verdict.axis, verdict.hp)
     return cells_text(table, verdict, where=where, seeds="seeds (search.seeds=2)")
 
 
-def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: str = "", seeds: str = "seeds") -> str:
+def cells_text(
+    table: cells.Table, verdict: Verdict, *, metric: str = METRIC, where: str = "", seeds: str = "seeds"
+) -> str:
     """The metric as aligned plain text: a row for each value of the setting, a column for each axis value.
 
     `*` marks the best of a column. A setting that diverged shows the first step at which a replicate did. `where` names
@@ -59,11 +49,11 @@ def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: s
         return f"no trial has settled\nverdict  {verdict.verdict}: {verdict.why}"
     for short in (False, True):
         header = [verdict.hp, *(f"{axis:g} " if short else f"{verdict.axis} {axis:g}" for axis in table)]
-        rows = [header, *([shown(hp), *_cells(table, verdict, hp, short)] for hp in hp_values(table))]
+        rows = [header, *([cells.shown(hp), *_cells(table, verdict, hp, short)] for hp in cells.hp_values(table))]
         if table_width(rows) <= TERMINAL:
             break
     columns = f", by {verdict.axis}" if short else ""
-    title = f"{metric}{where}{columns}{seeds_text(table)}; * best of its column"
+    title = f"{metric}{where}{columns}{cells.seeds_text(table)}; * best of its column"
     lines = [*textwrap.wrap(title, TERMINAL), "", *table_lines(rows), "", *_optimum_lines(verdict)]
     if any(optimum.fitted is None for optimum in verdict.optimum.values()):
         lines.append("fitted: empty where no curve surely has its minimum among the points")
@@ -71,11 +61,11 @@ def cells_text(table: Table, verdict: Verdict, *, metric: str = METRIC, where: s
     return "\n".join(lines)
 
 
-def _noise_lines(table: Table, verdict: Verdict, metric: str, seeds: str) -> list[str]:
+def _noise_lines(table: cells.Table, verdict: Verdict, metric: str, seeds: str) -> list[str]:
     """How much a trial varies. Without that there is no interval, and the line says what is missing."""
-    if finite(verdict.noise):
-        text = f"one trial's {metric} varies by {percent(verdict.noise)} about the curves"
-    elif seeds_text(table):
+    if cells.finite(verdict.noise):
+        text = f"one trial's {metric} varies by {cells.percent(verdict.noise)} about the curves"
+    elif cells.seeds_text(table):
         text = f"these points do not tell it, hence no intervals; add values of {verdict.hp}"
     else:
         text = f"one seed does not tell it, hence no intervals; add {seeds}"
@@ -90,7 +80,7 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, TERMINAL, subsequent_indent="  ")
 
 
-def _search_lines(results: Sequence[SettingResult], axis: str) -> list[str]:
+def _search_lines(results: Sequence[cells.SettingResult], axis: str) -> list[str]:
     """The best settings of a random search, one after the other."""
     finished = [one for one in results if one.metric is not None]
     where = f" at {axis} {results[0].setting[axis]}" if axis in results[0].setting else ""
@@ -128,7 +118,7 @@ def optimum_rows(verdict: Verdict) -> list[list[str]]:
         grid = "none finite" if optimum.grid is None else brief_value(optimum.grid)
         choice = "" if optimum.choice is None else brief_value(optimum.choice)
         fitted = "" if optimum.fitted is None else hp_text(optimum.fitted, log2_hp=verdict.log2_hp)
-        if finite(optimum.low) and finite(optimum.high):
+        if cells.finite(optimum.low) and cells.finite(optimum.high):
             ends = (hp_text(end, log2_hp=verdict.log2_hp) for end in (optimum.low, optimum.high))
             fitted += f" ({' to '.join(ends)})"
         stable = "none" if optimum.stable is None else brief_value(optimum.stable)
@@ -148,7 +138,7 @@ def edge_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _cells(table: Table, verdict: Verdict, hp: float, short: bool) -> list[str]:
+def _cells(table: cells.Table, verdict: Verdict, hp: float, short: bool) -> list[str]:
     decimals = num_decimals(table)
-    marks = {axis: "*" if grid_optimum(verdict, axis) == hp else " " for axis in table}
+    marks = {axis: "*" if cells.grid_optimum(verdict, axis) == hp else " " for axis in table}
     return [cell_text(row.get(hp), decimals, short) + marks[axis] for axis, row in table.items()]

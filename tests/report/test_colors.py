@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from muxfer.report.figures import INK, PAPER, SOFT, palette, twin
-from muxfer.report.figures.style import MARKERS
+from muxfer.report.figures.style import INK, MARKERS, PAPER, SOFT, palette, twin
 from muxfer.report.html import TEMPLATES
 
 LIGHT, DARK = (TEMPLATES / "page.css").read_text().split("@media screen and (prefers-color-scheme:dark)")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from muxfer.report.figures import compare_figure, u_curves_figure
+from muxfer.report.figures.u_curves import compare_figure, u_curves_figure
 from tests.synthetic import judged, make_study
 
 

@@ -3,9 +3,9 @@
 import csv
 import xml.etree.ElementTree as ElementTree
 
-from muxfer.report.figures import u_curves_figure
 from muxfer.report.figures.optimum import _draw, optimum_figure
 from muxfer.report.figures.style import drawing
+from muxfer.report.figures.u_curves import u_curves_figure
 from muxfer.trial import Outcome, Record
 from tests.synthetic import judged, make_study
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from muxfer.analysis.loss_band import LossBand, first_breach, smoothed
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, LINE, SOFT, drawing, save
+from muxfer.report.figures.style import INK, LINE, SOFT, draw_files, grid_behind, new_figure
 from muxfer.report.format import rows_csv
 
 TARGET, BEYOND = "#6a00a8", "#b3443f"
@@ -18,36 +17,25 @@ def band_figure(band: LossBand, points: Sequence[tuple[int, float]], path_stem: 
 
     `points` are (step, training loss) of the target so far.
     """
-    with drawing():
-        paths = save(_draw(band, points, title), path_stem)
     smooth = dict(smoothed(points, band.smoothing_steps))
     rows = [(step, loss, smooth[step], *band.at(step)) for step, loss in points]
     table = rows_csv(["step", "train_loss", "smoothed", "predicted", "limit"], rows)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), table.encode())]
+    return draw_files(lambda: _draw(band, points, title), path_stem, table)
 
 
 def _draw(band: LossBand, points: Sequence[tuple[int, float]], title: str) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 4.2), layout="constrained")
+    figure = new_figure(8.6, 4.2)
     axes = figure.subplots()
     axes.set_title(title)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    grid_behind(axes)
     axes.fill_between(band.steps, band.predicted, band.limit, color=LINE, alpha=0.7, linewidth=0, label="tolerated")
     axes.plot(band.steps, band.predicted, color=SOFT, linewidth=1.4, linestyle=(0, (5, 2)), label="the proxies predict")
     axes.plot(band.steps, band.limit, color=SOFT, linewidth=0.8)
     horizon = _horizon(band)
     if horizon < band.steps[-1]:
         axes.axvline(horizon, color=SOFT, linewidth=0.8, linestyle=":")
-        note: dict[str, Any] = {
-            "xytext": (4, -2),
-            "textcoords": "offset points",
-            "fontsize": 8,
-            "color": SOFT,
-            "va": "top",
-        }
-        axes.annotate("the proxies end", (horizon, 1), xycoords=("data", "axes fraction"), **note)
+        note: dict[str, Any] = {"xytext": (4, -2), "textcoords": "offset points", "fontsize": 8, "color": SOFT}
+        axes.annotate("the proxies end", (horizon, 1), xycoords=("data", "axes fraction"), va="top", **note)
     if points:
         _draw_target(axes, band, points)
     axes.set_xlim(0, band.steps[-1])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muxfer.mup.slopes import TOLERANCE, CoordinateCheck, Line
-from muxfer.report.figures import INK, LINE, drawing, save
+from muxfer.report.figures.style import INK, LINE, draw_files, new_figure
 
 ROLE_COLORS = {"input": "#3f8f6b", "hidden": "#3b6fb6", "readout": "#c4552d", "finite": "#a4679f", "": "#8a8f98"}
 """Colours by role. Grey is a module of several parameters."""
@@ -19,15 +19,11 @@ ROWS = {"change": "change of outputs", "output_at_init": "outputs at initializat
 
 def coordinate_figure(panels: Sequence[CoordinateCheck], path_stem: Path, *, title: str) -> list[Path]:
     """The checked parametrization, and its control where there is one, as STEM.png and STEM.svg."""
-    with drawing():
-        return save(_coordinates(panels, title), path_stem)
+    return draw_files(lambda: _coordinates(panels, title), path_stem)
 
 
 def _coordinates(panels: Sequence[CoordinateCheck], title: str) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(2.4 + 3.2 * len(panels), 8.4), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = new_figure(2.4 + 3.2 * len(panels), 8.4, wspace=0.06)
     grid = figure.subplots(len(ROWS), len(panels), squeeze=False, sharex="col", sharey="row")
     for row, (measure, label) in enumerate(ROWS.items()):
         drawn = [_relative(_lines(check, measure), check.sizes) for check in panels]
@@ -41,9 +37,8 @@ def _coordinates(panels: Sequence[CoordinateCheck], title: str) -> Any:
             if row == len(ROWS) - 1:
                 axes.set_xlabel(check.axis)
         grid[row][0].set_ylabel(f"{label}{f', step {panels[0].steps}' if measure == 'change' else ''}")
-    figure.legend(
-        handles=_legend(panels), loc="outside lower center", ncols=3 * len(panels), handlelength=1.5, columnspacing=1.3
-    )
+    spacing: dict[str, Any] = {"ncols": 3 * len(panels), "handlelength": 1.5, "columnspacing": 1.3}
+    figure.legend(handles=_legend(panels), loc="outside lower center", **spacing)
     figure.align_ylabels()
     figure.suptitle(f"{title}\nrelative to {panels[0].axis} {min(panels[0].sizes)} and the slope expected", fontsize=10)
     return figure
@@ -58,11 +53,11 @@ def _lines(check: CoordinateCheck, measure: str) -> list[Line]:
 
 
 def _relative(lines: Sequence[Line], sizes: Sequence[int]) -> list[tuple[Line, list[float]]]:
-    first = min(sizes)
-    return [
-        (line, [line.values[size] / line.values[first] * (size / first) ** -line.expected for size in sorted(sizes)])
-        for line in lines
+    first, *_ = ordered = sorted(sizes)
+    ratios = [
+        [one.values[size] / one.values[first] * (size / first) ** -one.expected for size in ordered] for one in lines
     ]
+    return list(zip(lines, ratios, strict=True))
 
 
 def _limit(axes: Any, values: Sequence[float], measure: str, check: CoordinateCheck) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 from muxfer.analysis.isoflop_points import Budget
 from muxfer.analysis.parametric_law import ParametricLaw
 from muxfer.analysis.scaling_law import IsoflopFit, Prediction
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, MARKERS, PAPER, SOFT, brief, drawing, palette, save
+from muxfer.report.figures.style import INK, MARKERS, PAPER, SOFT, brief, draw_files, grid_behind, new_figure, palette
 from muxfer.report.format import rows_csv
 
 COLUMNS = ("flops", "params", "tokens", "loss", "fitted", "used", "optimal_params", "optimal_loss", "left_out")
@@ -30,18 +29,16 @@ def laws_figure(
     prediction: Prediction | None = None,
 ) -> list[Path]:
     """STEM.png, STEM.svg, and STEM.csv with a row for each trained model."""
-    with drawing():
-        paths = save(_laws(fit, title, parametric, prediction), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), points_csv(fit).encode())]
+    return draw_files(lambda: _laws(fit, title, parametric, prediction), path_stem, points_csv(fit))
 
 
 def points_csv(fit: IsoflopFit) -> str:
     """One row for each trained model, by budget and size: its loss, and its budget's curve and optimum."""
     rows = []
     for budget in fit.budgets:
-        fitted = [""] * len(budget.points) if budget.curve is None else budget.curve.at_params(budget.points.params)
-        optimum = ["" if budget.params is None else budget.params.value, "" if budget.loss is None else budget.loss]
         points = budget.points
+        fitted = [""] * len(points) if budget.curve is None else budget.curve.at_params(points.params)
+        optimum = [None if budget.params is None else budget.params.value, budget.loss]
         for i in range(len(points)):
             own = [float(column[i]) for column in (points.flops, points.params, points.tokens, points.loss)]
             rows.append([*own, fitted[i], "yes" if budget.used[i] else "", *optimum, budget.why])
@@ -49,10 +46,7 @@ def points_csv(fit: IsoflopFit) -> str:
 
 
 def _laws(fit: IsoflopFit, title: str, parametric: ParametricLaw | None, prediction: Prediction | None) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(11.4, 5.2), layout=ConstrainedLayoutEngine(wspace=0.05))
+    figure = new_figure(11.4, 5.2, wspace=0.05)
     grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1])
     curves, sizes = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
     losses = figure.add_subplot(grid[1, 1], sharex=sizes)
@@ -68,12 +62,8 @@ def _laws(fit: IsoflopFit, title: str, parametric: ParametricLaw | None, predict
     sizes.tick_params(labelbottom=False, which="both")
     losses.set_ylabel("loss there")
     losses.set_xlabel("FLOPs")
-    figure.legend(
-        handles=_legend(fit, colors, parametric, prediction),
-        loc="outside right upper",
-        handlelength=1.8,
-        labelspacing=0.6,
-    )
+    handles = _legend(fit, colors, parametric, prediction)
+    figure.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.6)
     return figure
 
 
@@ -83,8 +73,7 @@ def _draw_curves(axes: Any, fit: IsoflopFit, colors: list[str]) -> None:
     top = max(shown) + 0.06 * room
     axes.set_ylim(min(shown) - 0.06 * room, top)
     axes.set_xscale("log")
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    grid_behind(axes)
     for i, (budget, color) in enumerate(zip(fit.budgets, colors, strict=True)):
         points, marker = budget.points, MARKERS[i % len(MARKERS)]
         inside = points.loss <= top
@@ -115,8 +104,7 @@ def _draw_law(
     axes.set_xscale("log")
     if name == "params":
         axes.set_yscale("log")
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    grid_behind(axes)
     flops = [budget.flops for budget in fit.budgets] + ([prediction.flops] if prediction else [])
     if not flops:
         return

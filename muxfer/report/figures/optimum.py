@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from muxfer.analysis.cells import TOLERATED_REGRET, best_value, finite
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, pretty, save
+from muxfer.report.figures import style
+from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, grid_behind, palette, pretty
 from muxfer.report.format import rows_csv, whole_powers, with_interval
 from muxfer.trial import Verdict
 
@@ -30,9 +30,7 @@ def optimum_figure(verdict: Verdict, path_stem: Path) -> list[Path]:
     """
     if sum(optimum.grid is not None for optimum in verdict.optimum.values()) < 2:
         return []
-    with drawing():
-        paths = save(_draw(verdict), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(verdict).encode())]
+    return style.draw_files(lambda: _draw(verdict), path_stem, _csv(verdict))
 
 
 def _csv(verdict: Verdict) -> str:
@@ -48,11 +46,9 @@ def _csv(verdict: Verdict) -> str:
 
 
 def _draw(verdict: Verdict) -> Any:
-    from matplotlib.figure import Figure
-
     values = list(verdict.optimum)
     colors = {axis: color for axis, (color, _) in zip(values, palette(len(values)), strict=True)}
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = style.new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _draw_optima(left, verdict, colors)
     _draw_regrets(right, verdict, colors)
@@ -66,8 +62,7 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
     log2_hp = verdict.log2_hp
     place: Callable[[float], float] = math.log2 if log2_hp else float
     axes.set_title(f"best {brief(verdict.hp, 24)}")
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    grid_behind(axes)
     shown_y: list[float] = []
     for index, (axis, optimum) in enumerate(verdict.optimum.items()):
         color = colors[axis]
@@ -100,11 +95,8 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
 
 def _edges(verdict: Verdict) -> dict[float, float]:
     """The largest stable value of each axis value where a value above it diverged. Elsewhere the grid just ends."""
-    return {
-        axis: optimum.stable
-        for axis, optimum in verdict.optimum.items()
-        if optimum.stable is not None and optimum.diverges is not None
-    }
+    diverging = {axis: optimum for axis, optimum in verdict.optimum.items() if optimum.diverges is not None}
+    return {axis: optimum.stable for axis, optimum in diverging.items() if optimum.stable is not None}
 
 
 def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) -> None:
@@ -127,10 +119,8 @@ def _draw_drift(axes: Any, verdict: Verdict, place: Callable[[float], float]) ->
 
 def _draw_regrets(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> None:
     """Regrets in percent of the best loss at the largest axis value. A divergence there stands at the top."""
-    largest = max(verdict.optimum)
-    axes.set_title(f"its regret at {brief(verdict.axis, 16)} {largest:g}, %")
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    axes.set_title(f"its regret at {brief(verdict.axis, 16)} {max(verdict.optimum):g}, %")
+    grid_behind(axes)
     tolerated = 100 * TOLERATED_REGRET
     axes.axhline(tolerated, color=SOFT, linewidth=1.2, linestyle="--", zorder=2)
     axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
@@ -172,9 +162,8 @@ def _legend(verdict: Verdict) -> list[Any]:
     handles = [Line2D([], [], marker="*", markersize=11, label="best of the grid", **bare)]
     if any(optimum.fitted is not None for optimum in verdict.optimum.values()):
         highs = [one.high for one in verdict.optimum.values()] + [one.high for one in verdict.regret]
-        handles.append(
-            Line2D([], [], color=INK, linewidth=2.2, marker="o", markersize=6, label=with_interval("fitted", highs))
-        )
+        fitted = with_interval("fitted", highs)
+        handles.append(Line2D([], [], color=INK, linewidth=2.2, marker="o", markersize=6, label=fitted))
     if verdict.drift_per_doubling.get("value") is not None:
         handles.append(Line2D([], [], color=SOFT, linewidth=1.4, label="drift"))
     if any(optimum.diverges is not None for optimum in verdict.optimum.values()):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from muxfer.analysis.proxy_size import TOLERANCES, Candidate, ProxyFront, Sizes, describe_task
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, drawing, palette, save
+from muxfer.report.figures import style as shared
+from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, palette
 from muxfer.report.format import rows_csv
 
 BANDS = ("diverges", "not known")
@@ -29,9 +29,7 @@ def proxies_figure(front: ProxyFront, path_stem: Path) -> list[Path]:
     """STEM.png, STEM.svg, and STEM.csv with a row for each candidate; nothing where there are no candidates."""
     if not front.candidates:
         return []
-    with drawing():
-        paths = save(_proxies(front), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), candidates_csv(front).encode())]
+    return shared.draw_files(lambda: _proxies(front), path_stem, candidates_csv(front))
 
 
 def candidates_csv(front: ProxyFront) -> str:
@@ -45,22 +43,18 @@ def candidates_csv(front: ProxyFront) -> str:
 
 
 def _proxies(front: ProxyFront) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     known = [candidate for candidate in front.candidates if candidate.upper is not None]
     unknown = [candidate for candidate in front.candidates if candidate.upper is None]
     rows = [name for name in BANDS if any(_band(candidate) == name for candidate in unknown)]
     styles = _Styles(front)
-    figure = Figure(figsize=(7.6, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.03, hspace=0.0))
+    figure = shared.new_figure(7.6, 4.8, h_pad=0.03, hspace=0.0)
     heights = [0.09 * len(rows) if rows else 1e-3, 1]
     strip, axes = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     question = f"How small may the proxy be that tunes {brief(front.hp, 30)}?"
     strip.set_title(f"{question}\nlargest task: {describe_task(front.largest)}")
     places = _places(front.candidates)
     _draw_strip(strip, unknown, rows, styles, places)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    shared.grid_behind(axes)
     axes.set_xscale("log")
     top = 1.1 * max([2 * max(TOLERANCES), *(candidate.upper or 0.0 for candidate in known)])
     axes.set_ylim(-0.03 * top, top)

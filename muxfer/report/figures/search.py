@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from muxfer.analysis.cells import SettingResult
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, LINE, PAPER, SOFT, brief, drawing, num_columns, palette, pretty, save
+from muxfer.report.figures.style import (
+    INK,
+    LINE,
+    PAPER,
+    SOFT,
+    brief,
+    draw_files,
+    grid_behind,
+    new_figure,
+    num_columns,
+    palette,
+    pretty,
+)
 from muxfer.report.format import METRIC, rows_csv, whole_powers
 
 STRONG = 5
@@ -25,24 +36,18 @@ SPREAD = 8
 
 def parallel_figure(results: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
     """A vertical axis for each name and one for the loss, and a line for each setting: STEM.png, .svg and .csv."""
-    with drawing():
-        paths = save(_parallel(results, names), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(results).encode())]
+    return draw_files(lambda: _parallel(results, names), path_stem, _csv(results))
 
 
 def slices_figure(results: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:
     """The loss over each setting alone, in a small panel: STEM.png, .svg and .csv."""
-    with drawing():
-        paths = save(_slices(results, names), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(results).encode())]
+    return draw_files(lambda: _slices(results, names), path_stem, _csv(results))
 
 
 def importances_figure(importances: Mapping[str, float], path_stem: Path) -> list[Path]:
     """How much of the loss's variation each setting explains, largest first: STEM.png, .svg and .csv."""
-    with drawing():
-        paths = save(_importances(importances), path_stem)
-    text = rows_csv(["setting", "importance"], _ranked(importances))
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), text.encode())]
+    ranked = sorted(importances.items(), key=lambda item: (-item[1], item[0]))
+    return draw_files(lambda: _importances(ranked), path_stem, rows_csv(["setting", "importance"], ranked))
 
 
 def _csv(results: Sequence[SettingResult]) -> str:
@@ -102,9 +107,7 @@ def _colors(results: Sequence[SettingResult]) -> list[str]:
 
 
 def _parallel(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(7.6, 1.9 * (len(names) + 1)), 4.2), layout="constrained")
+    figure = new_figure(max(7.6, 1.9 * (len(names) + 1)), 4.2)
     axes = figure.subplots()
     scales = {name: _scale([one.setting[name] for one in results if name in one.setting]) for name in names}
     low, high = _losses(results)
@@ -155,11 +158,9 @@ def _smooth(heights: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def _slices(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
-    from matplotlib.figure import Figure
-
     columns = num_columns(len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(1.0 + 2.9 * columns, 0.5 + 2.3 * rows), layout="constrained")
+    figure = new_figure(1.0 + 2.9 * columns, 0.5 + 2.3 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     low, high = _losses(results)
     room = high - low
@@ -178,8 +179,7 @@ def _slices(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
                 style = {"marker": marker, "markersize": size, "mec": PAPER, "mew": 0.6}
                 axes.plot([x], [y], color=color, zorder=3 if rank == 0 else 2, **style)
         axes.set_title(brief(name, 26))
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
+        grid_behind(axes)
         axes.set_xticks([scale.unit(position) for position in scale.ticks], list(scale.ticks.values()))
         axes.set_xlim(-0.06, 1.06)
         axes.set_ylim(low - 0.06 * room, top + 0.08 * room)
@@ -189,19 +189,11 @@ def _slices(results: Sequence[SettingResult], names: Sequence[str]) -> Any:
     return figure
 
 
-def _ranked(importances: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(importances.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _importances(importances: Mapping[str, float]) -> Any:
-    from matplotlib.figure import Figure
-
-    ranked = _ranked(importances)
-    figure = Figure(figsize=(8.6, 0.4 + 0.32 * len(ranked)), layout="constrained")
+def _importances(ranked: Sequence[tuple[str, float]]) -> Any:
+    figure = new_figure(8.6, 0.4 + 0.32 * len(ranked))
     axes = figure.subplots()
-    color = palette(3)[1][0]
     rows = range(len(ranked))[::-1]
-    axes.barh(rows, [share for _, share in ranked], color=color, height=0.56)
+    axes.barh(rows, [share for _, share in ranked], color=palette(3)[1][0], height=0.56)
     for row, (_, share) in zip(rows, ranked, strict=True):
         axes.text(share, row, f"  {100 * share:.0f} %", va="center")
     axes.set_yticks(rows, [brief(name, 28) for name, _ in ranked])

@@ -6,7 +6,7 @@ chosen on light paper; the page shows its `twin` on dark paper.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,32 +68,37 @@ def twin(color: str) -> str:
     return "#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb)
 
 
+def new_figure(width: float, height: float, **spacing: float) -> Any:
+    """An empty figure of this size in inches. `spacing` is that of matplotlib's constrained layout."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**spacing))
+
+
+def draw_files(draw: Callable[[], Any], path_stem: Path, table: str | None = None) -> list[Path]:
+    """Draw a figure and write it as STEM.png and STEM.svg, with STEM.csv where there is a table."""
+    with drawing():
+        paths = save(draw(), path_stem)
+    return paths if table is None else [*paths, replace_file(Path(f"{path_stem}.csv"), table.encode())]
+
+
+def grid_behind(axes: Any) -> None:
+    """Horizontal grid lines behind everything that is drawn."""
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     import matplotlib
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "muxfer",
-        "text.parse_math": False,  # a study may be called "$x^"
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "axes.titlecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.facecolor": PAPER,
-        "figure.facecolor": PAPER,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "grid.color": LINE,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-    }
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    absent = ("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math")  # a name may be "$x^"
+    style: dict[str, Any] = {**dict.fromkeys(inked, INK), **dict.fromkeys(absent, False)}
+    style |= {"axes.facecolor": PAPER, "figure.facecolor": PAPER, "grid.color": LINE, "grid.linewidth": 0.6}
+    style |= {"axes.linewidth": 0.8, "axes.titlesize": 11, "axes.titlelocation": "left", "font.size": 10}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "muxfer"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         warnings.filterwarnings("ignore", message="constrained_layout not applied", category=UserWarning)
@@ -110,16 +115,10 @@ def save(figure: Any, path_stem: Path) -> list[Path]:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
     figure.set_layout_engine("none")  # laid out by now: doing it again for the SVG would cost as much as drawing it
-    return [
-        replace_file(Path(f"{path_stem}.png"), png.getvalue()),
-        replace_file(Path(f"{path_stem}.svg"), svg_text(figure).encode()),
-    ]
-
-
-def svg_text(figure: Any) -> str:
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    svg = io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    drawn = {"png": png, "svg": svg}
+    return [replace_file(Path(f"{path_stem}.{kind}"), out.getvalue()) for kind, out in drawn.items()]
 
 
 def num_columns(num_panels: int) -> int:

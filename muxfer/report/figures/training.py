@@ -7,8 +7,7 @@ from typing import Any
 
 from muxfer.analysis.cells import best_slice, grid_optimum
 from muxfer.analysis.scattered import is_scattered
-from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, brief, drawing, num_columns, palette, pretty, save
+from muxfer.report.figures.style import INK, brief, draw_files, new_figure, num_columns, palette, pretty
 from muxfer.report.format import rows_csv
 from muxfer.trial import Outcome, Point, Record, Verdict
 
@@ -28,9 +27,7 @@ def training_curves_figure(records: Sequence[Record], verdict: Verdict, points: 
     kept, curves = _thinned(records, verdict, points)
     if not any(curves.values()):
         return []
-    with drawing():
-        paths = save(_draw(kept, curves, verdict), path_stem)
-    return [*paths, replace_file(Path(f"{path_stem}.csv"), _csv(kept, curves).encode())]
+    return draw_files(lambda: _draw(kept, curves, verdict), path_stem, _csv(kept, curves))
 
 
 def _thinned(records: Sequence[Record], verdict: Verdict, points: Curves) -> tuple[list[Record], Curves]:
@@ -55,7 +52,6 @@ def _csv(records: Sequence[Record], curves: Curves) -> str:
 
 
 def _draw(records: Sequence[Record], curves: Curves, verdict: Verdict) -> Any:
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     values_of_axis = sorted({float(record.setting[verdict.axis]) for record in records})
@@ -64,7 +60,7 @@ def _draw(records: Sequence[Record], curves: Curves, verdict: Verdict) -> Any:
     values = sorted(point.value for curve in curves.values() for point in curve)
     columns = num_columns(len(values_of_axis))
     rows = math.ceil(len(values_of_axis) / columns)
-    figure = Figure(figsize=(1.4 + 2.9 * columns, 0.6 + 2.5 * rows), layout="constrained")
+    figure = new_figure(1.4 + 2.9 * columns, 0.6 + 2.5 * rows)
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes, axis in zip(grid, values_of_axis, strict=False):
         best = grid_optimum(verdict, axis)
@@ -91,7 +87,6 @@ def _draw(records: Sequence[Record], curves: Curves, verdict: Verdict) -> Any:
     named = hps[:: math.ceil(len(hps) / MAX_NAMED)]
     handles = [Line2D([], [], color=colors[hp], linewidth=1.8, label=pretty(hp)) for hp in reversed(named)]
     handles.append(Line2D([], [], color=INK, linewidth=2.6, label="optimum"))
-    figure.legend(
-        handles=handles, loc="outside right upper", title=brief(verdict.hp, 20), handlelength=1.4, alignment="left"
-    )
+    title = brief(verdict.hp, 20)
+    figure.legend(handles=handles, loc="outside right upper", title=title, handlelength=1.4, alignment="left")
     return figure

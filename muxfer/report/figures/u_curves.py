@@ -13,9 +13,10 @@ from muxfer.analysis.cells import Cell, Table, all_cells, finite, hp_values, is_
 from muxfer.analysis.rows import Band
 from muxfer.analysis.transferability import bands
 from muxfer.files import replace_file
-from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, brief, drawing, palette, pretty, save
+from muxfer.report.figures import style as shared
+from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, brief, palette, pretty
 from muxfer.report.format import METRIC, csv_text, rows_csv
-from muxfer.trial import Optimum, Outcome, Record, Verdict
+from muxfer.trial import Outcome, Record, Verdict
 
 Styles = Mapping[float, tuple[int, str, str]]
 """Row, colour and marker by axis value."""
@@ -24,7 +25,6 @@ Panel = tuple[str, Sequence[Record], Verdict]
 """A title, and the study below it."""
 
 Bands = Mapping[float, Band]
-
 MAX_TICKS = 14
 """At most this many values have a tick each. A random search has more."""
 
@@ -34,18 +34,14 @@ def u_curves_figure(records: Sequence[Record], verdict: Verdict, path_stem: Path
 
     The fitted curves and their 95 % bands are drawn behind, and written as STEM-bands.csv.
     """
-    with drawing():
-        figure = _u_curves([(title, records, verdict)])
-        paths = save(figure, path_stem)
-    paths.append(replace_file(Path(f"{path_stem}.csv"), csv_text(records).encode()))
+    paths = shared.draw_files(lambda: _u_curves([(title, records, verdict)]), path_stem, csv_text(records))
     text = _bands_csv(_bands(records, verdict), verdict)
     return [*paths, replace_file(Path(f"{path_stem}-bands.csv"), text.encode())]
 
 
 def compare_figure(panels: Sequence[Panel], path_stem: Path) -> list[Path]:
     """The U-curves of several studies side by side over one loss axis (μP beside SP), as STEM.png and STEM.svg."""
-    with drawing():
-        return save(_u_curves(panels), path_stem)
+    return shared.draw_files(lambda: _u_curves(panels), path_stem)
 
 
 def _bands(records: Sequence[Record], verdict: Verdict) -> Bands:
@@ -70,17 +66,12 @@ def _styles(tables: Sequence[Table]) -> Styles:
 
 
 def _u_curves(panels: Sequence[Panel]) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     tables = [settled_table(records, verdict.axis, verdict.hp) for _, records, verdict in panels]
     fitted = [_bands(records, verdict) for _, records, verdict in panels]
     styles = _styles(tables)
     any_diverged = any(cell.outcome is Outcome.DIVERGED for table in tables for cell in all_cells(table))
-    figure = Figure(
-        figsize=(7.6 if len(panels) == 1 else 1.2 + 4.6 * len(panels), 4.6),
-        layout=ConstrainedLayoutEngine(h_pad=0.03, hspace=0.0),
-    )
+    width = 7.6 if len(panels) == 1 else 1.2 + 4.6 * len(panels)
+    figure = shared.new_figure(width, 4.6, h_pad=0.03, hspace=0.0)
     heights = [0.05 + 0.035 * len(styles) if any_diverged else 1e-3, 1]
     limits = _limits(tables)
     grid = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=heights)
@@ -97,12 +88,8 @@ def _u_curves(panels: Sequence[Panel]) -> Any:
         if column == 0:
             seeds = {seeds_text(table) for table in tables}
             axes.set_ylabel(METRIC + (seeds.pop() if len(seeds) == 1 else ""))
-    figure.legend(
-        handles=_legend(panels, tables, fitted, styles, limits),
-        loc="outside right upper",
-        handlelength=1.8,
-        labelspacing=0.7,
-    )
+    handles = _legend(panels, tables, fitted, styles, limits)
+    figure.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.7)
     return figure
 
 
@@ -131,8 +118,7 @@ def _draw_curves(axes: Any, table: Table, verdict: Verdict, styles: Styles, limi
     place = _placer(table)
     if limits:
         axes.set_ylim(*limits)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
+    shared.grid_behind(axes)
     for axis, row in table.items():
         index, color, marker = styles[axis]
         dodge = 0.09 * (index - (len(styles) - 1) / 2)
@@ -154,19 +140,14 @@ def _draw_curves(axes: Any, table: Table, verdict: Verdict, styles: Styles, limi
             star = {"marker": "*", "markersize": 15, "color": color, "markeredgecolor": PAPER, "zorder": 5}
             axes.plot([place(best.hp)], [best.mean], linestyle="none", **star)
         if optimum and optimum.fitted is not None:
-            _draw_interval(axes, [place(value) for value in _interval(optimum)], index, color)
+            ends = (optimum.fitted, optimum.low, optimum.high)
+            _draw_interval(axes, [place(value) for value in ends if finite(value)], index, color)
     hps = hp_values(table)
     if len(hps) <= MAX_TICKS:
         axes.set_xticks([place(hp) for hp in hps], [pretty(hp) for hp in hps])
     elif is_log2(table):
         whole = range(math.ceil(place(hps[0])), math.floor(place(hps[-1])) + 1, math.ceil(len(hps) / 12) // 4 or 1)
         axes.set_xticks(whole, [pretty(2.0**exponent) for exponent in whole])
-
-
-def _interval(optimum: Optimum) -> tuple[float, ...]:
-    """The vertex, and its interval where there is one."""
-    ends = (optimum.fitted, optimum.low, optimum.high)
-    return tuple(value for value in ends if finite(value))
 
 
 def _draw_interval(axes: Any, x: Sequence[float], index: int, color: str) -> None:
