@@ -70,10 +70,8 @@ def _result_on_stdout() -> Iterator[IO[str]]:
 
 
 def run_command(command: Callable[[], "CommandResult"], *, as_json: bool, plugins: Sequence[str]) -> NoReturn:
-    """Run a command, print its result on the real stdout, and leave with its exit code.
-
-    Signals are handled before the command imports anything heavy. click's usage errors are raised on.
-    """
+    """Run a command, print its result on the real stdout, and leave with its exit code. Signals are handled before the
+    command imports anything heavy. click's usage errors are raised on."""
     stop = _Stop()
     with _result_on_stdout() as stdout:
         try:
@@ -145,9 +143,8 @@ def _print_result(text: str, stdout: IO[str]) -> None:
 
 
 def unwritten(error: OSError) -> BadInput:
-    return BadInput(
-        f"the answer can't be written to stdout ({error.strerror}): make room and type the same command again"
-    )
+    why = error.strerror
+    return BadInput(f"the answer can't be written to stdout ({why}): make room and type the same command again")
 
 
 def explain(error: BaseException) -> int:

@@ -50,9 +50,8 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     if not confirmed(f"checkpoints, samples and reports in\n{_sizes(files)}\nThe ledger is kept. Remove them?"):
         return CommandResult(data={"removed": [], "left": []}, text="nothing was removed")
     _remove(files, studies, request)
-    text = f"removed {len(homes)} folders"
     data = {"removed": [str(home) for home in homes], "left": [str(path) for path in kept]}
-    return CommandResult(data=data, text=f"{text}\n{why_kept}" if kept else text)
+    return CommandResult(data=data, text=f"removed {len(homes)} folders" + (f"\n{why_kept}" if kept else ""))
 
 
 def _matching(studies: Sequence[Study], request: Request) -> list[Study]:
@@ -60,10 +59,8 @@ def _matching(studies: Sequence[Study], request: Request) -> list[Study]:
     if not matches:
         known = ", ".join(study.label for study in studies) or "none"
         given = " ".join(override for override in request.overrides if not override.lstrip("+").startswith("ledger"))
-        raise BadInput(
-            f"no study {request.name} with {given} has files in {request.folder}: those there are"
-            f" {known}; leave the overrides out to clean them all"
-        )
+        missing = f"no study {request.name} with {given} has files in {request.folder}"
+        raise BadInput(f"{missing}: those there are {known}; leave the overrides out to clean them all")
     return matches
 
 
@@ -76,10 +73,8 @@ def _refuse_driven(studies: Sequence[Study], ledger: Ledger) -> None:
 
 def _refuse_links(folders: Sequence[StudyFolder]) -> None:
     for path in (files.path for files in folders if files.path.is_symlink()):
-        raise BadInput(
-            f"{path} is a link to {os.path.realpath(path)}: remove the link and what it leads to by hand; nothing was"
-            " removed"
-        )
+        link = f"{path} is a link to {os.path.realpath(path)}"
+        raise BadInput(f"{link}: remove the link and what it leads to by hand; nothing was removed")
 
 
 def _refuse_undelivered(folders: Sequence[StudyFolder]) -> None:
@@ -108,7 +103,5 @@ def _remove(folders: Sequence[StudyFolder], studies: Sequence[Study], request: R
             try:
                 shutil.rmtree(files.path)
             except OSError as error:
-                raise BadInput(
-                    f"{files.path} can't be removed as a whole ({error.strerror or error}): mend that, then run the"
-                    " same command again"
-                ) from None
+                why = f"{files.path} can't be removed as a whole ({error.strerror or error})"
+                raise BadInput(f"{why}: mend that, then run the same command again") from None

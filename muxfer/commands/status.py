@@ -1,7 +1,5 @@
 """`muxfer status`: the studies of a ledger, their drivers and the progress of their trials, from the ledger alone.
-
-Without a name it prints one line for each study and does not read trials: a ledger may hold tens of thousands.
-"""
+Without a name it prints one line for each study and does not read trials: a ledger may hold tens of thousands."""
 
 import time
 from collections import Counter
@@ -48,14 +46,13 @@ class TrialState(StrEnum):
 
 def status(name: str | None, overrides: Sequence[str], *, print_line: PrintLine, watch: bool = False) -> CommandResult:
     """The state of the studies of a name, or a list of all. `watch` prints changes until no study is driven."""
-    request = (
-        resolve(name, overrides, planned=True) if name is not None and overrides else resolve_without_data(name or ANY)
-    )
+    exact = name is not None and overrides
+    request = resolve(name or ANY, overrides, planned=True) if exact else resolve_without_data(name or ANY)
     with open_ledger(request, existing=True) as ledger:
         printed = ""
         while True:
             studies = sorted(ledger.studies(name), key=lambda study: study.label)
-            if name is not None and overrides:
+            if exact:
                 studies = [the_study(studies, request.study, request.overridden)]
             if name is not None and not studies:
                 raise BadInput(f"this ledger has no study of sweep {name}: run muxfer sweep {name} first")
@@ -161,9 +158,8 @@ def _lines(one: Mapping[str, Any]) -> list[str]:
     if one["state"] == StudyState.INTERRUPTED:
         who += " is dead: type the same command to go on"
     if one["state"] == StudyState.SILENT:
-        who += (
-            f" can't be seen from here, its heart last beat at {driver['beat']}: if it is dead, type the same command"
-        )
+        beat = driver["beat"]
+        who += f" can't be seen from here, its heart last beat at {beat}: if it is dead, type the same command"
     head = f"{one['label']}: {one['state']}{who}"
     if "trials" not in one:
         return [head]

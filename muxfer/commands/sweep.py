@@ -36,10 +36,8 @@ def sweep(
     require_transfer: bool = False,
     skip_if_running: bool = False,
 ) -> CommandResult:
-    """Run what the ledger lacks of a study, judge it and write its page.
-
-    `max_hours` stops in order. `skip_if_running` returns instead of raising StudyBusy.
-    """
+    """Run what the ledger lacks of a study, judge it and write its page. `max_hours` stops in order. `skip_if_running`
+    returns instead of raising StudyBusy."""
     began = time.monotonic()
     request = resolve(name, overrides)
     propose = proposing(request.config, fingerprint=request.fingerprint)
@@ -71,10 +69,8 @@ def sweep(
 
 
 def _validate_models(trials: Sequence[Trial]) -> None:
-    """Plan every model of the grid on the meta device, so that a class of the user's own is refused at once.
-
-    Only the configuration of our own families is validated: planning them too would cost each sweep 3 s of torch.
-    """
+    """Plan every model of the grid on the meta device, so that a class of the user's own is refused at once. Only the
+    configuration of our own families is validated: planning them too would cost each sweep 3 s of torch."""
     from muxfer.models.build import scale_plan
     from muxfer.models.count import validate_forward
 

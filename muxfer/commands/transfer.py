@@ -30,10 +30,8 @@ def transfer(
     flops: float | None = None,
     law: str | None = None,
 ) -> CommandResult:
-    """Choose the best base settings of a study and launch the target with them.
-
-    `flops` sizes the target by the fit of the isoFLOP study `law`; law None: by the study's own.
-    """
+    """Choose the best base settings of a study and launch the target with them. `flops` sizes the target by the fit of
+    the isoFLOP study `law`; law None: by the study's own."""
     request = resolve(name, overrides)
     with open_ledger(request, existing=True) as ledger:
         choice = choose_target(request, ledger, flops=flops, law=law, force=force)
@@ -101,7 +99,7 @@ def _write_page(request: Request, choice: Choice, record: Record) -> Path:
         request.name,
         files.path,
         record,
-        searched(study.config.search, choice.proxies),
+        searched(study.config.search, study.records),
         choice.verdict,
         samples=outputs.samples,
         lineage=origin,
@@ -113,7 +111,7 @@ def _result(choice: Choice, record: Record, files: TargetFolder, page: Path, dat
     assert record.metric is not None
     data |= {"metric": record.metric, "run_id": record.run_id, "checkpoint": str(files.weights)}
     data |= {"samples": str(files.samples), "report": str(page)}
-    lowest = min(proxy.metric for proxy in choice.proxies if proxy.metric is not None)
+    lowest = min(proxy.metric for proxy in choice.study.records if proxy.metric is not None)
     better = "below every proxy's" if record.metric < lowest else "NOT below every proxy's"
     lines = [
         f"target: validation loss {record.metric:.4f}, {better} (the lowest is {lowest:.4f})",

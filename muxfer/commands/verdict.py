@@ -13,7 +13,6 @@ from muxfer.trial import VerdictKind
 
 
 def verdict(name: str, overrides: Sequence[str]) -> CommandResult:
-    """Does the optimum of a recorded study transfer along its axis?"""
     request = resolve(name, overrides)
     with open_ledger(request, existing=True) as ledger:
         study = read_study(request, ledger)

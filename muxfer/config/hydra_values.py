@@ -150,9 +150,8 @@ def _compare(value: Any, marked: Any, marks: list[str], path: str, variables: di
     """Collect the texts of marked values. Refuse a value that depends on the environment in any other way."""
     if isinstance(marked, str) and MARK.search(marked):
         if path.split(".")[0] in RECORDED:
-            raise BadInput(
-                f"{path} reads an environment variable: what is searched or checked is recorded, write the value itself"
-            )
+            recorded = "what is searched or checked is recorded"
+            raise BadInput(f"{path} reads an environment variable: {recorded}, write the value itself")
         text = _without_marks(marked, marks)
         if isinstance(value, Mapping | list) or (text.startswith("${oc.decode:") and not marked.endswith(LAST)):
             raise BadInput(f"{path} is {text[:60]}: expected a single value from the environment")

@@ -80,10 +80,8 @@ class Uvit(Transformer):
         for key in ("depth", "base_depth"):
             depth = getattr(self, key)
             if depth is not None and depth % 2 == 0:
-                raise BadInput(
-                    f"model.{key} {depth} is even: a U-ViT has as many in-blocks as out-blocks, and one block"
-                    f" between; use {depth + 1}"
-                )
+                why = "a U-ViT has as many in-blocks as out-blocks, and one block between"
+                raise BadInput(f"model.{key} {depth} is even: {why}; use {depth + 1}")
         if self.num_classes is not None and self.text_dim is not None:
             raise BadInput("model.num_classes and model.text_dim are both given: a U-ViT takes labels or text")
 
@@ -157,11 +155,9 @@ class Declared(Transformer):
 
     def validate(self) -> None:
         super().validate()
-        for argument in (*self.sizes, *self.arguments):
-            if not argument.isidentifier():
-                raise BadInput(
-                    f"model.sizes or model.arguments has {argument[:40]!r}: expected the name of an argument"
-                )
+        for name in (*self.sizes, *self.arguments):
+            if not name.isidentifier():
+                raise BadInput(f"model.sizes or model.arguments has {name[:40]!r}: expected the name of an argument")
         for argument, source in self.inputs.items():
             if source not in SOURCES:
                 raise BadInput(f"model.inputs.{argument} is {source!r}: expected one of {', '.join(SOURCES)}")
@@ -193,10 +189,7 @@ FIXED = ("family", "base_width", "base_depth")
 
 
 def with_num_classes(model: Model, num_classes: int) -> Model:
-    """The model for data with this many classes. A model that reads text stays unchanged.
-
-    BadInput if the model expects another number.
-    """
+    """The model for data with this many classes, unchanged if it reads text. BadInput if it expects another number."""
     if isinstance(model, Declared):
         takes_labels = "labels" in model.inputs.values()
     else:

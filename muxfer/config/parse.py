@@ -34,17 +34,13 @@ def parse_part(part: str, data: Mapping[str, Any]) -> Any:
     return parsed
 
 
-def parse(data: Mapping[str, Any]) -> Config:
-    """The whole configuration from plain data. BadInput names the first key that cannot work."""
-    return _parse(data, leave_out=())
-
-
 def parse_without_grid(data: Mapping[str, Any]) -> Config:
     """As `parse`, for a command that searches nothing: the grid of a study may be missing."""
-    return _parse(data, leave_out=("search",))
+    return parse(data, leave_out=("search",))
 
 
-def _parse(data: Mapping[str, Any], *, leave_out: Collection[str]) -> Config:
+def parse(data: Mapping[str, Any], *, leave_out: Collection[str] = ()) -> Config:
+    """The whole configuration from plain data. BadInput names the first key that cannot work."""
     config: Config = _read(Config, data, "")
     validate(config.task)
     for part in dataclasses.fields(config):
@@ -130,11 +126,8 @@ def _grid(name: str, given: Any) -> Grid:
 
 
 def _setting(name: str, given: Any) -> Any:
-    """Read the Grid or Space of a setting.
-
-    A space is {KIND: [...]}, with log2: true if the numbers are exponents. A Space as plain data from the ledger is
-    read too. {grid: [...]} is a grid, as is a list.
-    """
+    """Read the Grid or Space of a setting. A space is {KIND: [...]}, with log2: true if the numbers are exponents. A
+    Space as plain data from the ledger is read too. {grid: [...]} is a grid, as is a list."""
     path = f"search.{name}"
     if not isinstance(given, Mapping):
         return _grid(name, given)
@@ -143,10 +136,8 @@ def _setting(name: str, given: Any) -> Any:
     kinds = typing.get_args(typing.get_type_hints(Space)["kind"])
     kind: Any = next((key for key in given if key != "log2"), "nothing")
     if kind not in (*kinds, "grid") or len(given) > 1 + ("log2" in given):
-        raise BadInput(
-            f"{path} is {shown(dict(given))}: expected one of {', '.join(kinds)} or grid, as in "
-            f"{path}={{log_uniform:[LOW,HIGH]}}"
-        )
+        expected = f"one of {', '.join(kinds)} or grid, as in {path}={{log_uniform:[LOW,HIGH]}}"
+        raise BadInput(f"{path} is {shown(dict(given))}: expected {expected}")
     entries = given[kind]
     log2 = _read(bool, given.get("log2", False), f"{path}.log2")
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:

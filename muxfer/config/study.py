@@ -91,14 +91,11 @@ class Search:
         drawn = self.kind is StudyKind.SCATTERED
         if self.spaces and not drawn:
             name = next(iter(self.spaces))
-            raise BadInput(
-                f"search.{name} is a space to draw from: give a list, or a sampler that draws, search.sampler=tpe"
-            )
+            remedy = "give a list, or a sampler that draws, search.sampler=tpe"
+            raise BadInput(f"search.{name} is a space to draw from: {remedy}")
         if drawn and not self.spaces:
-            raise BadInput(
-                f"search.sampler {self.sampler} has no space to draw from: give one, search.{self.hp}="
-                "{log_uniform:[LOW,HIGH]}"
-            )
+            example = f"search.{self.hp}={{log_uniform:[LOW,HIGH]}}"
+            raise BadInput(f"search.sampler {self.sampler} has no space to draw from: give one, {example}")
         if drawn and self.num_settings is None:
             raise BadInput(f"search.sampler {self.sampler} needs a number of settings: give search.num_settings=20")
         if not drawn and self.num_settings is not None:
@@ -114,9 +111,8 @@ class Search:
             choice = next((name for name, space in self.spaces.items() if space.kind == "choice"), None)
             if choice is not None or len(self.spaces) < 2:
                 why = f"search.{choice} is a choice" if choice else f"search.{self.hp} is the only space"
-                raise BadInput(
-                    f"{why}, and sampler cmaes draws two or more numbers together: use search.sampler=tpe or gp"
-                )
+                remedy = "use search.sampler=tpe or gp"
+                raise BadInput(f"{why}, and sampler cmaes draws two or more numbers together: {remedy}")
         if self.width_per_depth is not None and (self.kind, self.hp) != (StudyKind.ISOFLOP, "depth"):
             raise BadInput("search.width_per_depth has an effect with sampler isoflop over depths alone: leave it out")
 
@@ -190,10 +186,8 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A coordinate check: its widths or depths, its steps and its learning rate. No part of a study or a trial.
-
-    The rate is much smaller than in training. Slopes have a meaning only while the weights move little.
-    """
+    """A coordinate check: its widths or depths, its steps and its learning rate. No part of a study or a trial. The
+    rate is much smaller than in training. Slopes have a meaning only while the weights move little."""
 
     axis: Literal["width", "depth"] = "width"
     sizes: tuple[int, ...] = (32, 64, 128, 256)
@@ -211,10 +205,8 @@ class Check:
                 f"check.sizes {list(self.sizes)}: a slope needs at least 4 different {self.axis}s over a range of 8x,"
                 f" for example {example}"
             )
-        if self.steps < 10:
-            raise BadInput(
-                f"check.steps {self.steps}: expected at least 10; blocks behind zero gates get no gradient before"
-            )
+        if (n := self.steps) < 10:
+            raise BadInput(f"check.steps {n}: expected at least 10; blocks behind zero gates get no gradient before")
         validate_positive(self, "check", "seeds", "base_lr", "batch_size")
 
 

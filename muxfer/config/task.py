@@ -25,10 +25,8 @@ class Digits:
 
     def validate(self) -> None:
         if (self.image_size, self.channels) != (8, 1):
-            raise BadInput(
-                f"data.image_size {self.image_size}, data.channels {self.channels}: the digits are 8x8 grey scans,"
-                " image_size 8 and channels 1"
-            )
+            given = f"data.image_size {self.image_size}, data.channels {self.channels}"
+            raise BadInput(f"{given}: the digits are 8x8 grey scans, image_size 8 and channels 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +93,8 @@ class DDPM:
         validate_positive(self, "objective", "num_timesteps")
         validate_at_least_0(self, "objective", "repa_weight")
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise BadInput(
-                f"objective.beta_start {self.beta_start}, beta_end {self.beta_end}: expected 0 < start <= end < 1"
-            )
+            start, end = self.beta_start, self.beta_end
+            raise BadInput(f"objective.beta_start {start}, beta_end {end}: expected 0 < start <= end < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +175,13 @@ class Task:
         """Validate what several parts must agree on."""
         for key in ("image_size", "channels"):
             if getattr(self.model, key) != getattr(self.data, key):
-                raise BadInput(
-                    f"model.{key} {getattr(self.model, key)} differs from data.{key} {getattr(self.data, key)};"
-                    f" set data.{key} and leave model.{key} to follow it"
-                )
+                differs = f"model.{key} {getattr(self.model, key)} differs from data.{key} {getattr(self.data, key)}"
+                raise BadInput(f"{differs}; set data.{key} and leave model.{key} to follow it")
         flow = isinstance(self.objective, RectifiedFlow)
         if self.evaluation.sampler is not None and flow != (self.evaluation.sampler == "flow_match_euler"):
             expected = "flow_match_euler" if flow else "ddpm or ddim"
-            raise BadInput(
-                f"evaluation.sampler {self.evaluation.sampler} does not sample objective {self.objective.name};"
-                f" use {expected}"
-            )
+            given = f"evaluation.sampler {self.evaluation.sampler}"
+            raise BadInput(f"{given} does not sample objective {self.objective.name}; use {expected}")
         if self.model.learn_sigma and flow:
             raise BadInput("model.learn_sigma has no effect under objective rectified_flow; set it to false")
         if self.optimizer.parametrization == "stock" and self.optimizer.output_multiplier != 1:
@@ -200,9 +193,9 @@ class Task:
         """Validate what the model and the optimizer must agree on."""
         completep = self.optimizer.parametrization == "completep"
         if completep and self.model.base_depth is None:
+            remedy = "give model.base_depth=DEPTH"
             raise BadInput(
-                "optimizer.parametrization completep needs the depth at which the base settings hold: give"
-                " model.base_depth=DEPTH"
+                f"optimizer.parametrization completep needs the depth at which the base settings hold: {remedy}"
             )
         if not completep and self.model.base_depth is not None:
             raise BadInput("model.base_depth has no effect without optimizer.parametrization=completep; leave it out")
@@ -215,10 +208,8 @@ class Task:
     def _validate_repa(self) -> None:
         has_projector = isinstance(self.model, Mmdit) and self.model.repa_depth is not None
         if self.objective.repa_weight and not has_projector:
-            raise BadInput(
-                "objective.repa_weight needs a model with a projector: model=mmdit with model.repa_depth and"
-                " model.repa_dim"
-            )
+            remedy = "model=mmdit with model.repa_depth and model.repa_dim"
+            raise BadInput(f"objective.repa_weight needs a model with a projector: {remedy}")
         if has_projector and not self.objective.repa_weight:
             raise BadInput("model.repa_depth has no effect without objective.repa_weight; give it, or leave both out")
 

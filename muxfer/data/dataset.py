@@ -1,7 +1,5 @@
-"""The pictures of a study in memory, in a training and a validation split.
-
-Axes: N pictures, C channels, H and W pixels.
-"""
+"""The pictures of a study in memory, in a training and a validation split. Axes: N pictures, C channels, H and W
+pixels."""
 
 from dataclasses import dataclass
 

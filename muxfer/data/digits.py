@@ -1,7 +1,5 @@
-"""Read the digits that scikit-learn ships: 1,797 real grayscale scans of 8 x 8 pixels.
-
-Axes: N pictures, C channels, H and W pixels.
-"""
+"""Read the digits that scikit-learn ships: 1,797 real grayscale scans of 8 x 8 pixels. Axes: N pictures, C channels, H
+and W pixels."""
 
 import gzip
 import hashlib
@@ -39,10 +37,7 @@ def read_digits() -> Dataset:
 
 
 def _read_table() -> np.ndarray:
-    """Rows of 64 pixels and a label.
-
-    The file is read directly, because `import sklearn` takes 1.2 s and the file 6 ms.
-    """
+    """Rows of 64 pixels and a label. Read directly, because `import sklearn` takes 1.2 s and the file 6 ms."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise BadInput("data=digits needs scikit-learn, which has the scans: pip install scikit-learn")

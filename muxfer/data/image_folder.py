@@ -46,10 +46,8 @@ def find_pictures(data: ImageFolder) -> list[tuple[str, Path]]:
     pictures = flat or [(name, file) for name, files in classes.items() for file in files]
     if len(pictures) < MIN_PICTURES:
         suffixes = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise BadInput(
-            f"data.path {data.path} holds {len(pictures)} pictures: expected at least {MIN_PICTURES}"
-            f" ({suffixes}), flat or in one sub-folder a class"
-        )
+        expected = f"at least {MIN_PICTURES} ({suffixes}), flat or in one sub-folder a class"
+        raise BadInput(f"data.path {data.path} holds {len(pictures)} pictures: expected {expected}")
     return pictures
 
 
@@ -79,10 +77,8 @@ def read_folder(data: ImageFolder, pictures: list[tuple[str, Path]]) -> Dataset:
 
 
 def decode_picture(file: Path, image_size: int, channels: int) -> torch.Tensor:
-    """Decode a picture [C, H, W], uint8: upright, its centre square, resized with antialiasing.
-
-    Transparent pixels become white. Raises BadInput when the picture can't be read.
-    """
+    """Decode a picture [C, H, W], uint8: upright, its centre square, resized with antialiasing. Transparent pixels
+    become white. Raises BadInput when the picture can't be read."""
     from PIL import Image, ImageOps
 
     try:

@@ -35,10 +35,7 @@ def describe_data(data: Data) -> DataDescription:
 
 
 def load_dataset(data: Data) -> Dataset:
-    """Load data into memory. A process keeps the last data set for its next trial, until a file changes.
-
-    Raises BadInput for describe-only data and for data that can't be read.
-    """
+    """Load data; BadInput for describe-only or unreadable ones. A process keeps the last set until a file changes."""
     if isinstance(data, DescribedData):
         raise BadInput(
             f"the data are planned, {data.num_samples:,} pictures of {data.channels}x{data.image_size}x"

@@ -1,7 +1,5 @@
-"""The protocol of an executor: the trial that it gets, the updates that it returns, and what it promises.
-
-This module loads no torch, because the commands and the driver import it.
-"""
+"""The protocol of an executor: the trial that it gets, the updates that it returns, and what it promises. This module
+loads no torch, because the commands and the driver import it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,11 +59,8 @@ class Executor(Protocol):
     def submit(self, jobs: Sequence[TrialJob]) -> None: ...
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        """Return the updates that have arrived, or an empty list after the timeout.
-
-        A trial that failed for good ends in a record with its error. Raises TrialsFailed when the cluster itself died
-        (a node, or the cluster's head).
-        """
+        """Return the updates that have arrived, or an empty list after the timeout. A trial that failed for good ends
+        in a record with its error. Raises TrialsFailed when the cluster itself died (a node, or the cluster's head)."""
 
     def close(self) -> None: ...
 

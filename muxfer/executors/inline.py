@@ -15,8 +15,7 @@ class InlineExecutor:
     slots = 1
 
     def __init__(self, *, device: str = "cpu", worker: str = TRIAL_RUN) -> None:
-        self.device = device
-        self._worker = worker
+        self.device, self._worker = device, worker
         self._queue: deque[TrialJob] = deque()
         self._attempt: Attempt | None = None
 
@@ -40,5 +39,4 @@ class InlineExecutor:
         self._queue.clear()
         self._attempt = None
 
-    def kill(self) -> None:
-        self.close()
+    kill = close

@@ -41,10 +41,8 @@ def run_tune(
     storage: Path,
     stop: threading.Event,
 ) -> None:
-    """Let Tune run the queue's jobs until the queue is closed, or `stop` is set. Runs in a thread of its own.
-
-    Tune only executes: it keeps no checkpoints, retries nothing and restores nothing.
-    """
+    """Let Tune run the queue's jobs until the queue is closed, or `stop` is set. Runs in a thread of its own. Tune only
+    executes: it keeps no checkpoints, retries nothing and restores nothing."""
     # By default Tune starts the actors one after another, 2 s each.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(jobs.slots)
     # Tune passes the keys of S3 to its actors as process arguments, which every user of the machine can read.
@@ -130,16 +128,13 @@ class TrialActor(tune.Trainable):
 
 
 class JobQueue(Searcher):
-    """Hands out jobs in order, at most `slots` at a time. The driver's thread fills it and Tune's thread reads it.
-
-    A job whose process died goes back to the front, up to `max_failures` times.
-    """
+    """Hands out jobs in order, at most `slots` at a time. The driver's thread fills it and Tune's thread reads it. A
+    job whose process died goes back to the front, up to `max_failures` times."""
 
     def __init__(self, *, slots: int, max_failures: int, settings: dict[str, Any]) -> None:
         super().__init__()
         self.slots = slots
-        self._max_failures = max_failures
-        self._settings = settings
+        self._max_failures, self._settings = max_failures, settings
         self._waiting: deque[dict[str, Any]] = deque()
         self._running: dict[str, dict[str, Any]] = {}
         self._lost: dict[str, dict[str, Any]] = {}
@@ -175,10 +170,7 @@ class JobQueue(Searcher):
                 self._lost[trial_id] = job
 
     def take_back(self, trial_id: str, *, its_fault: bool) -> tuple[str, int] | None:
-        """Queue a lost trial's job again, before all others.
-
-        Returns the trial's key and its number of deaths when it died too often for that, else None.
-        """
+        """Queue a lost job again, before all others. Returns the key and deaths of a trial that died too often."""
         with self._changed:
             job = self._lost.pop(trial_id, None)
             if job is None or self._closed:
@@ -202,8 +194,7 @@ class Listener(tune.Callback):
     """Puts Tune's events into the driver's inbox and does no more: an exception in a callback kills a whole sweep."""
 
     def __init__(self, jobs: JobQueue, inbox: "queue.SimpleQueue[Event]") -> None:
-        self._jobs = jobs
-        self._inbox = inbox
+        self._jobs, self._inbox = jobs, inbox
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         self._inbox.put(("update", result.get("update")))
@@ -218,7 +209,6 @@ class Listener(tune.Callback):
 
 
 def _error_line(trial: Any) -> str:
-    """The error of a Tune trial in one line."""
     try:
         lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
     except Exception as broken:  # an exception in a callback kills a whole sweep

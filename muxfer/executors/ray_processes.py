@@ -61,10 +61,7 @@ class Cluster:
         self._num_failed_probes = 0
 
     def start(self) -> None:
-        """Start or join the cluster.
-
-        Raises NoResources when nothing answers at the address, and TrialsFailed when a process dies while starting.
-        """
+        """Start or join the cluster. NoResources: nothing answers at its address. TrialsFailed: a process died."""
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         if self.address is not None:
             _validate_address(self.address)
@@ -139,9 +136,7 @@ class Cluster:
 
     def kill(self) -> None:
         """Kill every process that was started, by its id, in a fraction of a second. Ray is unusable afterwards.
-
-        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone.
-        """
+        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone."""
         started = list(self.processes.values())
         for process in started:
             if process.poll() is None:

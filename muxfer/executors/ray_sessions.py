@@ -42,9 +42,8 @@ def make_folder() -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise NoResources(
-            f"Ray's folder {folder} can't be made ({error.strerror}): give another place, TMPDIR=FOLDER"
-        ) from None
+        why = error.strerror
+        raise NoResources(f"Ray's folder {folder} can't be made ({why}): give another place, TMPDIR=FOLDER") from None
     if not _is_own_folder(folder):
         raise NoResources(f"Ray's folder {folder} belongs to another user: give another place, TMPDIR=FOLDER")
     return folder

@@ -60,11 +60,9 @@ class RayExecutor:
     def __init__(
         self, compute: Compute, *, folder: Path, worker: str = TRIAL_RUN, update_every_seconds: float = 1.0
     ) -> None:
-        self.slots = 0
-        self.device = "cpu"
-        self._compute = compute
-        self._worker = worker
-        self._seconds = update_every_seconds
+        self.slots, self.device = 0, "cpu"
+        self._compute, self._folder = compute, folder
+        self._worker, self._seconds = worker, update_every_seconds
         self._cluster = Cluster(compute.address)
         self._jobs: JobQueue | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -74,7 +72,6 @@ class RayExecutor:
         self._ready: Future[None] = Future()
         self._stop = threading.Event()
         self._storage: Path | None = None
-        self._folder = folder
         self._open = contextlib.ExitStack()
         self._open.enter_context(stdout_aside())
         self._thread = threading.Thread(target=self._drive, name="ray-tune", daemon=True)

@@ -51,9 +51,7 @@ class TargetSize:
 
 def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setting]:
     """Each budget with each size that it can train: {"flops", "width", "steps"}, and "depth" where depths are compared.
-
-    With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes.
-    """
+    With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes."""
     models = [_sized(task.model, search.hp, int(size), search.width_per_depth) for size in search.grids[search.hp]]
     steps_per_flop = [1 / _step_flops(task, measure(model), search.flops_by) for model in models]
     settings: list[Setting] = []
@@ -121,7 +119,6 @@ def tokens_per_sample(model: Model) -> int:
 
 
 def _step_flops(task: Task, cost: Cost, flops_by: str) -> float:
-    """FLOPs of one training step."""
     per_sample = cost.parameters * tokens_per_sample(task.model) if flops_by == "6nd" else cost.macs
     return 6.0 * per_sample * task.training.batch_size
 

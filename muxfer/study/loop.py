@@ -5,7 +5,7 @@ ledger. A finished study has nothing to run: that makes the loop safe under kill
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,10 +36,8 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """What one call of `run_study` did: the records of the trials that ended, and its seconds of training.
-
-    `unfinished` counts the known trials that are still to run. A search that learns would propose more after them.
-    """
+    """What one call of `run_study` did: the records of the trials that ended, and its seconds of training. `unfinished`
+    counts the known trials that are still to run. A search that learns would propose more after them."""
 
     records: tuple[Record, ...]
     unfinished: int
@@ -81,10 +79,11 @@ def run_study(
             jobs = _jobs(todo, files, epoch=lease.epoch)
             executor.submit([*jobs.values()])
             in_time = _run_round(jobs, executor, recorder, study=study, lease=lease, deadline=deadline)
-            if not in_time or more is None or recorder.any_failed:
+            new = recorder.ended.values()
+            if not in_time or more is None or not all(record.outcome.settled for record in new):
                 break
-            trials = more([*records, *recorder.records])
-            todo = remaining(trials, [*records, *recorder.records])
+            trials = more([*records, *new])
+            todo = remaining(trials, [*records, *new])
             progress.more(trials)
     except BaseException:
         executor.kill()
@@ -106,14 +105,6 @@ class _Recorder:
     retention: Retention | None
     ended: dict[str, Record] = field(default_factory=dict)
     train_seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def records(self) -> Collection[Record]:
-        return self.ended.values()
-
-    @property
-    def any_failed(self) -> bool:
-        return not all(record.outcome.settled for record in self.records)
 
     def take(self, update: TrialUpdate, trial: Trial) -> None:
         """Raises TrialsFailed when the update says that the trial was halted."""

@@ -68,8 +68,8 @@ def importances(records: Sequence[Record], search: Search) -> dict[str, float]:
     ends = {name: (min(one[name] for one in at), max(one[name] for one in at)) for name in names}
     with _quiet():
         study = optuna.create_study()
+        distributions: Any = {name: FloatDistribution(*ends[name]) for name in names}
         for place, (_, value) in zip(at, measured, strict=True):
-            distributions = {name: FloatDistribution(*ends[name]) for name in names}
             finite = min(value, max(finished))
             study.add_trial(optuna.create_trial(params=place, distributions=distributions, value=finite))
         shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))

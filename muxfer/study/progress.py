@@ -45,8 +45,7 @@ class TerminalProgress:
         self.records = {key: record for key, record in settled.items() if key in self.trials}
         self.steps: dict[str, int] = {}
         self.first: dict[str, int] = {}
-        self.before = set(self.records)
-        self.began = time.monotonic()
+        self.before, self.began = set(self.records), time.monotonic()
         self._print(f"{len(trials)} trials, {len(self.before)} already done, {slots} at a time")
         if self.stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
@@ -69,8 +68,7 @@ class TerminalProgress:
             self.steps[update.key] = update.step
             return
         self.steps.pop(update.key, None)
-        self.records[update.key] = update.record
-        record = update.record
+        self.records[update.key] = record = update.record
         result = {
             Outcome.FINISHED: f"loss {record.metric:.4f}" if record.metric is not None else "",
             Outcome.DIVERGED: f"at step {record.step}",

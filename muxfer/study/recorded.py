@@ -35,7 +35,6 @@ class RecordedStudy:
 
     @property
     def unfinished(self) -> int:
-        """The number of trials that are still to run."""
         return len(remaining(self.trials, self.records))
 
     @cached_property
@@ -46,7 +45,9 @@ class RecordedStudy:
     @cached_property
     def best(self) -> Best | None:
         """The best finalist where there are finalists, else the best trial. None: no trial has finished."""
-        return best_of(self.records, self.config)
+        search = self.config.search
+        finalists = [record for record in self.records if is_finalist(search, record)]
+        return transferability.best_setting(finalists or self.records, axis=search.axis, hp=search.hp)
 
     @property
     def notes(self) -> list[str]:
@@ -65,8 +66,9 @@ def read_study(request: Request, ledger: Ledger) -> RecordedStudy:
     """The recorded study that a request means. BadInput when none fits, two fit, or the data are others."""
     study = the_study(ledger.studies(request.name), request.study, request.overridden)
     if study.identity["data_fingerprint"] != request.fingerprint:
+        label = study.label
         raise BadInput(
-            f"the data are not those of study {study.label}: give the sweep's own overrides (data=..., data.path=...)"
+            f"the data are not those of study {label}: give the sweep's own overrides (data=..., data.path=...)"
         )
     config = parse(ledger.config(study))
     propose = proposing(config, fingerprint=request.fingerprint, numerics=study.identity["numerics"])
@@ -84,9 +86,3 @@ def judge(records: Sequence[Record], config: Config, *, unfinished: int = 0) -> 
         so_far = f"{unfinished} trials are still to run; so far {judged.why}"
         return replace(judged, verdict=VerdictKind.ABSTAINS, why=so_far)
     return judged
-
-
-def best_of(records: Sequence[Record], config: Config) -> Best | None:
-    """The best finalist where there are finalists: they were trained for the choice."""
-    finalists = [record for record in records if is_finalist(config.search, record)]
-    return transferability.best_setting(finalists or records, axis=config.search.axis, hp=config.search.hp)

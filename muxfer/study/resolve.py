@@ -44,7 +44,6 @@ class Request:
         return self.files_of(self.study)
 
     def files_of(self, study: Study) -> StudyFolder:
-        """Where a study of this ledger keeps its files."""
         return StudyFolder(self.folder / study.label)
 
     @property

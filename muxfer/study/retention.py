@@ -40,10 +40,8 @@ class Held:
 
 
 def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
-    """The checkpoints to delete so that the rest fits into `room` bytes: all from the first that does not fit.
-
-    The order is targets, then by metric, then the newest; diverged trials come last. The first one always stays.
-    """
+    """The checkpoints to delete so that the rest fits into `room` bytes: all from the first that does not fit. The
+    order is targets, then by metric, then the newest; diverged trials come last. The first one always stays."""
     ranked = sorted(held, key=lambda h: (not h.target, h.metric is None, h.metric or 0.0, -h.written, h.key))
     total = 0
     for place, one in enumerate(ranked):
@@ -55,9 +53,7 @@ def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
 
 class Retention:
     """Applies the rules to the trials of one study, below `folder`. Only the driver that holds the lease uses it.
-
-    `running_bytes` are reserved for the trials that train.
-    """
+    `running_bytes` are reserved for the trials that train."""
 
     def __init__(self, folder: Path, *, budget_bytes: int, running_bytes: int) -> None:
         self._folder = folder
@@ -67,10 +63,8 @@ class Retention:
         self._waiting: dict[str, int] = {}
 
     def begin(self, records: Iterable[Record], *, epoch: int) -> None:
-        """Apply the rules to what earlier drivers left: they may have been killed before they did.
-
-        `epoch` is that of our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed.
-        """
+        """Apply the rules to what earlier drivers left: they may have been killed before they did. `epoch` is that of
+        our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed."""
         self._epoch = epoch
         by_key = {record.key: record for record in records}
         for path in subfolders(self._folder):
@@ -116,10 +110,8 @@ class Retention:
 def plan_retention(
     config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]
 ) -> Retention:
-    """The retention of these trials' checkpoints below `folder`. A search that learns passes its first round.
-
-    BadInput where the budget does not hold the checkpoints of the running trials and the best one.
-    """
+    """The retention of these trials' checkpoints below `folder`. A search that learns passes its first round. BadInput
+    where the budget does not hold the checkpoints of the running trials and the best one."""
     refuse_links(folder)
     count = len(trials)
     if config.search.num_settings is not None:
@@ -141,9 +133,8 @@ def plan_retention(
         )
     if running + count * each > budget:
         num_kept = int((budget - running) // each)
-        print_line(
-            f"of {count} trials the best {num_kept} keep a checkpoint: {where}, and each takes {_text_of_size(each)}"
-        )
+        size = _text_of_size(each)
+        print_line(f"of {count} trials the best {num_kept} keep a checkpoint: {where}, and each takes {size}")
     return Retention(folder, budget_bytes=budget, running_bytes=running)
 
 

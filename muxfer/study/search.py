@@ -59,10 +59,7 @@ def key_of(setting: Setting) -> Key:
 
 
 def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
-    """The mean metric of each setting whose replicates are all settled.
-
-    Infinite where a replicate diverged: samplers rank it last, and it is never dropped.
-    """
+    """The mean metric of each setting whose replicates are all settled. Infinite where one diverged: it ranks last."""
     metrics: dict[Key, dict[int, float]] = {}
     for record in records:
         if record.kind == "proxy" and record.outcome.settled and record.replicate < seeds:
@@ -72,10 +69,8 @@ def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
 
 
 def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Record]) -> list[Setting]:
-    """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`.
-
-    Empty before every setting is settled. Between equals the one proposed earlier wins.
-    """
+    """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`. Empty
+    before every setting is settled. Between equals the one proposed earlier wins."""
     values = values_of(records, search.seeds)
     if not search.finalists or not all(key_of(setting) in values for setting in settings):
         return []
@@ -86,9 +81,8 @@ def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Rec
         smoothed = dict(zip(surface.places, surface.mean.tolist(), strict=True))
         values |= {key_of(s): smoothed[place_in(s, search.axis)] for s in finite}
     ranked = sorted(finite, key=lambda s: values[key_of(s)])
-    steps = search.finalist_steps
-    assert steps is not None
-    return [{**setting, "steps": steps} for setting in ranked[: search.finalists]]
+    assert search.finalist_steps is not None
+    return [{**setting, "steps": search.finalist_steps} for setting in ranked[: search.finalists]]
 
 
 def is_finalist(search: Search, record: Record) -> bool:

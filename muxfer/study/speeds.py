@@ -1,6 +1,7 @@
 """How fast models trained in earlier trials, and the hours that a plan takes at that speed."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 from muxfer.config.settings import with_setting
@@ -17,8 +18,8 @@ SIMILAR = 4.0  # a measured speed holds for models with up to this many times mo
 
 def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:
     """Measured seconds a FLOP, by the multiply-accumulates of the model; or why nothing is known."""
-    seconds: dict[int, float] = {}
-    flops: dict[int, float] = {}
+    seconds: defaultdict[int, float] = defaultdict(float)
+    flops: defaultdict[int, float] = defaultdict(float)
     family, source = request.config.model.family, request.config.data.name
     try:
         with open_ledger(request, existing=True) as ledger:
@@ -31,9 +32,8 @@ def speeds_of(request: Request, count: Measure) -> tuple[dict[int, float], str]:
                         continue
                     task = with_setting(base, record.setting)
                     macs = count(task.model).macs
-                    spent = training_flops(macs, samples=record.step * task.training.batch_size)
-                    seconds[macs] = seconds.get(macs, 0.0) + record.train_seconds
-                    flops[macs] = flops.get(macs, 0.0) + spent
+                    seconds[macs] += record.train_seconds
+                    flops[macs] += training_flops(macs, samples=record.step * task.training.batch_size)
     except (BadInput, LedgerUnreachable) as error:
         return {}, str(error)
     why = "" if seconds else f"no trial of model {family} on data {source} is recorded"

@@ -1,7 +1,5 @@
-"""What a study needs to run: its identity, its trials by content key, and the order in which they go.
-
-Pure: the same configuration gives the same study and the same keys in every folder and on every host.
-"""
+"""What a study needs to run: its identity, its trials by content key, and the order in which they go. Pure: the same
+configuration gives the same study and the same keys in every folder and on every host."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,10 +17,8 @@ MAX_TRIALS = 10_000
 
 
 def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
-    """The study of a sweep and its overrides: its identity leaves out grids, seeds, budget, target and compute.
-
-    A key that the study varies is left out too: its value in the task has no effect.
-    """
+    """The study of a sweep and its overrides: its identity leaves out grids, seeds, budget, target and compute. A key
+    that the study varies is left out too: its value in the task has no effect."""
     content = key_content(to_plain(config.task))
     varied = sorted({*config.search.grids, *config.search.spaces})
     for setting in varied:
@@ -38,10 +34,8 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
 def trial_key(
     task: Mapping[str, Any], *, replicate: int, fingerprint: str, kind: str = "proxy", numerics: int = NUMERICS_VERSION
 ) -> str:
-    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU.
-
-    A target differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
-    """
+    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU. A target
+    differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial."""
     content = {"task": key_content(task), "replicate": replicate, "data_fingerprint": fingerprint, "numerics": numerics}
     return content_hash(content if kind == "proxy" else {**content, "kind": kind})
 
@@ -70,9 +64,8 @@ def validate_search(config: Config) -> None:
         for bound in space.bounds:
             with_setting(config.task, {name: setting_value(name, 2.0**bound if space.log2 else bound)})
     if search.finalists and search.finalist_steps == config.training.steps:
-        raise BadInput(
-            f"search.finalist_steps {search.finalist_steps} is training.steps, which every setting has: give more"
-        )
+        steps = search.finalist_steps
+        raise BadInput(f"search.finalist_steps {steps} is training.steps, which every setting has: give more")
 
 
 def grid_trials(config: Config, *, fingerprint: str) -> list[Trial]:

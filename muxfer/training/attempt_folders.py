@@ -37,10 +37,7 @@ def attempts(trial_folder: Path) -> list[Path]:
 
 
 def subfolders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]:
-    """The folders in `parent` whose whole names match `names`. Empty where `parent` is missing or a link.
-
-    Links to folders are left out.
-    """
+    """The folders in `parent`, without links, whose names match `names`. Empty where `parent` is missing or a link."""
     if parent.is_symlink():
         return []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(parent) as entries:
@@ -50,10 +47,7 @@ def subfolders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]
 
 
 def numbers_in_name(folder: Path) -> tuple[int, ...]:
-    """The numbers in a folder's name, which order folders by age (as text 10000 < 9999).
-
-    A checkpoint has its step. An attempt has its epoch and its number.
-    """
+    """A checkpoint's step, or an attempt's epoch and number. They order folders by age (as text 10000 < 9999)."""
     return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
 
 
@@ -69,9 +63,7 @@ def highest_epoch(home: Path) -> int:
 
 def new_attempt(folder: Path, *, epoch: int) -> Path:
     """Make the folder of a new attempt in the trial's folder. It has the next number: no two attempts share a folder.
-
-    Raises BadInput when the disk refuses, or when the trial's folder or the one above it is a link.
-    """
+    Raises BadInput when the disk refuses, or when the trial's folder or the one above it is a link."""
     refuse_links(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,7 @@ class Conditioning:
         self, inputs: Mapping[str, str], *, patch: int, captions: Captions | None = None, output: str = "image"
     ) -> None:
         self._sources = {argument: _SOURCES[source] for argument, source in inputs.items()}
-        self._patch = patch
-        self._captions = captions
-        self._from_patches = output == "patches"
+        self._patch, self._captions, self._from_patches = patch, captions, output == "patches"
 
     def to(self, device: torch.device | str) -> "Conditioning":
         if self._captions is not None:
@@ -51,10 +49,8 @@ class Conditioning:
         if isinstance(output, tuple) and not more:
             output = output[0]
         if not isinstance(output, torch.Tensor) and not more:
-            raise BadInput(
-                f"the model returned {type(output).__name__}: expected a tensor, a tuple that begins with one, or an"
-                " object with .sample"
-            )
+            expected = "a tensor, a tuple that begins with one, or an object with .sample"
+            raise BadInput(f"the model returned {type(output).__name__}: expected {expected}")
         return _to_image(output, x_BCHW, self._patch) if self._from_patches else output
 
     @property

@@ -67,10 +67,9 @@ class Trainer:
         self.model = model.to(device).train()
         self.objective, self.data, self.training, self.evaluation = objective, data, training, evaluation
         self.device = torch.device(device)
-        self.step = 0
+        self.step, self.train_seconds = 0, 0.0
         self.diverged_at: int | None = None
         self.points: list[Point] = []
-        self.train_seconds = 0.0
         self._predict, self._features_NTE = predict, features_NTE
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
@@ -80,14 +79,8 @@ class Trainer:
         self._optimizer = build_adamw(groups)
         self._clip = Clip(self._params, [fold.get(name, 1.0) for name in self._names], grad_clip)
         self._average = AveragedWeights(self._params, fraction=training.ema_fraction, steps=training.steps)
-        stream = Stream(
-            data.train,
-            num_classes=data.num_classes,
-            batch_size=training.batch_size,
-            label_dropout=training.label_dropout,
-            seed=training.seed,
-            replicate=replicate,
-        )
+        draws: Any = {"batch_size": training.batch_size, "label_dropout": training.label_dropout, "seed": training.seed}
+        stream = Stream(data.train, num_classes=data.num_classes, replicate=replicate, **draws)
         self._batches = BatchPrefetcher(stream.batch) if self.device.type == "cuda" else stream
         self._chunk_steps = 1 if self.device.type == "cpu" else CHUNK_STEPS_ON_GPU
         self._divergence = DivergenceDetector(warmup_steps=training.warmup_steps)
@@ -116,10 +109,8 @@ class Trainer:
         return self.points[num_points:]
 
     def validate(self) -> float:
-        """Mean loss of the averaged weights over the fixed grid of validation pictures, times and noise.
-
-        A loss that is not finite means that the last update diverged. Then `diverged_at` is set too.
-        """
+        """Mean loss of the averaged weights over the fixed grid of validation pictures, times and noise. A loss that is
+        not finite means that the last update diverged. Then `diverged_at` is set too."""
         began = time.perf_counter()
         split, num_timesteps = self.data.validation, self.evaluation.timesteps
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -236,9 +227,7 @@ class Trainer:
 
     def _seed_forward(self, *content: int | str) -> None:
         """Make what a model draws in its own forward (dropout, the label drop of diffusers' DiT) depend on the step.
-
-        Seeds torch's global generators for every model, at 5 µs a step (2026-11). muxfer's own models draw nothing.
-        """
+        Seeds torch's global generators for every model, at 5 µs a step (2026-11). muxfer's own models draw nothing."""
         seed = generator_of(*self._source, "forward", *content).initial_seed()
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -44,13 +44,12 @@ def losses(
 ) -> torch.Tensor:
     """Loss of each sample [B], in the images' precision, at the times from `timesteps`.
 
-    Rectified flow: |v(x_t) - (noise - x0)|^2 with x_t = (1-t) x0 + t noise (Esser et al. 2024, eq. 2 and 19).
-    DDPM: |eps(x_t) - noise|^2 with x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise (Ho et al. 2020, eq. 14), plus, when the
-    model outputs 2C channels, the variational bound of the variance with the mean held fixed, weighted by T/1000
-    (Nichol and Dhariwal 2021, eq. 16; DiT's weighting at its 1000 steps).
-    With `features` of a frozen encoder the model is called with `repa` and returns (output, projection [B, T, E]). The
-    loss then adds repa_weight * (1 - cosine), the mean over patches (REPA, Yu et al. 2025, eq. 8, shifted to start at
-    0).
+    Rectified flow: |v(x_t) - (noise - x0)|^2 with x_t = (1-t) x0 + t noise (Esser et al. 2024, eq. 2 and 19). DDPM:
+    |eps(x_t) - noise|^2 with x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise (Ho et al. 2020, eq. 14), plus, when the model
+    outputs 2C channels, the variational bound of the variance with the mean held fixed, weighted by T/1000 (Nichol and
+    Dhariwal 2021, eq. 16; DiT's weighting at its 1000 steps). With `features` of a frozen encoder the model is called
+    with `repa` and returns (output, projection [B, T, E]). The loss then adds repa_weight * (1 - cosine), the mean over
+    patches (REPA, Yu et al. 2025, eq. 8, shifted to start at 0).
     """
     if features_BTE is not None:
         repa_B = torch.zeros(())
@@ -86,9 +85,8 @@ def _mean_square(difference_BCHW: torch.Tensor) -> torch.Tensor:
 
 def _validate_shape(output: torch.Tensor, x0_BCHW: torch.Tensor, name: str) -> None:
     if output.shape != x0_BCHW.shape:
-        raise ValueError(
-            f"the model's output {tuple(output.shape)} does not fit the images {tuple(x0_BCHW.shape)} under {name}"
-        )
+        shape, expected = tuple(output.shape), tuple(x0_BCHW.shape)
+        raise ValueError(f"the model's output {shape} does not fit the images {expected} under {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +129,7 @@ def _variance_bound(
     fraction_BCHW: torch.Tensor,
 ) -> torch.Tensor:
     """One term of the variational bound in bits per dimension [B]: KL to the posterior, likelihood of x0 at step 0.
-
-    `fraction` in [-1, 1] interpolates the log variance between the posterior's and beta.
-    """
+    `fraction` in [-1, 1] interpolates the log variance between the posterior's and beta."""
     share = (fraction_BCHW + 1) / 2
     log_posterior = table.at("log_posterior", t_B)
     log_variance = share * table.at("log_beta", t_B) + (1 - share) * log_posterior

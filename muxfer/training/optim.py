@@ -14,10 +14,8 @@ from muxfer.config.task import Training
 
 
 def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:
-    """Fused AdamW. Groups with the same lr, weight_decay, eps and betas are merged, for fewer kernels.
-
-    Each group holds `params`, `lr`, `weight_decay`, `eps`, `betas`. The schedule multiplies the group's `initial_lr`.
-    """
+    """Fused AdamW. Groups with the same lr, weight_decay, eps and betas are merged, for fewer kernels. Each group holds
+    `params`, `lr`, `weight_decay`, `eps`, `betas`. The schedule multiplies the group's `initial_lr`."""
     merged: dict[tuple[Any, ...], list[torch.Tensor]] = {}
     for group in groups:
         numbers = (float(group["lr"]), float(group["weight_decay"]), float(group["eps"]), tuple(group["betas"]))
@@ -47,10 +45,8 @@ def set_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
 
 
 class Clip:
-    """Clips by the global norm of the unfolded gradients: a gradient g counts as fold * g (mup-rules.md).
-
-    Where all folds are 1 it equals `torch.nn.utils.clip_grad_norm_`. With `max_norm` None it only measures.
-    """
+    """Clips by the global norm of the unfolded gradients: a gradient g counts as fold * g (mup-rules.md). Where all
+    folds are 1 it equals `torch.nn.utils.clip_grad_norm_`. With `max_norm` None it only measures."""
 
     def __init__(self, params: Sequence[torch.Tensor], folds: Sequence[float], max_norm: float | None) -> None:
         self._params = list(params)
@@ -77,9 +73,8 @@ class Clip:
 class AveragedWeights:
     """Exponential moving average of weights, free of bias from the start.
 
-    After n updates it is the sum of d^(n-i) w_i over i = 1..n, divided by the sum of d^(n-i), with
-    d = 1 - 1 / max(1, fraction * steps). The initial weights have no part in it, so short and long runs follow the same
-    rule.
+    After n updates it is the sum of d^(n-i) w_i over i = 1..n, divided by the sum of d^(n-i), with d = 1 - 1 / max(1,
+    fraction * steps). The initial weights have no part in it, so short and long runs follow the same rule.
     """
 
     def __init__(self, params: Sequence[torch.Tensor], *, fraction: float, steps: int) -> None:

@@ -51,10 +51,6 @@ class Choice:
         """The band that halts the target, None where it is not watched."""
         return self.band if isinstance(self.band, LossBand) and self.guarded else None
 
-    @property
-    def proxies(self) -> list[Record]:
-        return self.study.records
-
 
 def choose_target(request: Request, ledger: Ledger, *, flops: float | None, law: str | None, force: bool) -> Choice:
     """Choose the best setting of the study that a request means, and plan the target with it.
@@ -63,10 +59,9 @@ def choose_target(request: Request, ledger: Ledger, *, flops: float | None, law:
     study can't be transferred, unless `force` overrules it.
     """
     study = read_study(request, ledger)
-    config = request.config
+    config, sizing = request.config, None
     base = proxy_task(study.config, study.study)
     verdict = judge(study.records, study.config)
-    sizing = None
     if flops is not None and study.best is not None:
         sized, sizing = sized_target(request, with_setting(base, study.best.setting), flops, law)
         config = replace(config, target=sized)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from muxfer.analysis.loss_band import MIN_REPORTS, LossBand, LossCurve, loss_band
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.executors.base import Executor, TrialJob, TrialUpdate
+from muxfer.executors.base import Executor, TrialJob
 from muxfer.transfer.target import TargetRun
 from muxfer.trial import Point, Record
 
@@ -57,32 +57,21 @@ class Watched:
     """An executor whose jobs carry a band. None: the target is not watched."""
 
     def __init__(self, executor: Executor, band: LossBand | None) -> None:
-        self.slots = executor.slots
-        self._executor = executor
+        self._executor, self.slots = executor, executor.slots
+        self.updates, self.close, self.kill = executor.updates, executor.close, executor.kill
         self._band = None if band is None else band.to_dict()
 
     def submit(self, jobs: Sequence[TrialJob]) -> None:
         self._executor.submit([replace(job, band=self._band) for job in jobs])
-
-    def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
-        return self._executor.updates(timeout_seconds)
-
-    def close(self) -> None:
-        self._executor.close()
-
-    def kill(self) -> None:
-        self._executor.kill()
 
 
 def _difference(proxy: Task, target: Task) -> str:
     """Why a proxy does not predict a target; empty where it does."""
     for sign, keys in ((1, AT_MOST), (-1, AT_LEAST)):
         for key in keys:
-            small, large = _at(proxy, key), _at(target, key)
-            if sign * small > sign * large:
-                return (
-                    f"the target's {key} {large:g} says that its loss may be above that of the proxies, with {small:g}"
-                )
+            own, its = _at(proxy, key), _at(target, key)
+            if sign * own > sign * its:
+                return f"the target's {key} {its:g} says that its loss may be above that of the proxies, with {own:g}"
     return ""
 
 

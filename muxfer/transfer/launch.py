@@ -26,9 +26,7 @@ from muxfer.trial import Record, Trial
 
 def launch_target(session: Session, choice: Choice, *, print_line: PrintLine) -> Record:
     """Train the target where it is not trained yet, and write its files where they are missing; its record.
-
-    TrialsFailed when it diverged, failed or was halted: the message names the figure of its loss.
-    """
+    TrialsFailed when it diverged, failed or was halted: the message names the figure of its loss."""
     _assert_unchanged(session, choice)
     trial = choice.trial
     files, checkpoints = session.files.target(trial.key), session.files.trial(trial.key)
@@ -59,11 +57,9 @@ def _assert_unchanged(session: Session, choice: Choice) -> None:
     """StudyBusy when another driver changed the proxies while this command waited for the lease."""
     keys = {trial.key for trial in choice.study.trials}
     now = {record.key: record for record in session.records() if record.key in keys}
-    if now != {record.key: record for record in choice.proxies}:
-        raise StudyBusy(
-            f"the trials of study {session.study.label} changed while this command waited for it: run the same command"
-            " again to choose anew"
-        )
+    if now != {record.key: record for record in choice.study.records}:
+        changed = f"the trials of study {session.study.label} changed while this command waited for it"
+        raise StudyBusy(f"{changed}: run the same command again to choose anew")
 
 
 def _without_damaged(

@@ -53,10 +53,8 @@ def newest_snapshot(record: Record, checkpoints: Path) -> "Snapshot":
 def write_outputs(
     files: TargetFolder, trial: Trial, trained: "Snapshot", scales: "ScalePlan", task: Task
 ) -> list[Path]:
-    """Write weights, description and samples, in that order, and return the files.
-
-    `trial` is described as it stands: its task may hold names of variables. `task` has their values.
-    """
+    """Write weights, description and samples, in that order, and return the files. `trial` is described as it stands:
+    its task may hold names of variables. `task` has their values."""
     from safetensors.torch import save
 
     ema = trained.tensors["ema"]
@@ -101,9 +99,7 @@ def _samples_png(files: TargetFolder, task: Task, weights: "dict[str, torch.Tens
     try:
         return save_grid(images, labels, temporary, class_names=data.class_names).read_bytes()
     except OSError as error:
-        raise BadInput(
-            f"{files.path} can't be written ({error.strerror or error}): free some space, then run the same command"
-            " again"
-        ) from error
+        why = f"{files.path} can't be written ({error.strerror or error})"
+        raise BadInput(f"{why}: free some space, then run the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,5 @@
-"""Size the target at a budget by the fit of a recorded isoFLOP study.
-
-Refused: a target that has a size already, a study of another kind, and a fit without enough optima for a law.
-"""
+"""Size the target at a budget by the fit of a recorded isoFLOP study. Refused: a target that has a size already, a
+study of another kind, and a fit without enough optima for a law."""
 
 from dataclasses import replace
 
@@ -20,10 +18,8 @@ SIZES = ("width", "depth", "steps")
 
 
 def sized_target(request: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
-    """The target at these FLOPs, and a line that explains its size. `base` is the task of the proxies.
-
-    `law` is the isoFLOP study, with its overrides as one would type them; None: the study of the request.
-    """
+    """The target at these FLOPs, and a line that explains its size. `base` is the task of the proxies. `law` is the
+    isoFLOP study, with its overrides as one would type them; None: the study of the request."""
     target = request.config.target
     given = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
     if given:
@@ -31,9 +27,8 @@ def sized_target(request: Request, base: Task, flops: float, law: str | None) ->
     name, *overrides = [request.name, *request.overrides] if law is None else words_of(law, "--law")
     source = resolve(name, overrides, planned=True)
     if source.config.search.kind is not StudyKind.ISOFLOP:
-        raise BadInput(
-            f"sweep {name} is no isoFLOP study, and its fit can't size a target: name one that is, --law isoflop"
-        )
+        remedy = "name one that is, --law isoflop"
+        raise BadInput(f"sweep {name} is no isoFLOP study, and its fit can't size a target: {remedy}")
     with open_ledger(source, existing=True) as ledger:
         study = read_study(source, ledger)
     config = study.config

@@ -41,11 +41,8 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRun:
-    """The large run and its origin.
-
-    `task` is what it trains, `proxy` what the winner trained, and `settings` says how they differ. `forced` lists the
-    objections that were overruled.
-    """
+    """The large run and its origin. `task` is what it trains, `proxy` what the winner trained, and `settings` says how
+    they differ. `forced` lists the objections that were overruled."""
 
     trial: Trial
     task: Task
@@ -128,10 +125,8 @@ def target_run(
 
 def _validate_base_width(base: Task, target: Target) -> None:
     if target.base_width is not None and target.base_width != base.model.base_width:
-        raise BadInput(
-            f"target.base_width {target.base_width} differs from the proxies' base width {base.model.base_width}:"
-            " the scales would be others; leave it out"
-        )
+        differs = f"target.base_width {target.base_width} differs from the proxies' base width {base.model.base_width}"
+        raise BadInput(f"{differs}: the scales would be others; leave it out")
 
 
 def _target_task(proxy: Task, target: Target, settings: Sequence[Carried]) -> Task:
@@ -161,7 +156,7 @@ def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_
         else:
             yield _regularization(name, base, proxy, target, num_pictures, tuned=name in tuned)
     schedule = proxy.training.schedule
-    how, why = ("carried", "constant: bound to no length")
+    how, why = "carried", "constant: bound to no length"
     if schedule == "cosine":
         how, why = "rescaled", f"falls to 0 at step {target.steps}, at {proxy.training.steps} in the proxies"
     yield Carried(name="schedule", value=schedule, target=schedule, how=how, why=why)
@@ -217,5 +212,4 @@ def _value(task: Task, name: str) -> Value:
 
 
 def value_text(value: Value) -> str:
-    """A value as people write it."""
     return value if isinstance(value, str) else shown(value)

@@ -30,9 +30,8 @@ def watch_text(band: LossBand | str, *, guarded: bool) -> str:
     if not guarded:
         return "not watched: target.guard=off"
     low, high = band.predicted[-1], band.limit[-1]
-    return (
-        f"watched: in the end the proxies predict a training loss of {low:.4g} or less; halted if long above {high:.4g}"
-    )
+    predicted = f"in the end the proxies predict a training loss of {low:.4g} or less"
+    return f"watched: {predicted}; halted if long above {high:.4g}"
 
 
 def failure_text(record: Record, target: TargetRun) -> str:
