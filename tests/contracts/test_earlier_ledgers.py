@@ -9,12 +9,12 @@ from benchmarks.faults.harness.promise import results
 from benchmarks.faults.inputs.earlier_ledgers import (
     LEARNED,
     OVERRIDES,
-    check_numerics,
+    assert_same_numerics,
     content,
     make_newer,
     names,
+    recorded_results,
     restore,
-    said_of,
 )
 from muxfer.commands import report, retry, sweep, verdict
 from muxfer.commands.status import status
@@ -110,9 +110,9 @@ def today(tmp_path_factory):
 @pytest.mark.parametrize("name", names())
 def test_trials_train_to_the_numbers_recorded_under_their_keys(name, today):
     """If they differ, NUMERICS_VERSION must go up. Else a sweep would mix two numerics under the same keys."""
-    recorded = results(said_of(name)["sweep"])
+    recorded = results(recorded_results(name)["sweep"])
     assert today.keys() <= recorded.keys()
-    check_numerics(recorded, today, name)
+    assert_same_numerics(recorded, today, name)
     key = min(key for key, (_, metric, _) in today.items() if metric is not None and metric < LEARNED)
     with pytest.raises(AssertionError, match=f"trial {key} ended as .* in {name} and as .* today"):
-        check_numerics(recorded, {**today, key: ["finished", 1.01 * today[key][1], today[key][2]]}, name)
+        assert_same_numerics(recorded, {**today, key: ["finished", 1.01 * today[key][1], today[key][2]]}, name)

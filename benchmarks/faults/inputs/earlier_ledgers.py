@@ -44,14 +44,14 @@ def names() -> list[str]:
     return sorted(file.name.removesuffix(".sql.gz") for file in LEDGERS.glob("*.sql.gz"))
 
 
-def said_of(name: str) -> dict[str, Any]:
+def recorded_results(name: str) -> dict[str, Any]:
     """The results that the commands of a version printed when they filled its ledger."""
     return dict(json.loads((LEDGERS / f"{name}.json").read_text()))
 
 
 def restore(name: str, folder: Path) -> dict[str, Any]:
     """Put the ledger of a version and the folders of its trials into a folder. Returns that version's results."""
-    said = said_of(name)
+    said = recorded_results(name)
     script = gzip.decompress((LEDGERS / f"{name}.sql.gz").read_bytes()).decode().replace(FOLDER, str(folder))
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.executescript(script)
@@ -106,7 +106,7 @@ def earlier_ledgers(seed: int, folder: Path, faults: int) -> int:
     return faults
 
 
-def check_numerics(recorded: Mapping[str, list[Any]], today: Mapping[str, list[Any]], name: str) -> None:
+def assert_same_numerics(recorded: Mapping[str, list[Any]], today: Mapping[str, list[Any]], name: str) -> None:
     """A trial with the same key must have the same result, else NUMERICS_VERSION should have been raised.
 
     A trial that learned nothing is not compared. At such rates the last digit decides, and it depends on the processor
