@@ -13,11 +13,11 @@ from muxfer.commands.result import CommandResult
 from muxfer.commands.transfer import transfer
 from muxfer.errors import BadInput, StudyBusy, TrialsFailed
 from muxfer.executors.inline import InlineExecutor
-from muxfer.report.figures import replace_file
+from muxfer.files import TargetFolder, replace_file
 from muxfer.study.resolve import resolve
 from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
-from muxfer.transfer.outputs import handed_out
+from muxfer.transfer.outputs import verified_weights
 from muxfer.trial import Record
 
 STUDY = [
@@ -95,7 +95,7 @@ DAMAGES = {"flipped": flip, "cut": cut, "missing": Path.unlink}
 
 def test_the_weights_handed_out_are_those_of_the_last_checkpoint(target: Target) -> None:
     assert target.weights == target.checkpoints()[0].read_bytes()
-    assert handed_out(target.folder) == target.weights
+    assert verified_weights(TargetFolder(target.folder)) == target.weights
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

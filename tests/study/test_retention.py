@@ -12,6 +12,7 @@ from muxfer.config.models import with_num_classes
 from muxfer.config.settings import with_setting
 from muxfer.config.study import Checkpoints
 from muxfer.errors import BadInput
+from muxfer.files import StudyFolder
 from muxfer.models.count import measure
 from muxfer.study import retention
 from muxfer.study.cost import most_parameters
@@ -131,10 +132,10 @@ def test_the_newest_is_the_newest_whole_one(tmp_path):
 
 def test_an_export_of_weights_that_went_says_so(tmp_path):
     save(tmp_path / "trials", "a", 20)
-    assert weights_of(record("a", 0.5), tmp_path).keys() == {"w"}
+    assert weights_of(record("a", 0.5), StudyFolder(tmp_path)).keys() == {"w"}
     checkpoint.delete_all(tmp_path / "trials" / "a", epoch=1)
     with pytest.raises(BadInput, match="run went so that those of better trials fit"):
-        weights_of(record("a", 0.5), tmp_path)
+        weights_of(record("a", 0.5), StudyFolder(tmp_path))
 
 
 def test_what_could_not_be_deleted_is_not_forgotten(tmp_path):
