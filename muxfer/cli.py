@@ -1,13 +1,12 @@
 """The command line: options and help. Each command calls its function in `muxfer.commands`, imported when it runs.
 
-`muxfer.invoke` owns stdout, signals and exit codes.
-"""
+`muxfer.invoke` owns stdout, signals and exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -36,7 +35,14 @@ def main() -> None:
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop in order, resumably, after this.")
 @click.option("--require-transfer", is_flag=True, help="Exit 6 unless the verdict is `transfers`.")
 @click.option("--if-running", type=click.Choice(["fail", "skip"]), default="fail", help="When another driver has it.")
-def sweep(name: str, overrides: tuple[str, ...], dry_run: bool, if_running: str, **options: Any) -> CommandResult:
+def sweep(
+    name: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    max_hours: float | None,
+    require_transfer: bool,
+    if_running: str,
+) -> CommandResult:
     """Bring study NAME to its finished state: run what the ledger lacks, then judge and report.
 
     Type it again after anything: finished trials are skipped, half-done ones go on from their checkpoints.
@@ -51,7 +57,14 @@ def sweep(name: str, overrides: tuple[str, ...], dry_run: bool, if_running: str,
         return list_trials(name, overrides)
     from muxfer.commands.sweep import sweep as run
 
-    return run(name, overrides, print_line=print_line, skip_if_running=if_running == "skip", **options)
+    return run(
+        name,
+        overrides,
+        print_line=print_line,
+        max_hours=max_hours,
+        require_transfer=require_transfer,
+        skip_if_running=if_running == "skip",
+    )
 
 
 @main.command(short_help="Launch the target with the best settings of sweep NAME")
@@ -61,7 +74,7 @@ def sweep(name: str, overrides: tuple[str, ...], dry_run: bool, if_running: str,
 @click.option("--flops", type=click.FloatRange(min=0, min_open=True), help="Size the target by a fit, at this budget.")
 @click.option("--law", metavar="NAME", help="With --flops: the isoFLOP study that is fitted; NAME itself if left out.")
 def transfer(
-    name: str, overrides: tuple[str, ...], flops: float | None, law: str | None, **options: bool
+    name: str, overrides: tuple[str, ...], dry_run: bool, force: bool, flops: float | None, law: str | None
 ) -> CommandResult:
     """Choose the best base settings of sweep NAME and launch the target with them.
 
@@ -74,7 +87,7 @@ def transfer(
         raise click.UsageError(f"--law {law} sizes the target at a budget: give --flops as well")
     from muxfer.commands.transfer import transfer as run
 
-    return run(name, overrides, print_line=print_line, flops=flops, law=law, **options)
+    return run(name, overrides, print_line=print_line, dry_run=dry_run, force=force, flops=flops, law=law)
 
 
 @main.command(short_help="What sweep NAME costs before anything runs")
@@ -103,7 +116,15 @@ def plan(name: str, overrides: tuple[str, ...], budget: float | None) -> Command
 @click.option("--log2-hp", is_flag=True, help="With --table: take log2 of the setting; not where it is log2 already.")
 @click.option("--seed", metavar="COL", help="With --table: the column that numbers runs of shared randomness.")
 def verdict(
-    name: str | None, overrides: tuple[str, ...], table: str | None, log2_hp: bool, mode: str | None, **columns: Any
+    name: str | None,
+    overrides: tuple[str, ...],
+    table: str | None,
+    axis: str | None,
+    hp: str | None,
+    metric: str | None,
+    mode: str | None,
+    log2_hp: bool,
+    seed: str | None,
 ) -> CommandResult:
     """Say whether the optimum of sweep NAME, or of a table, transfers along its axis; exit 6 when it is not a yes.
 
@@ -112,7 +133,7 @@ def verdict(
       muxfer verdict --table runs.csv --axis width --hp lr --metric loss --log2-hp
     """
     if table is None:
-        options = {**columns, "mode": mode, "log2-hp": log2_hp or None}
+        options = {"axis": axis, "hp": hp, "metric": metric, "mode": mode, "seed": seed, "log2-hp": log2_hp or None}
         given = [option for option, value in options.items() if value is not None]
         if given:
             raise click.UsageError(f"--{min(given)} goes with --table FILE.csv alone")
@@ -123,11 +144,13 @@ def verdict(
         return judge_study(name, overrides)
     if name is not None:
         raise click.UsageError(f"--table {table} and the sweep {name!r} exclude each other: give one")
-    if missing := [f"--{option} COL" for option in ("axis", "hp", "metric") if columns[option] is None]:
+    if axis is None or hp is None or metric is None:
+        columns = {"axis": axis, "hp": hp, "metric": metric}
+        missing = [f"--{option} COL" for option, column in columns.items() if column is None]
         raise click.UsageError(f"--table needs {', '.join(missing)} as well: the columns to read")
     from muxfer.commands.verdict_table import verdict as judge_table
 
-    return judge_table(table, mode=mode or "min", log2_hp=log2_hp, **columns)
+    return judge_table(table, axis=axis, hp=hp, metric=metric, mode=mode or "min", log2_hp=log2_hp, seed=seed)
 
 
 @main.command(short_help="Scaling laws of isoFLOP sweep NAME, or of a table")
@@ -138,7 +161,13 @@ def verdict(
 @click.option("--against-table", metavar="FILE.csv", help="Another table.")
 @click.option("--figure", metavar="FILE.png", help="Where the figure goes; else beside the study's report.")
 def fit(
-    name: str | None, overrides: tuple[str, ...], table: str | None, predict_at: float | None, **options: str | None
+    name: str | None,
+    overrides: tuple[str, ...],
+    table: str | None,
+    predict_at: float | None,
+    against: str | None,
+    against_table: str | None,
+    figure: str | None,
 ) -> CommandResult:
     """Fit scaling laws to isoFLOP sweep NAME, or to a table; exit 6 when too few budgets have an optimum.
 
@@ -149,11 +178,13 @@ def fit(
     """
     if (name is None) == (table is None):
         raise click.UsageError("fit needs the NAME of an isoFLOP sweep, or --table FILE.csv, and not both")
-    if options["against"] is not None and options["against_table"] is not None:
+    if against is not None and against_table is not None:
         raise click.UsageError("--against NAME and --against-table FILE.csv exclude each other: give one")
     from muxfer.commands.fit import fit as run
 
-    return run(name, overrides, table=table, predict_at=predict_at, **options)
+    return run(
+        name, overrides, table=table, predict_at=predict_at, against=against, against_table=against_table, figure=figure
+    )
 
 
 @main.command(short_help="Figures and page of sweep NAME again, from the ledger")

@@ -54,8 +54,14 @@ def sweep(
         try:
             with drive(request, ledger=ledger) as session:
                 before = session.records()
-                rules: Any = {"more": propose, "deadline": deadline, "retention": retention}
-                ran = session.run(propose(before), before, start_executor=start_ray, **rules)
+                ran = session.run(
+                    propose(before),
+                    before,
+                    start_executor=start_ray,
+                    more=propose,
+                    deadline=deadline,
+                    retention=retention,
+                )
                 records = session.records()
                 study = RecordedStudy(
                     study=session.study, config=request.config, trials=propose(records), all_records=records
@@ -82,10 +88,8 @@ def _validate_models(trials: Sequence[Trial]) -> None:
 @contextmanager
 def _study_folder(request: Request, print_line: PrintLine) -> Iterator[bool]:
     """Make the study's folder. Yield whether it is new; a new one is removed if the command fails before it is used.
-
     Among drivers that start at once, one alone makes the folder, and that one starts Ray ahead. Eight Rays that start
-    together on two cores starve, and the one that is needed dies with the others.
-    """
+    together on two cores starve, and the one that is needed dies with the others."""
     home, is_new = request.files.path, True
     try:
         home.mkdir(parents=True)

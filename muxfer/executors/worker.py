@@ -25,8 +25,10 @@ from muxfer.trial import Outcome, Point, Record
 
 
 class TrialRun:
-    """One attempt at one trial. It goes on from the newest valid checkpoint in the job's folder. Raises BadInput when
-    the data differ from the study's, or when the job's folder can't be used."""
+    """One attempt at one trial. It goes on from the newest valid checkpoint in the job's folder.
+
+    Raises BadInput when the data differ from the study's, or when the job's folder can't be used.
+    """
 
     def __init__(self, job: TrialJob) -> None:
         self.job = job
@@ -47,14 +49,15 @@ class TrialRun:
         self._breach = self._find_breach(self._unsent)
 
     def advance(self, seconds: float) -> TrialUpdate:
-        """Train for about this long, or to the end. The final update carries the record, or why the trial was halted. A
-        halted trial trains no further: each later call returns the same state."""
+        """Train for about this long, or to the end. The final update carries the record, or why the trial was halted.
+
+        A halted trial trains no further: each later call returns the same state.
+        """
         points = (*self._unsent, *self._train(seconds))
         self._unsent = []
         record = None
         if self._breach is not None:
-            if checkpoint.resume_step(self.job.folder, key=self.job.trial.key) < self.trainer.step:
-                self._save(self.trainer)
+            self._save_if_ahead()
         elif self.trainer.finished or self.trainer.diverged_at is not None:
             record = self._make_record()
         return TrialUpdate(
@@ -91,15 +94,25 @@ class TrialRun:
         """The record of a trial that finished or diverged. Validation may be the step that diverges."""
         metric = self.trainer.validate() if self.trainer.finished else None
         diverged = self.trainer.diverged_at is not None
-        return self.job.record(
-            Outcome.DIVERGED if diverged else Outcome.FINISHED,
+        return Record(
+            key=self.job.trial.key,
+            setting=self.job.trial.setting,
+            replicate=self.job.trial.replicate,
+            outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
             metric=None if diverged else metric,
             step=self.trainer.step,
             resumed_at=self.resumed_at,
             train_seconds=self.trainer.train_seconds,
+            epoch=self.job.epoch,
+            kind=self.job.trial.kind,
             num_parameters=self.num_parameters,
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
         )
+
+    def _save_if_ahead(self) -> None:
+        """Save a checkpoint unless the trial already has one of this step."""
+        if checkpoint.resume_step(self.job.folder, key=self.job.trial.key) < self.trainer.step:
+            self._save(self.trainer)
 
     def _save(self, trainer: Trainer) -> None:
         self.checkpoint = checkpoint.save(self._attempt_folder, trainer.state(), key=self.job.trial.key)
@@ -121,8 +134,14 @@ def make_trainer(task: Task, data: Dataset, job: TrialJob) -> Trainer:
     """Build and parametrize the task's model, and a trainer of it at step 0 on the job's device."""
     model, plan = build_model(task, replicate=job.trial.replicate)
     optimizer = task.optimizer
-    rates = {"base_lr": optimizer.base_lr, "weight_decay": optimizer.weight_decay, "eps": optimizer.eps}
-    groups = param_groups(model, plan, betas=(optimizer.beta1, optimizer.beta2), **rates)
+    groups = param_groups(
+        model,
+        plan,
+        base_lr=optimizer.base_lr,
+        weight_decay=optimizer.weight_decay,
+        eps=optimizer.eps,
+        betas=(optimizer.beta1, optimizer.beta2),
+    )
     return Trainer(
         model,
         groups,

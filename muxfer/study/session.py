@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput, LedgerUnreachable, MuxferError, StudyBusy
@@ -23,9 +22,11 @@ from muxfer.processes import gone
 from muxfer.study.loop import Progress, StudyRun, run_study
 from muxfer.study.progress import TerminalProgress
 from muxfer.study.resolve import Request, tracking_uri
+from muxfer.study.retention import Retention
 from muxfer.trial import Record, Study, Trial
 
-FAREWELL_SECONDS = 5.0  # how long a command that was stopped, or failed, waits for the ledger
+FAREWELL_SECONDS = 5.0
+"""How long a command that was stopped, or failed, waits for the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,24 @@ class Session:
         *,
         start_executor: Callable[[], Executor],
         progress: Progress | None = None,
-        **options: Any,
+        more: Callable[[Sequence[Record]], Sequence[Trial]] | None = None,
+        deadline: float | None = None,
+        retention: Retention | None = None,
     ) -> StudyRun:
-        """`run_study` with its options. LedgerUnreachable says which records the ledger lacks afterwards."""
-        owned: Any = {"study": self.study, "ledger": self.ledger, "lease": self.lease, "files": self.files}
-        progress = progress or TerminalProgress()
-        ran = run_study(trials, records, start_executor=start_executor, progress=progress, **owned, **options)
+        """`run_study`; afterwards the ledger holds every record, or LedgerUnreachable says which are missing."""
+        ran = run_study(
+            trials,
+            records,
+            study=self.study,
+            ledger=self.ledger,
+            lease=self.lease,
+            files=self.files,
+            start_executor=start_executor,
+            progress=progress or TerminalProgress(),
+            more=more,
+            deadline=deadline,
+            retention=retention,
+        )
         self.flush()
         self._assert_recorded(ran.records)
         return ran
@@ -81,9 +94,8 @@ def open_ledger(request: Request, *, existing: bool = False) -> Iterator[Ledger]
     uri = tracking_uri(request.config)
     database = sqlite_path(uri)
     if existing and database is not None and not database.exists():
-        name = request.name
         raise BadInput(
-            f"no ledger at {redact_uri(uri)}: run muxfer sweep {name} first, or give ledger.tracking_uri=URI"
+            f"no ledger at {redact_uri(uri)}: run muxfer sweep {request.name} first, or give ledger.tracking_uri=URI"
         )
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
@@ -120,7 +132,9 @@ def drive(request: Request, *, ledger: Ledger | None = None, recorded: Study | N
 
 def _flush_before_failing(ledger: Ledger, lease: Lease, study: Study, error: BaseException) -> None:
     """Deliver what the ledger still takes. Its own failure is not reported: the spool keeps what it did not take.
-    StudyBusy, in place of another error of ours, when another driver took the study over while this one was stopped."""
+
+    StudyBusy, in place of another error of ours, when another driver took the study over while this one was stopped.
+    """
     with contextlib.suppress(MuxferError):
         ledger.flush(FAREWELL_SECONDS, brief=True)
     if isinstance(error, MuxferError) and lease.overtaken():
@@ -128,7 +142,10 @@ def _flush_before_failing(ledger: Ledger, lease: Lease, study: Study, error: Bas
 
 
 def _remove_leftovers(files: StudyFolder) -> None:
-    """Remove half-written files of killed drivers. Only the lease's holder may. Folders are left to the next export."""
+    """Remove half-written files of killed drivers. Only the holder of the lease may.
+
+    Folders belong to exports, which hold no lease: the next export removes them.
+    """
     for file in files.temporary_files:
         writer = re.search(r"\.(\d+)\.tmp$", file.name)
         if writer is None or gone(int(writer[1])):  # `report` writes without a lease

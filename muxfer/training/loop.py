@@ -27,9 +27,12 @@ from muxfer.training.divergence import DivergenceDetector
 from muxfer.training.optim import AveragedWeights, Clip, build_adamw, rate_multiplier, set_rates
 from muxfer.trial import Point
 
-CHUNK_STEPS_ON_GPU = 20  # steps between two reads of losses from a GPU, which runs ahead of Python
+CHUNK_STEPS_ON_GPU = 20
+"""Steps between two reads of losses from a GPU, which runs ahead of Python."""
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-Predict = Callable[..., torch.Tensor]  # `predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`
+
+Predict = Callable[..., torch.Tensor]
+"""`predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`."""
 
 
 def call_model(model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
@@ -67,9 +70,10 @@ class Trainer:
         self.model = model.to(device).train()
         self.objective, self.data, self.training, self.evaluation = objective, data, training, evaluation
         self.device = torch.device(device)
-        self.step, self.train_seconds = 0, 0.0
+        self.step = 0
         self.diverged_at: int | None = None
         self.points: list[Point] = []
+        self.train_seconds = 0.0
         self._predict, self._features_NTE = predict, features_NTE
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
@@ -79,8 +83,14 @@ class Trainer:
         self._optimizer = build_adamw(groups)
         self._clip = Clip(self._params, [fold.get(name, 1.0) for name in self._names], grad_clip)
         self._average = AveragedWeights(self._params, fraction=training.ema_fraction, steps=training.steps)
-        draws: Any = {"batch_size": training.batch_size, "label_dropout": training.label_dropout, "seed": training.seed}
-        stream = Stream(data.train, num_classes=data.num_classes, replicate=replicate, **draws)
+        stream = Stream(
+            data.train,
+            num_classes=data.num_classes,
+            batch_size=training.batch_size,
+            label_dropout=training.label_dropout,
+            seed=training.seed,
+            replicate=replicate,
+        )
         self._batches = BatchPrefetcher(stream.batch) if self.device.type == "cuda" else stream
         self._chunk_steps = 1 if self.device.type == "cpu" else CHUNK_STEPS_ON_GPU
         self._divergence = DivergenceDetector(warmup_steps=training.warmup_steps)
@@ -109,8 +119,10 @@ class Trainer:
         return self.points[num_points:]
 
     def validate(self) -> float:
-        """Mean loss of the averaged weights over the fixed grid of validation pictures, times and noise. A loss that is
-        not finite means that the last update diverged. Then `diverged_at` is set too."""
+        """Mean loss of the averaged weights over the fixed grid of validation pictures, times and noise.
+
+        A loss that is not finite means that the last update diverged. Then `diverged_at` is set too.
+        """
         began = time.perf_counter()
         split, num_timesteps = self.data.validation, self.evaluation.timesteps
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -168,8 +180,9 @@ class Trainer:
         self._optimizer.state.clear()
         for name, param in zip(self._names, self._params, strict=True):
             if f"{name}.step" in saved:
-                adam = {kind: saved[f"{name}.{kind}"].to(self.device, copy=True) for kind in ADAM_STATE}
-                self._optimizer.state[param] = adam
+                self._optimizer.state[param] = {
+                    kind: saved[f"{name}.{kind}"].to(self.device, copy=True) for kind in ADAM_STATE
+                }
         state = snapshot.state
         self.step = snapshot.step
         self._divergence.restore(state)
@@ -227,7 +240,9 @@ class Trainer:
 
     def _seed_forward(self, *content: int | str) -> None:
         """Make what a model draws in its own forward (dropout, the label drop of diffusers' DiT) depend on the step.
-        Seeds torch's global generators for every model, at 5 µs a step (2026-11). muxfer's own models draw nothing."""
+
+        Seeds torch's global generators for every model, at 5 µs a step (2026-11). muxfer's own models draw nothing.
+        """
         seed = generator_of(*self._source, "forward", *content).initial_seed()
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
