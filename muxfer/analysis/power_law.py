@@ -7,7 +7,7 @@ noise explains. Values without a noise of their own get Student's t over their s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Interval:
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,7 @@ class PowerLaw:
         residual = y - np.linalg.pinv(basis) @ (basis @ y)
         scatter = float(residual @ residual)
         by_scatter = float(t_quantile(n - 2) * math.sqrt(scatter / (n - 2) * (weights @ weights)))
-        noise = self.noise
-        if noise is None:
+        if (noise := self.noise) is None:
             return Interval(value=estimate, low=estimate - by_scatter, high=estimate + by_scatter)
         error = math.sqrt(float(noise.variances @ weights**2))
         draw_errors = np.sqrt(noise.draw_variances @ weights**2)
