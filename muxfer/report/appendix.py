@@ -73,11 +73,11 @@ def _measure_rows(modules: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for measure, lines in groups.items():
         sloped = [line for line in lines if line["slope"] is not None]
         worst = max(sloped, key=lambda line: abs(line["slope"] - line["expected"]), default=None)
-        farthest = ""
-        if worst is not None:
-            farthest = f"{worst['slope']:+.2f} for {worst['expected']:+g}, {worst['name'] or 'the model'}"
+        farthest = worst and f"{worst['slope']:+.2f} for {worst['expected']:+g}, {worst['name'] or 'the model'}"
         num_failed = sum(not line["pass"] for line in lines)
-        rows.append([measure.replace("_", " "), f"{len(lines)}", f"{num_failed}" if num_failed else "none", farthest])
+        rows.append(
+            [measure.replace("_", " "), f"{len(lines)}", f"{num_failed}" if num_failed else "none", farthest or ""]
+        )
     return rows
 
 
@@ -92,8 +92,7 @@ def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
 
     The figure that the file names is not read: it could be any file, and the page goes to the ledger.
     """
-    file = max(folder.glob("*.json"), key=lambda file: file.lstat().st_mtime, default=None)
-    if file is None:
+    if (file := max(folder.glob("*.json"), key=lambda file: file.lstat().st_mtime, default=None)) is None:
         return None
     try:
         if (content := content_of(file, follow=False)) is None:
@@ -104,9 +103,8 @@ def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
         if data.get("control") is not None:
             expect(_Control, data["control"], "control")
     except (ValueError, RecursionError) as error:
-        logger.warning(
-            "the page has no coordinate check: %s is not one (%.200s); muxfer check makes it again", file, error
-        )
+        message = "the page has no coordinate check: %s is not one (%.200s); muxfer check makes it again"
+        logger.warning(message, file, error)
         return None
     return data, file
 
@@ -126,11 +124,9 @@ def cost(records: Sequence[Record], context: Context) -> Section:
         if plan.get(key) is not None:
             facts[name] = f"{plan[key]:.3g}"
     shares = (("tuning_ratio", "trials × parameters × samples"), ("tuning_ratio_flops", "FLOPs"))
-    shares_text = [
-        f"{100 * plan[key]:.2g} % of the target's {what}" for key, what in shares if plan.get(key) is not None
-    ]
-    if shares_text:
-        facts["share"] = ", ".join(shares_text)
+    known = [(plan[key], what) for key, what in shares if plan.get(key) is not None]
+    if known:
+        facts["share"] = ", ".join(f"{100 * share:.2g} % of the target's {what}" for share, what in known)
     if plan.get("hours") is not None:
         facts["planned"] = show_time(3600 * plan["hours"])
     sizes = sorted({record.num_parameters for record in trials if record.num_parameters})
@@ -144,9 +140,8 @@ def cost(records: Sequence[Record], context: Context) -> Section:
 
 
 def environment(context: Context) -> Section | None:
-    if not context.get("environment"):
-        return None
-    return Section(name="Environment", title="Environment", blocks=[Pairs(values=context["environment"])])
+    facts = context.get("environment")
+    return Section(name="Environment", title="Environment", blocks=[Pairs(values=facts)]) if facts else None
 
 
 def every_trial(records: Sequence[Record]) -> Section:
@@ -162,6 +157,5 @@ def every_trial(records: Sequence[Record]) -> Section:
         remarks += [record.error] if record.error else []
         shared = [str(record.replicate), str(record.outcome), metric, str(record.step), f"{record.train_seconds:.1f}"]
         rows.append([record.key, *settings, *shared, "; ".join(remarks)])
-    summary = f"{len(rows)} trials: key, setting, outcome, loss"
-    fold = Fold(summary=summary, blocks=[Table(header=header, rows=rows)])
+    fold = Fold(summary=f"{len(rows)} trials: key, setting, outcome, loss", blocks=[Table(header=header, rows=rows)])
     return Section(name="Every trial", title="Every trial", blocks=[fold])

@@ -118,11 +118,7 @@ def _link_name(file: Path, files: Sequence[Path]) -> str:
 
 
 def inline(svg: str, prefix: str) -> str:
-    """Make a drawing part of a page.
-
-    Its colours become the page's CSS variables, so that one drawing reads on light and on dark. Its ids get the prefix,
-    and its metadata and style sheet go.
-    """
+    """Make a drawing part of a page: colours become CSS variables, ids get the prefix, metadata and style sheet go."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     width = re.search(r'(?<=<svg )[^>]*?width="([0-9.]+)pt"', svg)

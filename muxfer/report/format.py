@@ -27,9 +27,7 @@ def show_seconds(seconds: float) -> str:
 
 def show_hours(hours: float | None) -> str:
     """A planned time for a terminal: 2h03m, from 100 hours on in hours alone, "-" where it is unknown."""
-    if hours is None:
-        return "-"
-    return show_seconds(3600 * hours) if hours < 100 else f"{hours:.3g} h"
+    return "-" if hours is None else show_seconds(3600 * hours) if hours < 100 else f"{hours:.3g} h"
 
 
 def show_time(seconds: float) -> str:
@@ -78,9 +76,8 @@ def csv_text(records: Iterable[Record]) -> str:
     """One row for each proxy trial: settings, replicate, outcome, metric (empty where it has none) and last step."""
     proxies = ordered(record for record in records if record.kind == "proxy")
     names = sorted({name for record in proxies for name in record.setting})
-    rows = [
-        [*(r.setting.get(name, "") for name in names), r.replicate, str(r.outcome), r.metric, r.step] for r in proxies
-    ]
+    settings = ([record.setting.get(name, "") for name in names] for record in proxies)
+    rows = [[*own, r.replicate, str(r.outcome), r.metric, r.step] for own, r in zip(settings, proxies, strict=True)]
     return rows_csv([*names, "replicate", "outcome", "metric", "step"], rows)
 
 

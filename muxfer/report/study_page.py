@@ -34,10 +34,7 @@ def write(
         appendix.environment(context),
         appendix.every_trial(records),
     ]
-    text = html(
-        "study.html",
-        title=f"{study_name} · muxfer",
-        sections=[part for part in parts if part is not None],
-        **summary(study_name, records, verdict, context),
-    )
+    shown = [part for part in parts if part is not None]
+    top = summary(study_name, records, verdict, context)
+    text = html("study.html", title=f"{study_name} · muxfer", sections=shown, **top)
     return replace_file(folder / "report.html", text.encode())

@@ -18,7 +18,7 @@ Tile = tuple[str, str, str]
 """A number on the page: its name, the number, and what it means."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Choice:
     """The best setting and the next command. `settings` are (name, value, exact value or "" where it is the same)."""
 
@@ -44,10 +44,9 @@ def summary(study_name: str, records: Sequence[Record], verdict: Verdict, contex
 
 def _headline(study_name: str, records: Sequence[Record], verdict: Verdict) -> Headline:
     axis, hp = verdict.axis, verdict.hp
-    title = {
-        "transfers": f"The best {hp} transfers along {axis}.",
-        "drifts": f"The best {hp} drifts along {axis}.",
-    }.get(verdict.verdict, f"Cannot tell whether the best {hp} transfers along {axis}.")
+    title = f"The best {hp} {verdict.verdict} along {axis}."
+    if verdict.verdict not in ("transfers", "drifts"):
+        title = f"Cannot tell whether the best {hp} transfers along {axis}."
     if len(verdict.optimum) == 1 and is_scattered(records, axis, hp):
         title = f"The best of {len(settings_at_largest(records, axis))} settings at {axis} {min(verdict.optimum):g}."
     why = f"{verdict.why[:1].upper()}{verdict.why[1:]}."
@@ -60,10 +59,8 @@ def _choice(study_name: str, records: Sequence[Record], verdict: Verdict, contex
     leads = {"transfers": "Next", "drifts": "Next, knowing that it drifts"}
     lead = leads.get(verdict.verdict, "Next, once that is settled")
     command = context.get("next_command", f"muxfer transfer {shlex.quote(study_name)}")
-    best = best_setting(records, axis=axis, hp=hp)
-    if best is None:
-        reached = f"No {hp} has a finite loss at the largest {axis}."
-        return Choice(settings=[], reached=reached, lead=lead, command=command)
+    if (best := best_setting(records, axis=axis, hp=hp)) is None:
+        return Choice([], f"No {hp} has a finite loss at the largest {axis}.", lead, command)
     settings = []
     for name, value in best.setting.items():
         if name != axis:
@@ -73,16 +70,15 @@ def _choice(study_name: str, records: Sequence[Record], verdict: Verdict, contex
     seeds = f", mean of {len(best.records)} seeds" if len(best.records) > 1 else ""
     decimals = num_decimals(settled_table(records, axis, hp))
     reached = f"{METRIC} {best.metric:.{decimals}f} at {axis} {best.setting[axis]}{seeds}"
-    return Choice(settings=settings, reached=reached, lead=lead, command=command)
+    return Choice(settings, reached, lead, command)
 
 
 def _facts(verdict: Verdict) -> list[Tile]:
     axis, hp = verdict.axis, verdict.hp
     facts: list[Tile] = []
     if verdict.from_ is not None:
-        facts.append(
-            ("Transfers from", f"{axis} {verdict.from_:g} on", f"to {axis} {max(verdict.optimum):g}, the largest")
-        )
+        to_largest = f"to {axis} {max(verdict.optimum):g}, the largest"
+        facts.append(("Transfers from", f"{axis} {verdict.from_:g} on", to_largest))
     if verdict.regret:
         first = verdict.regret[0]
         cost = regret_text(first).split(" (")[0]

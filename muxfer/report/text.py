@@ -5,6 +5,7 @@ How a number, an outcome or a drift is written is decided in `muxfer.report.form
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from muxfer.analysis import cells
 from muxfer.analysis.scattered import is_scattered
@@ -89,10 +90,8 @@ def _search_lines(results: Sequence[cells.SettingResult], axis: str) -> list[str
     for one in finished[:BEST_SHOWN]:
         settings = " ".join(f"{name}={brief_value(value)}" for name, value in one.setting.items() if name != axis)
         metric = f"{one.metric:<12.4g}"
-        indent = " " * len(metric)
-        lines += textwrap.wrap(
-            settings, TERMINAL, initial_indent=metric, subsequent_indent=indent, break_on_hyphens=False
-        )
+        indents: dict[str, Any] = {"initial_indent": metric, "subsequent_indent": " " * len(metric)}
+        lines += textwrap.wrap(settings, TERMINAL, break_on_hyphens=False, **indents)
     return [*lines, ""]
 
 

@@ -13,10 +13,7 @@ TARGET, BEYOND = "#6a00a8", "#b3443f"
 
 
 def band_figure(band: LossBand, points: Sequence[tuple[int, float]], path_stem: Path, *, title: str) -> list[Path]:
-    """STEM.png, STEM.svg and STEM.csv: for each point of the target its loss, the smoothed loss and the prediction.
-
-    `points` are (step, training loss) of the target so far.
-    """
+    """STEM.png, .svg and .csv: for each point (step, loss) of the target its loss, the smoothed loss and prediction."""
     smooth = dict(smoothed(points, band.smoothing_steps))
     rows = [(step, loss, smooth[step], *band.at(step)) for step, loss in points]
     table = rows_csv(["step", "train_loss", "smoothed", "predicted", "limit"], rows)

@@ -24,10 +24,7 @@ FIELDS = ("grid", "choice", "fitted", "low", "high", "stable", "diverges")
 
 
 def optimum_figure(verdict: Verdict, path_stem: Path) -> list[Path]:
-    """The optimum by axis value beside the regret, as STEM.png, STEM.svg and STEM.csv (one row for each axis value).
-
-    Nothing is drawn where fewer than two axis values have an optimum.
-    """
+    """Optimum and regret by axis value: STEM.png, .svg and .csv. Nothing with fewer than two optima."""
     if sum(optimum.grid is not None for optimum in verdict.optimum.values()) < 2:
         return []
     return style.draw_files(lambda: _draw(verdict), path_stem, _csv(verdict))

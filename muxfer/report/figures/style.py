@@ -68,7 +68,7 @@ def twin(color: str) -> str:
     return "#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb)
 
 
-def new_figure(width: float, height: float, **spacing: float) -> Any:
+def new_figure(width: float, height: float, **spacing: Any) -> Any:
     """An empty figure of this size in inches. `spacing` is that of matplotlib's constrained layout."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -30,10 +30,7 @@ MAX_TICKS = 14
 
 
 def u_curves_figure(records: Sequence[Record], verdict: Verdict, path_stem: Path, *, title: str) -> list[Path]:
-    """The loss over the setting, a line for each axis value: STEM.png, STEM.svg and STEM.csv (a row for each trial).
-
-    The fitted curves and their 95 % bands are drawn behind, and written as STEM-bands.csv.
-    """
+    """A line for each axis value: STEM.png, .svg, .csv (a row a trial) and STEM-bands.csv (curves with 95 % bands)."""
     paths = shared.draw_files(lambda: _u_curves([(title, records, verdict)]), path_stem, csv_text(records))
     text = _bands_csv(_bands(records, verdict), verdict)
     return [*paths, replace_file(Path(f"{path_stem}-bands.csv"), text.encode())]
