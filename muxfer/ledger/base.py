@@ -20,10 +20,8 @@ Operation = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """The state of a trial in a ledger: its record, or the progress of an attempt that has no record yet.
-
-    `running` is what the last driver wrote. If that driver is dead, the attempt was interrupted.
-    """
+    """The state of a trial in a ledger: its record, or the progress of an attempt that has no record yet. `running` is
+    what the last driver wrote. If that driver is dead, the attempt was interrupted."""
 
     key: str
     kind: str
@@ -35,9 +33,7 @@ class Standing:
 
 class Lease(Protocol):
     """The right to drive a study. `epoch` grows with every holder. Readers ignore a record of a lower epoch.
-
-    `before_release` is called before the lease is given up, unless another driver took the study over.
-    """
+    `before_release` is called before the lease is given up, unless another driver took the study over."""
 
     epoch: int
     before_release: Callable[[], None] | None
@@ -71,10 +67,8 @@ class Ledger(Protocol):
         """The configuration that the study was last opened with, without secrets. BadInput if there is none."""
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
-        """Find or create the study's parent run, and replay what an earlier driver could not deliver.
-
-        Trials can be written afterwards. `config` None keeps the recorded configuration.
-        """
+        """Find or create the study's parent run, and replay what an earlier driver could not deliver. Trials can be
+        written afterwards. `config` None keeps the recorded configuration."""
 
     def records(self, study: Study) -> list[Record]:
         """The settled records of a study's trials and target. Each key has one record, that of its newest epoch."""
@@ -98,10 +92,7 @@ class Ledger(Protocol):
         """Attach files to the run of trial `key`, or to the parent run (figures, the report)."""
 
     def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
-        """Wait until everything written is in the ledger.
-
-        Each time the ledger takes something, the timeout starts anew; with `brief` it does not. LedgerUnreachable
-        says how much waits in the spool.
-        """
+        """Wait until everything written is in the ledger. Each time the ledger takes something, the timeout starts
+        anew; with `brief` it does not. LedgerUnreachable says how much waits in the spool."""
 
     def close(self) -> None: ...

@@ -39,11 +39,9 @@ WATCHES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What a store holds of one study's lease: the newest epoch, its holders, and the state of their heartbeats.
-
-    An epoch has more than one holder only while a race for it is being settled. `holders` leaves out those that
-    released their claim.
-    """
+    """What a store holds of one study's lease: the newest epoch, its holders, and the state of their heartbeats. An
+    epoch has more than one holder only while a race for it is being settled. `holders` leaves out those that released
+    their claim."""
 
     epoch: int = 0
     holders: tuple[Holder, ...] = ()
@@ -89,9 +87,7 @@ class HeldLease:
 
     def surely_held(self) -> bool:
         """As `held`, but looks at the store if nobody has looked for a time-to-live: we were stopped, or cut off.
-
-        Raises LedgerUnreachable if the store does not answer. The call may wait for the store.
-        """
+        Raises LedgerUnreachable if the store does not answer. The call may wait for the store."""
         if time.monotonic() - self._looked > self._ttl_seconds:
             self._look()
         return self.held()
@@ -157,9 +153,7 @@ def acquire(
     sleep: Callable[[float], None] = time.sleep,
 ) -> HeldLease:
     """Become the holder of the next epoch, which lies above every epoch that a part of the study bears.
-
-    `highest_epoch()` returns the highest of those. Raises StudyBusy if another holder lives, and LedgerUnreachable.
-    """
+    `highest_epoch()` returns the highest of those. Raises StudyBusy if another holder lives, and LedgerUnreachable."""
     us = replace(Holder.this_process(), ttl_seconds=ttl_seconds)
     for remaining_attempts in reversed(range(16)):
         claims = store.read()

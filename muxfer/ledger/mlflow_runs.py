@@ -25,11 +25,7 @@ from muxfer.trial import NUMERICS_VERSION, Outcome, Study, content_hash
 
 _logger = logging.getLogger(__name__)
 
-STATUS = {
-    Outcome.FINISHED: "FINISHED",
-    Outcome.DIVERGED: "FINISHED",
-    Outcome.FAILED: "FAILED",
-}
+STATUS = {Outcome.FINISHED: "FINISHED", Outcome.DIVERGED: "FINISHED", Outcome.FAILED: "FAILED"}
 
 FOREIGN = (TypeError, ValueError, KeyError, AttributeError, RecursionError)
 """The errors that values cause which muxfer did not write, in an operation or a tag. The store raises other errors."""
@@ -105,9 +101,7 @@ class StudyRuns:
 
     def _try(self, act: Callable[..., None], *arguments: Any) -> None:
         """Call `act`, and go on if it fails for good: a person deleted the run, or muxfer did not write the values.
-
-        Such a failure must not hold up the operations behind it.
-        """
+        Such a failure must not hold up the operations behind it."""
         try:
             act(*arguments)
         except FOREIGN as error:
@@ -196,10 +190,8 @@ class StudyRuns:
             self._known[known[run.info.run_id]] = (run.info.run_id, run.info.start_time, claimed_epoch(run))
 
     def _correct_late_writes(self) -> None:
-        """After writes, see whether a newer driver has one of the trials by now. If so, restore what it wrote.
-
-        A status and a tag bear no epoch. A driver that was stopped just before it wrote them would leave a wrong value.
-        """
+        """After writes, see whether a newer driver has one of the trials by now. If so, restore what it wrote. A status
+        and a tag bear no epoch. A driver that was stopped just before it wrote them would leave a wrong value."""
         for run in self._store.runs(self._experiment_id, [*self._unverified]):
             newest = max(claimed_epoch(run), recorded_epoch(run))
             if newest > self._unverified[run.info.run_id]:

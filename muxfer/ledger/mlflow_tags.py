@@ -20,10 +20,8 @@ RUN_NAME_CHARACTERS = 250
 PARAM_NAMES = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batch_size", "schedule", "seed")
 """The values outside `model` that become params."""
 SCHEMA = 1
-"""The version of all tags, params and operations that the ledger writes.
-
-A ledger with a higher version is refused. Raise it together with a reader for the old one.
-"""
+"""The version of all tags, params and operations that the ledger writes. A ledger with a higher version is refused.
+Raise it together with a reader for the old one."""
 TAG_CHARACTERS = 7000
 """The longest part of a text that `split_tag` writes into one tag."""
 KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -137,10 +135,8 @@ def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
 
 
 def split_tag(name: str, text: str) -> dict[str, str]:
-    """Split a long text into several tags, so that one search brings it back.
-
-    One more tag holds their number, because a shorter text may replace a longer one later.
-    """
+    """Split a long text into several tags, so that one search brings it back. One more tag holds their number, because
+    a shorter text may replace a longer one later."""
     parts = [text[start : start + TAG_CHARACTERS] for start in range(0, len(text), TAG_CHARACTERS)]
     return {f"{name}.parts": str(len(parts))} | {f"{name}.{number}": part for number, part in enumerate(parts)}
 

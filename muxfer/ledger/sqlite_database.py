@@ -126,10 +126,8 @@ def _quoted(path: Path) -> str:
 
 
 def locked_error(database: Path) -> LedgerUnreachable:
-    """The error for a database that another process has locked for too long. It names the process if it can.
-
-    A process that was stopped in a transaction holds the lock until it is woken.
-    """
+    """The error for a database that another process has locked for too long. It names the process if it can. A process
+    that was stopped in a transaction holds the lock until it is woken."""
     pid = locking_process([database, database.with_name(database.name + "-shm")])
     if pid is None:
         who, remedy = "another process", "let it finish, or end it if it is stopped,"
