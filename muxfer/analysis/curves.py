@@ -207,8 +207,8 @@ def _fit_curve(points: RowPoints, reach: int, *, paired: bool) -> Curve | None:
     coefficients = covariance @ np.einsum("ins,ns->i", inner, y_inner)
     residual = np.where(known, y_inner - np.einsum("i,ins->ns", coefficients, inner), 0.0)
     num_points = int(counts.sum())
-    # unpaired residuals are one column: back to a row a cell
-    per_cell, off_parabola = (part.reshape(len(used), -1).sum(axis=1) for part in (known, residual))
+    cells = (len(used), -1)  # unpaired residuals are one column: back to a row a cell
+    per_cell, off_parabola = known.reshape(cells).sum(axis=1), residual.reshape(cells).sum(axis=1)
     is_replicated = bool((per_cell > 1).any())
     return Curve(
         points=points,

@@ -157,5 +157,10 @@ def _fit_polynomial(params: Array, values: Array, *, degree: int, center: float)
     num = min(degree, len(np.unique(params)) - 1) + 1
     design = powers(np.log(params) - center, num) / values[:, None]
     inverse = np.linalg.pinv(design)
-    fitted = {"coefficients": inverse.sum(axis=1), "gram_inverse": inverse @ inverse.T, "pseudo_inverse": inverse}
-    return Polynomial(center=center, design=design, **fitted)
+    return Polynomial(
+        center=center,
+        coefficients=inverse.sum(axis=1),
+        gram_inverse=inverse @ inverse.T,
+        pseudo_inverse=inverse,
+        design=design,
+    )

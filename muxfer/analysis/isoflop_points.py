@@ -34,8 +34,10 @@ class Points:
     fid: Array | None = None
 
     def __getitem__(self, rows: Any) -> "Points":
-        columns = {name: column[rows] for name, column in vars(self).items() if column is not None}
-        return Points(**columns)
+        fid = None if self.fid is None else self.fid[rows]
+        return Points(
+            flops=self.flops[rows], params=self.params[rows], tokens=self.tokens[rows], loss=self.loss[rows], fid=fid
+        )
 
     def __len__(self) -> int:
         return len(self.flops)
@@ -110,5 +112,6 @@ def basin(points: Points) -> Budget:
     """One budget's points, and which of them shape its curve."""
     best, sizes = points.lowest()
     start = min(max(best - 2, 0), max(len(sizes) - 5, 0))
-    used = (points.loss <= (1 + BASIN) * points.loss.min()) | np.isin(points.params, sizes[start : start + 5])
+    nearest = sizes[start : start + 5]
+    used = (points.loss <= (1 + BASIN) * points.loss.min()) | np.isin(points.params, nearest)
     return Budget(flops=float(np.median(points.flops)), points=points, used=used)

@@ -11,7 +11,6 @@ not decide is called open.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,24 +34,34 @@ class Comparison:
     exponents: dict[str, Interval]
 
     def to_dict(self) -> dict[str, Any]:
-        own = {"names": list(self.names), "differ": self.differ, "flops": self.flops, "shared": self.shared}
-        exponents = {name: part.to_dict() for name, part in self.exponents.items()}
-        ratio = self.loss_ratio.to_dict()
-        return {**own, "loss_ratio": ratio, "exponents": exponents, "readings": self.readings()}
+        return {
+            "names": list(self.names),
+            "differ": self.differ,
+            "flops": self.flops,
+            "shared": self.shared,
+            "loss_ratio": self.loss_ratio.to_dict(),
+            "exponents": {name: part.to_dict() for name, part in self.exponents.items()},
+            "readings": self.readings(),
+        }
 
     def readings(self) -> list[str]:
         """The readings that apply, in one sentence each."""
+        first, second = self.names
         at = f"at {self.flops:.3g} FLOPs{'' if self.shared else ' (extrapolated: the studies share no budget)'}"
         percent = Interval(**{k: 100 * (v - 1) for k, v in self.loss_ratio.to_dict().items()})
         readings = []
         if self.differ != "data":
-            lower = _sign(percent, self.names, "has the lower loss", "the losses are level")
+            lower = _sign(
+                percent, f"{first} has the lower loss", f"{second} has the lower loss", "the losses are level"
+            )
             readings.append(f"{at} {lower}: {percent.value:+.3g} % [{percent.low:+.3g}, {percent.high:+.3g}]")
         loss, params = self.exponents["loss"], self.exponents["params"]
-        faster = _sign(loss, self.names, "gains more from compute", "neither gains more")
+        faster = _sign(
+            loss, f"{first} gains more from compute", f"{second} gains more from compute", "neither gains more"
+        )
         readings.append(f"{faster}: loss exponents differ by {_ends(loss)}")
-        as_models = _sign(params, self.names, "is the better model", "open as models")
-        as_data = _sign(params, self.names[::-1], "is the better data", "open as data")
+        as_models = _sign(params, f"{first} is the better model", f"{second} is the better model", "open as models")
+        as_data = _sign(params, f"{second} is the better data", f"{first} is the better data", "open as data")
         sizes = f"exponents of the size differ by {_ends(params)}"
         if self.differ != "data":
             readings.append(f"{as_models} (a better one asks for more data, fewer parameters): {sizes}")
@@ -70,11 +79,19 @@ def compare(first: IsoflopFit, second: IsoflopFit, *, names: tuple[str, str], di
     lowest, highest = max(low for low, _ in reach), min(high for _, high in reach)
     shared = lowest <= highest
     flops = highest if shared else math.sqrt(lowest * highest)
-    ours, theirs = (_mapped(math.log, fit.laws["loss"].at(flops)) for fit in (first, second))
-    ratio = _mapped(math.exp, _difference(ours, theirs))
-    pairs = {name: (first.laws[name].exponent, second.laws[name].exponent) for name in ("params", "tokens", "loss")}
-    exponents = {name: _difference(*pair) for name, pair in pairs.items()}
-    return Comparison(names=names, differ=differ, flops=flops, shared=shared, loss_ratio=ratio, exponents=exponents)
+    ours, theirs = (_log(fit.laws["loss"].at(flops)) for fit in (first, second))
+    ratio = _difference(ours, theirs)
+    return Comparison(
+        names=names,
+        differ=differ,
+        flops=flops,
+        shared=shared,
+        loss_ratio=Interval(value=math.exp(ratio.value), low=math.exp(ratio.low), high=math.exp(ratio.high)),
+        exponents={
+            name: _difference(first.laws[name].exponent, second.laws[name].exponent)
+            for name in ("params", "tokens", "loss")
+        },
+    )
 
 
 def _difference(first: Interval, second: Interval) -> Interval:
@@ -85,12 +102,12 @@ def _difference(first: Interval, second: Interval) -> Interval:
     return Interval(value=value, low=value - low, high=value + high)
 
 
-def _mapped(function: Callable[[float], float], interval: Interval) -> Interval:
-    return Interval(**{name: function(end) for name, end in interval.to_dict().items()})
+def _log(interval: Interval) -> Interval:
+    return Interval(value=math.log(interval.value), low=math.log(interval.low), high=math.log(interval.high))
 
 
-def _sign(difference: Interval, names: Sequence[str], claim: str, neither: str) -> str:
-    return f"{names[0]} {claim}" if difference.high < 0 else f"{names[1]} {claim}" if difference.low > 0 else neither
+def _sign(difference: Interval, below: str, above: str, neither: str) -> str:
+    return below if difference.high < 0 else above if difference.low > 0 else neither
 
 
 def _ends(interval: Interval) -> str:

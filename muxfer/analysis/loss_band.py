@@ -54,7 +54,7 @@ class LossCurve:
     rates: Sequence[float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossBand:
     """The prediction for a target: `predicted` and `limit` are losses at `steps`, smoothed as `smoothed` does.
 
@@ -175,9 +175,13 @@ def loss_band(
     variance = one_curve**2 * (1 + 1 / num_seeds) + one_size**2 * leverage / num_seeds
     margin = TOLERANCE + NUM_SIGMAS * math.sqrt(variance)
     limit = np.maximum(predicted + margin, means[-1] + TOLERANCE)
-    patience = math.ceil(PATIENCE * min(horizon, len(rates)))
-    at, losses, limits = (tuple(values.tolist()) for values in (steps, np.exp(predicted), np.exp(limit)))
-    return LossBand(at, losses, limits, smoothing_steps=smoothing_steps, patience_steps=patience)
+    return LossBand(
+        steps=tuple(steps.tolist()),
+        predicted=tuple(np.exp(predicted).tolist()),
+        limit=tuple(np.exp(limit).tolist()),
+        smoothing_steps=smoothing_steps,
+        patience_steps=math.ceil(PATIENCE * min(horizon, len(rates))),
+    )
 
 
 def compared_steps(steps: np.ndarray, rates: Sequence[float], proxy_rates: Sequence[float], speed: float) -> np.ndarray:
@@ -235,7 +239,11 @@ def _size_deviation(curves: Sequence[LossCurve], smoothing_steps: float, one_cur
 
 
 def _scatter(points: Sequence[tuple[int, float]], smoothing_steps: float) -> float:
-    """Variance of a smoothed curve from its points' scatter: second differences of log losses after the steep start."""
+    """Variance of a smoothed curve that comes from the scatter of its points.
+
+    It is measured by second differences of the log losses after the steep beginning: a smooth curve adds little to
+    them.
+    """
     kept = math.exp(-_spacing(points) / smoothing_steps)
     bends = np.diff(np.log([max(loss, TINY) for _, loss in points]), n=2)
     return float((bends[len(bends) // 3 :] ** 2).mean()) / 6 * (1 - kept) / (1 + kept)

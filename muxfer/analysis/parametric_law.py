@@ -79,8 +79,9 @@ def fit_parametric(points: Points) -> ParametricLaw | str:
     high = [y.max() + 1, y.max() + 1, y.max() + 1, BOUNDS[1], BOUNDS[1]]
     best = None
     for start in _starts(n, d, points.loss, floor):
-        robust = {"bounds": (low, high), "loss": "huber", "f_scale": DELTA}
-        fit = least_squares(lambda p: model(p) - y, np.clip(start, low, high), **robust)
+        fit = least_squares(
+            lambda p: model(p) - y, np.clip(start, low, high), bounds=(low, high), loss="huber", f_scale=DELTA
+        )
         if best is None or fit.cost < best.cost:
             best = fit
     assert best is not None

@@ -7,7 +7,7 @@ noise explains. Values without a noise of their own get Student's t over their s
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Interval:
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ class PowerLaw:
         residual = y - np.linalg.pinv(basis) @ (basis @ y)
         scatter = float(residual @ residual)
         by_scatter = float(t_quantile(n - 2) * math.sqrt(scatter / (n - 2) * (weights @ weights)))
-        if (noise := self.noise) is None:
+        noise = self.noise
+        if noise is None:
             return Interval(value=estimate, low=estimate - by_scatter, high=estimate + by_scatter)
         error = math.sqrt(float(noise.variances @ weights**2))
         draw_errors = np.sqrt(noise.draw_variances @ weights**2)

@@ -63,9 +63,21 @@ class Candidate:
         return None if self.why or self.regret is None else self.regret.high
 
     def to_dict(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("num_trials", "cost", "share", "choice", "sureness")}
-        regret = {name: getattr(self.regret, name, None) for name in ("relative", "estimate", "low", "high")}
-        return {"task": dict(self.task), **own, **regret, "on_front": self.on_front, "why": self.why}
+        regret = self.regret
+        return {
+            "task": dict(self.task),
+            "num_trials": self.num_trials,
+            "cost": self.cost,
+            "share": self.share,
+            "choice": self.choice,
+            "sureness": self.sureness,
+            "relative": None if regret is None else regret.relative,
+            "estimate": None if regret is None else regret.estimate,
+            "low": None if regret is None else regret.low,
+            "high": None if regret is None else regret.high,
+            "on_front": self.on_front,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +105,16 @@ class ProxyFront:
         return next((c for c in sure if c.upper is not None and c.upper <= tolerance), None)
 
     def to_dict(self) -> dict[str, Any]:
-        recommended = {f"{most:g}": dict(one.task) if (one := self.within(most)) else None for most in TOLERANCES}
-        candidates = [candidate.to_dict() for candidate in self.candidates]
-        own = {"hp": self.hp, "axes": list(self.axes), "largest": dict(self.largest), "run_cost": self.run_cost}
-        return {**own, "candidates": candidates, "recommended": recommended, "why": self.why}
+        recommended = {f"{tolerance:g}": self.within(tolerance) for tolerance in TOLERANCES}
+        return {
+            "hp": self.hp,
+            "axes": list(self.axes),
+            "largest": dict(self.largest),
+            "run_cost": self.run_cost,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "recommended": {key: None if one is None else dict(one.task) for key, one in recommended.items()},
+            "why": self.why,
+        }
 
 
 def parameters_times_samples(batch_size: int) -> Callable[[Record], float]:
@@ -119,8 +137,14 @@ def proxy_front(
         tasks.setdefault(tuple(float(record.setting[name]) for name in axes), []).append(record)
     run_cost = {task: max(cost(record) for record in own) for task, own in tasks.items()}
     largest = max(tasks, key=lambda task: (run_cost[task], task), default=())
-    sizes = dict(zip(axes, largest, strict=True))
-    front = ProxyFront(hp=hp, axes=axes, largest=sizes, run_cost=run_cost.get(largest, 0.0), candidates=(), why="")
+    front = ProxyFront(
+        hp=hp,
+        axes=axes,
+        largest=dict(zip(axes, largest, strict=True)),
+        run_cost=run_cost.get(largest, 0.0),
+        candidates=(),
+        why="",
+    )
     if reason := _no_front(front, tasks, varied):
         return replace(front, why=reason)
     candidates = []
@@ -153,13 +177,19 @@ def _no_front(front: ProxyFront, tasks: Mapping[Sizes, Sequence[Record]], varied
         return "the trials lack their numbers of parameters or steps: their cost is not known"
     for name, column in zip(front.axes, zip(*tasks, strict=True), strict=True):
         if front.largest[name] < max(column):
-            sizes = f"the costliest has {name} {front.largest[name]:g}, another {max(column):g}"
-            return f"no task is the largest in everything: {sizes}"
+            return (
+                f"no task is the largest in everything: the costliest has {name} {front.largest[name]:g},"
+                f" another {max(column):g}"
+            )
     return ""
 
 
 def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, log2_hp: bool) -> Candidate:
-    """This task without its name and cost. Its own noise judges the choice, the largest task's noise the regret."""
+    """This task as a candidate; the caller fills in its name and cost.
+
+    The choice is judged by the task's own noise and the regret by the largest task's, because small batches are
+    noisier.
+    """
     small, large = _placed(own, CANDIDATE, hp), _placed(of_largest, LARGEST, hp)
     optimum = judge(small, axis="task", hp=hp, log2_hp=log2_hp).optimum[CANDIDATE]
     at_choice = [record for record in large if record.setting[hp] == optimum.choice]
@@ -179,9 +209,17 @@ def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, 
         why = "the optimum of the largest task is the grid's end"
     elif regret.high is None:
         why = "nothing tells the noise"
-    sureness, diverges = _sureness(optimum, finished, log2_hp=log2_hp), why.startswith("the largest task diverges")
-    kept: dict[str, Any] = {"choice": optimum.choice, "sureness": sureness, "regret": regret, "diverges": diverges}
-    return Candidate(task={}, num_trials=len(own), cost=0.0, share=0.0, why=why, **kept)
+    return Candidate(
+        task={},
+        num_trials=len(own),
+        cost=0.0,
+        share=0.0,
+        choice=optimum.choice,
+        sureness=_sureness(optimum, finished, log2_hp=log2_hp),
+        regret=regret,
+        why=why,
+        diverges=why.startswith("the largest task diverges"),
+    )
 
 
 def _placed(records: Sequence[Record], place: float, hp: str) -> list[Record]:
@@ -230,12 +268,13 @@ def _recommendation(front: ProxyFront) -> str:
         if proxy is None or proxy is last:
             continue
         last = proxy
+        assert proxy.regret is not None
         assert proxy.choice is not None
-        assert proxy.upper is not None
+        assert proxy.regret.high is not None
         parts.append(
             f"the cheapest proxy that surely loses at most {100 * tolerance:g} % is {describe_task(proxy.task)}: its"
             f" {proxy.num_trials} trials cost {proxy.share:.3g} runs of {largest}, which loses at most"
-            f" {percent(proxy.upper)} by its choice, {front.hp} {shown(proxy.choice)}"
+            f" {percent(proxy.regret.high)} by its choice, {front.hp} {shown(proxy.choice)}"
         )
     if parts:
         return "; ".join(parts)
@@ -244,5 +283,7 @@ def _recommendation(front: ProxyFront) -> str:
     task = describe_task(nearest.task)
     if nearest.upper <= max(TOLERANCES):
         return f"no proxy is recommended: {task} made a choice that other seeds may not make again"
-    least = f"the nearest, {task}, may lose {percent(nearest.upper)} at {largest}"
-    return f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: {least}"
+    return (
+        f"no proxy surely loses at most {100 * max(TOLERANCES):g} %: the nearest, {task}, may lose"
+        f" {percent(nearest.upper)} at {largest}"
+    )

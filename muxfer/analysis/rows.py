@@ -23,9 +23,12 @@ NO_DRIFT: Mapping[str, float | None] = {"value": None, "low": None, "high": None
 """Where no drift can be measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Band:
-    """A fitted curve over the setting's own units, and its 95 % band: equal to `mean` where the noise is unknown."""
+    """A fitted curve and its 95 % band: `positions` in the setting's own units, the rest in the metric's.
+
+    `low` and `high` equal `mean` where the noise is unknown.
+    """
 
     positions: tuple[float, ...]
     mean: tuple[float, ...]
@@ -64,8 +67,18 @@ class FittedTable:
                 continue
             relative = None if here.mean is None else relative_excess(here.mean, best.mean)
             estimate, low, high = self._smoothed_regret(row.choice)
-            place: dict[str, float] = {"from_": axis, "to": max(self.rows), "setting": here.hp, "choice": row.choice.hp}
-            regrets.append(Regret(**place, relative=relative, estimate=estimate, low=low, high=high))
+            regrets.append(
+                Regret(
+                    from_=axis,
+                    to=max(self.rows),
+                    setting=here.hp,
+                    relative=relative,
+                    choice=row.choice.hp,
+                    estimate=estimate,
+                    low=low,
+                    high=high,
+                )
+            )
         return tuple(regrets)
 
     def _smoothed_regret(self, choice: Cell) -> tuple[float | None, float | None, float | None]:
@@ -85,9 +98,13 @@ class FittedTable:
         return max(estimate, 0.0), max(estimate - spread * math.sqrt(variance), 0.0), max(high, 0.0)
 
     def drift(self) -> Mapping[str, float | None]:
-        """Slope of the optimum over log2 of the axis, with a 95 % interval where two rows have a vertex with one."""
-        shaped = {axis: row for axis, row in self.rows.items() if axis > 0 and row.interval}
-        curves = {math.log2(axis): row.curve for axis, row in shaped.items() if row.curve}
+        """Least-squares slope of the optimum over log2 of the axis.
+
+        It has a 95 % interval where at least two rows have a vertex with an interval.
+        """
+        curves = {
+            math.log2(axis): row.curve for axis, row in self.rows.items() if axis > 0 and row.interval and row.curve
+        }
         if len(curves) >= 2 and self.noise is not None and (drift := drift_interval(curves, self.noise)) is not None:
             return dict(zip(("value", "low", "high"), drift, strict=True))
         optima = {}
@@ -191,8 +208,12 @@ class FittedRow:
         spread = np.zeros_like(mean)
         if self.noise is not None:
             spread = self.noise.quantile * np.sqrt(self.noise.variance * self.curve.variance_at(x))
-        lines = (tuple((level * line).tolist()) for line in (mean, mean - spread, mean + spread))
-        return Band(tuple(self._setting_at(place) for place in x), *lines)
+        return Band(
+            positions=tuple(self._setting_at(place) for place in x),
+            mean=tuple((level * mean).tolist()),
+            low=tuple((level * (mean - spread)).tolist()),
+            high=tuple((level * (mean + spread)).tolist()),
+        )
 
     def _position(self, cell: Cell) -> float:
         return _position(cell, log2_hp=self.log2_hp)
@@ -220,7 +241,10 @@ class FittedRow:
         return frozenset() if self.curve is None else frozenset(self.points.positions[self.curve.used].tolist())
 
     def _stability(self) -> dict[str, float | None]:
-        """The first divergence above the optimum, and the largest finished setting below it: any beyond was lucky."""
+        """The first divergence above the optimum, and the largest setting below it that finished.
+
+        A setting that finished beyond a divergence was lucky, or never learnt.
+        """
         best = -math.inf if self.grid is None else self.grid.hp
         diverged = (hp for hp, cell in self.cells.items() if hp > best and cell.outcome is Outcome.DIVERGED)
         diverges = min(diverged, default=None)

@@ -43,7 +43,7 @@ class Prediction:
         return {"flops": self.flops, **values, "intervals": ends}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IsoflopFit:
     """Every budget with its optimum, and the laws through the optima: `laws` is empty where `why` gives a reason."""
 
@@ -95,19 +95,29 @@ def _fit_optima(groups: Sequence[Points], notes: Sequence[str]) -> IsoflopFit:
     """One row a budget: the rows are the optima, and their scatter about the laws is the only noise."""
     budgets = []
     for row in groups:
-        flops, params, tokens, loss = (float(c[0]) for c in (row.flops, row.params, row.tokens, row.loss))
-        size, fid = Interval(value=params, low=params, high=params), None if row.fid is None else float(row.fid[0])
-        optimum = Budget(flops=flops, points=row, used=np.array([True]), params=size, tokens=tokens, loss=loss, fid=fid)
-        budgets.append(optimum)
+        params, fid = float(row.params[0]), None if row.fid is None else float(row.fid[0])
+        budgets.append(
+            Budget(
+                flops=float(row.flops[0]),
+                points=row,
+                used=np.array([True]),
+                params=Interval(value=params, low=params, high=params),
+                tokens=float(row.tokens[0]),
+                loss=float(row.loss[0]),
+                fid=fid,
+            )
+        )
     log_flops = np.log([budget.flops for budget in budgets])
     columns = {name: [getattr(row, name)[0] for row in groups] for name in ("params", "tokens", "loss")}
     if groups[0].fid is not None:
         columns["fid"] = [math.nan if row.fid is None else row.fid[0] for row in groups]
-    valid = {name: values for name, values in columns.items() if np.all(np.isfinite(values)) and min(values) > 0}
     laws = {
-        name: PowerLaw(log_flops=log_flops, log_values=np.log(values), noise=None) for name, values in valid.items()
+        name: PowerLaw(log_flops=log_flops, log_values=np.log(values), noise=None)
+        for name, values in columns.items()
+        if np.all(np.isfinite(values)) and min(values) > 0
     }
-    return IsoflopFit(tuple(budgets), laws, notes=(*notes, "one row a budget: the rows are taken for the optima"))
+    note = "one row a budget: the rows are taken for the optima"
+    return IsoflopFit(budgets=tuple(budgets), laws=laws, notes=(*notes, note))
 
 
 def _fit_curves(budgets: Sequence[Budget], notes: Sequence[str]) -> IsoflopFit:
@@ -128,8 +138,14 @@ def _fit_curves(budgets: Sequence[Budget], notes: Sequence[str]) -> IsoflopFit:
             laws["fid"] = fid_law
             fids = iter(np.exp(fid_law.log_values))
             budgets = [budget if budget.why else replace(budget, fid=float(next(fids))) for budget in budgets]
-    deviation = None if noise is None else math.sqrt(noise)
-    return IsoflopFit(tuple(budgets), laws, degree=degree, noise=deviation, why=why, notes=tuple(notes))
+    return IsoflopFit(
+        budgets=tuple(budgets),
+        laws=laws,
+        degree=degree,
+        noise=None if noise is None else math.sqrt(noise),
+        why=why,
+        notes=tuple(notes),
+    )
 
 
 def _with_enough_sizes(budget: Budget) -> Budget:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muxfer.analysis.cells import TOLERATED_REGRET, Best, Cell, cell_of, percent, relative_excess, setting_number, shown
+from muxfer.analysis.cells import (
+    TOLERATED_REGRET,
+    Best,
+    Cell,
+    cell_of,
+    percent,
+    relative_excess,
+    setting_number,
+    shown,
+)
 from muxfer.trial import Optimum, Outcome, Record, Regret, Setting, Verdict, VerdictKind
 
 MIN_SETTINGS = 6
@@ -103,6 +112,7 @@ def rows_by_axis(records: Sequence[Record], axis: str) -> Rows:
 
 
 def place_in(setting: Setting, axis: str) -> Place:
+    """A setting's place among those of its axis value."""
     return tuple(sorted((name, value) for name, value in setting.items() if name != axis))
 
 
@@ -131,8 +141,12 @@ def fit_surface(row: Mapping[Place, Cell]) -> Surface | None:
     # predict() adds the white noise to its covariance. The surface has none.
     white = float(process.kernel_.k2.noise_level)
     covariance = covariance - white * np.eye(len(features))
-    noise = scale * math.sqrt(white)
-    return Surface(places=tuple(finished), mean=center + scale * mean, covariance=scale**2 * covariance, noise=noise)
+    return Surface(
+        places=tuple(finished),
+        mean=center + scale * mean,
+        covariance=scale**2 * covariance,
+        noise=scale * math.sqrt(white),
+    )
 
 
 def one_value_reason(axis_values: Collection[float], axis: str) -> str:
@@ -155,7 +169,8 @@ def _features(places: Sequence[Place]) -> np.ndarray:
             column = np.array(values, dtype=float)
             if column.min() > 0 and column.max() > 8 * column.min():
                 column = np.log2(column)
-        columns.append((column - column.min()) / (np.ptp(column) or 1.0))
+        width = column.max() - column.min()
+        columns.append((column - column.min()) / width if width else np.zeros_like(column))
     return np.stack(columns, axis=1)
 
 
@@ -166,7 +181,8 @@ def _best_place(row: Mapping[Place, Cell]) -> Place | None:
 
 
 def _optimum(row: Mapping[Place, Cell], surface: Surface | None, hp: str) -> Optimum:
-    if (best := _best_place(row)) is None:
+    best = _best_place(row)
+    if best is None:
         return Optimum(grid=None)
     return Optimum(grid=_value(best, hp), choice=_value(surface.choice if surface else best, hp))
 
@@ -183,15 +199,25 @@ def _regrets(rows: Rows, surfaces: Mapping[float, Surface], hp: str) -> tuple[Re
         if largest in surfaces and here.mean is not None:
             estimate, low, high = surfaces[largest].regret(surface.choice)
         chosen = _value(surface.choice, hp)
-        place: dict[str, float] = {"from_": value, "to": largest, "setting": chosen, "choice": chosen}
-        relative = None if here.mean is None else relative_excess(here.mean, best)
-        regrets.append(Regret(**place, relative=relative, estimate=estimate, low=low, high=high))
+        regrets.append(
+            Regret(
+                from_=value,
+                to=largest,
+                setting=chosen,
+                relative=None if here.mean is None else relative_excess(here.mean, best),
+                choice=chosen,
+                estimate=estimate,
+                low=low,
+                high=high,
+            )
+        )
     return tuple(regrets)
 
 
 def _weigh(
     rows: Rows, surfaces: Mapping[float, Surface], regrets: Sequence[Regret], axis: str
 ) -> tuple[VerdictKind, str]:
+    """The verdict and the sentence that says why."""
     if reason := one_value_reason(rows, axis):
         return VerdictKind.ABSTAINS, reason
     for value, row in rows.items():
@@ -209,7 +235,8 @@ def _weigh(
     cost = f"{subject} costs {percent(regret.estimate)} (at most {percent(regret.high)}) at {axis} {largest:g}"
     if all(r.high is not None and r.high <= TOLERATED_REGRET for r in regrets):
         return VerdictKind.TRANSFERS, cost
-    return VerdictKind.ABSTAINS, f"{cost}, more than the tolerated {100 * TOLERATED_REGRET:g} % cannot be excluded"
+    why = f"{cost}, more than the tolerated {100 * TOLERATED_REGRET:g} % cannot be excluded"
+    return VerdictKind.ABSTAINS, why
 
 
 def _place_text(place: Place) -> str:

@@ -19,7 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from muxfer.analysis import cells
+from muxfer.analysis.cells import (
+    TOLERATED_REGRET,
+    Best,
+    Table,
+    best_slice,
+    bracket,
+    percent,
+    setting_number,
+    settled_table,
+    shown,
+)
 from muxfer.analysis.rows import Band, FittedRow, FittedTable
 from muxfer.analysis.scattered import best_scattered, is_scattered, judge_scattered, one_value_reason
 from muxfer.trial import Record, Regret, Verdict, VerdictKind
@@ -37,10 +47,10 @@ def judge(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True
     """
     if is_scattered(records, axis, hp):
         return judge_scattered(records, axis=axis, hp=hp)
-    return judge_table(cells.settled_table(records, axis, hp), axis=axis, hp=hp, log2_hp=log2_hp)
+    return judge_table(settled_table(records, axis, hp), axis=axis, hp=hp, log2_hp=log2_hp)
 
 
-def judge_table(table: cells.Table, *, axis: str, hp: str, log2_hp: bool = True, paired: bool = True) -> Verdict:
+def judge_table(table: Table, *, axis: str, hp: str, log2_hp: bool = True, paired: bool = True) -> Verdict:
     """As `judge`, from cells. `paired` False: replicates of different cells share no randomness."""
     fitted = FittedTable(table, log2_hp=log2_hp, paired=paired)
     evidence = _Evidence(fitted=fitted, regret=fitted.regrets(), drift=fitted.drift(), axis=axis, hp=hp)
@@ -63,22 +73,22 @@ def bands(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True
     """The fitted curve of each axis value that has one, between the outermost points that shape it."""
     if is_scattered(records, axis, hp):
         return {}
-    rows = FittedTable(cells.settled_table(records, axis, hp), log2_hp=log2_hp).rows
+    rows = FittedTable(settled_table(records, axis, hp), log2_hp=log2_hp).rows
     return {value: band for value, row in rows.items() if (band := row.band()) is not None}
 
 
-def best_setting(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True) -> cells.Best | None:
+def best_setting(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True) -> Best | None:
     """The setting that the study recommends: the smoothed choice at the largest axis value. None: nothing finished."""
     if is_scattered(records, axis, hp):
         return best_scattered(records, axis=axis)
-    records = cells.best_slice(records, axis, hp)
-    table = cells.settled_table(records, axis, hp)
+    records = best_slice(records, axis, hp)
+    table = settled_table(records, axis, hp)
     choice = FittedTable(table, log2_hp=log2_hp).largest.choice if table else None
     if choice is None or choice.mean is None:
         return None
     place = (choice.axis, choice.hp)
-    at_place = [r for r in records if (cells.setting_number(r, axis), cells.setting_number(r, hp)) == place]
-    return cells.Best.of(at_place, metric=choice.mean)
+    at_place = [r for r in records if (setting_number(r, axis), setting_number(r, hp)) == place]
+    return Best.of(at_place, metric=choice.mean)
 
 
 def inside_grid(records: Sequence[Record], *, axis: str, hp: str) -> bool:
@@ -88,7 +98,7 @@ def inside_grid(records: Sequence[Record], *, axis: str, hp: str) -> bool:
     """
     if is_scattered(records, axis, hp):
         return best_scattered(records, axis=axis) is not None
-    table = cells.settled_table(records, axis, hp)
+    table = settled_table(records, axis, hp)
     if not table:
         return False
     row = FittedTable(table, log2_hp=True).largest
@@ -127,6 +137,10 @@ class _Evidence:
     def smallest(self) -> float:
         return min(self.rows)
 
+    @property
+    def largest(self) -> float:
+        return max(self.rows)
+
     def _missing(self) -> str:
         """Why nothing can be judged; empty: the evidence is enough to be weighed."""
         if reason := one_value_reason(self.rows, self.axis):
@@ -149,13 +163,13 @@ class _Evidence:
         grids = {row.grid.hp for row in rows.values() if row.grid is not None}
         if len(grids) == 1 and all(row.grid is not None and row.is_inside(row.grid) for row in rows.values()):
             return True
-        return all(r.high is not None and r.high <= cells.TOLERATED_REGRET * (1 + 1e-9) for r in own)
+        return all(r.high is not None and r.high <= TOLERATED_REGRET * (1 + 1e-9) for r in own)
 
     def _weigh(self) -> tuple[VerdictKind, str]:
         chosen = self.rows[self.smallest].choice
         assert chosen is not None
-        subject = f"the optimum of {self.axis} {self.smallest:g} ({self.hp} {cells.shown(chosen.hp)})"
-        at_largest = f"at {self.axis} {max(self.rows):g}"
+        subject = f"the optimum of {self.axis} {self.smallest:g} ({self.hp} {shown(chosen.hp)})"
+        at_largest = f"at {self.axis} {self.largest:g}"
         regret = next((r for r in self.regret if r.from_ == self.smallest), None)
         if regret is None:
             return VerdictKind.ABSTAINS, f"{subject} has no result {at_largest}: run it there"
@@ -165,8 +179,8 @@ class _Evidence:
         if regret.estimate is None:
             drifts = moves or (low is None and self.fitted.marches())
             return VerdictKind.DRIFTS if drifts else VerdictKind.ABSTAINS, f"{subject} diverges {at_largest}"
-        at_most = "" if regret.high is None else f" (at most {cells.percent(regret.high)})"
-        cost = f"{subject} costs {cells.percent(regret.estimate)}{at_most} {at_largest}"
+        at_most = "" if regret.high is None else f" (at most {percent(regret.high)})"
+        cost = f"{subject} costs {percent(regret.estimate)}{at_most} {at_largest}"
         if moves and any(r.low is not None and r.low > NOTABLE_REGRET for r in self.regret):
             assert self.drift["value"] is not None
             unit = "in log2 " if self.fitted.log2_hp else ""
@@ -182,30 +196,28 @@ class _Evidence:
         for value, row in self.rows.items():
             if (best := row.choice) is None:
                 continue
-            below, above = cells.bracket(row.cells, best)
+            below, above = bracket(row.cells, best)
             if len(row.finished) > 2 and len({cell.mean for cell in row.finished}) == 1:
                 return f"at {self.axis} {value:g} the metric does not depend on {self.hp}"
             if below is None or above is None:
                 end, side = ("lower", "below") if below is None else ("upper", "above")
-                at_end = (
-                    f"the optimum of {self.axis} {value:g} is the grid's {end} end ({self.hp} {cells.shown(best.hp)})"
-                )
+                at_end = f"the optimum of {self.axis} {value:g} is the grid's {end} end ({self.hp} {shown(best.hp)})"
                 return f"{at_end}: extend the grid {side} it"
         return ""
 
     def _why_it_transfers(self, regret: Regret, cost: str) -> str:
-        if regret.high is None or regret.high <= cells.TOLERATED_REGRET:
+        if regret.high is None or regret.high <= TOLERATED_REGRET:
             return f"{cost}, and the optimum lies inside the grid at every {self.axis}"
-        same = f"every {self.axis} has the same grid optimum ({self.hp} {cells.shown(regret.setting)}), inside the grid"
-        return f"{same}; noise alone bounds its cost by {cells.percent(regret.high)}"
+        same = f"every {self.axis} has the same grid optimum ({self.hp} {shown(regret.setting)}), inside the grid"
+        return f"{same}; noise alone bounds its cost by {percent(regret.high)}"
 
     def _why_it_is_uncertain(self, regret: Regret, cost: str) -> str:
         if self.fitted.noise is None:
             return f"{cost}, and nothing tells the noise: add values of {self.hp} or seeds"
-        uncertain = f"{cost}; it may be more than the tolerated {100 * cells.TOLERATED_REGRET:g} %"
+        uncertain = f"{cost}; it may be more than the tolerated {100 * TOLERATED_REGRET:g} %"
         worst = max((r for r in self.regret if r.high is not None), key=lambda r: r.high or 0.0, default=regret)
-        if worst is not regret and (regret.high or 0.0) <= cells.TOLERATED_REGRET:
-            cost = f"may cost {cells.percent(worst.high or 0.0)} at {self.axis} {max(self.rows):g}"
+        if worst is not regret and (regret.high or 0.0) <= TOLERATED_REGRET:
+            cost = f"may cost {percent(worst.high or 0.0)} at {self.axis} {self.largest:g}"
             uncertain = f"the optimum of {self.axis} {worst.from_:g} {cost}"
-        noise = cells.percent(math.sqrt(self.fitted.noise.variance))
+        noise = percent(math.sqrt(self.fitted.noise.variance))
         return f"{uncertain}, and one trial's noise is {noise}: add seeds or values of {self.hp}"

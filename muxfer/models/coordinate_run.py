@@ -66,8 +66,14 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
     model, plan = build_model(task, replicate=replicate, plan=plan)
     _pair_finite(model, plan, task, replicate=replicate)
     optimizer, training = task.optimizer, task.training
-    rates = {"base_lr": optimizer.base_lr, "weight_decay": optimizer.weight_decay, "eps": CHECK_EPS}
-    groups = param_groups(model, plan, betas=(optimizer.beta1, optimizer.beta2), **rates)
+    groups = param_groups(
+        model,
+        plan,
+        base_lr=optimizer.base_lr,
+        weight_decay=optimizer.weight_decay,
+        eps=CHECK_EPS,
+        betas=(optimizer.beta1, optimizer.beta2),
+    )
     predict = partial(conditioning(task.model, data.captions), model)
     features_NTE = repa_features(task, data)
     stream = Stream(
@@ -86,13 +92,19 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
         if t_B.is_floating_point():
             t_B = t_B.float()
         features_BTE = None if features_NTE is None else features_NTE[batch.index_B]
-        inputs = (batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE)
-        return objective.losses(task.objective, predict, *inputs).mean()
+        return objective.losses(
+            task.objective, predict, batch.x_BCHW, batch.y_B, t_B, batch.noise_BCHW, features_BTE
+        ).mean()
 
     patterns = family_of(task.model).branch_ends
-    ends = [name for name in plan.scales if any(fnmatch(name, pattern) for pattern in patterns)]
-    probe = partial(loss, PROBE_STEP)
-    return Run(model=model, plan=plan, optimizer=build_adamw(groups), loss=loss, probe=probe, branch_ends=ends)
+    return Run(
+        model=model,
+        plan=plan,
+        optimizer=build_adamw(groups),
+        loss=loss,
+        probe=partial(loss, PROBE_STEP),
+        branch_ends=[name for name in plan.scales if any(fnmatch(name, pattern) for pattern in patterns)],
+    )
 
 
 def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: int) -> None:

@@ -86,8 +86,9 @@ def counterpart_of(model: Model) -> Counterpart:
     if model.family not in COUNTERPARTS:
         raise _no_such_model()
     if model.mlp_ratio != 4:
-        ratio = f"model.mlp_ratio {model.mlp_ratio:g}"
-        raise BadInput(f"{ratio}: diffusers' classes have 4; retrain with model.mlp_ratio=4")
+        raise BadInput(
+            f"model.mlp_ratio {model.mlp_ratio:g}: diffusers' classes have 4; retrain with model.mlp_ratio=4"
+        )
     return COUNTERPARTS[model.family](model)
 
 
@@ -113,8 +114,10 @@ def _no_such_model() -> BadInput:
 
 def _validate_names(state: State, known: set[str], what: str) -> None:
     for name in sorted(set(state) ^ known):
-        owner, other = ("the weights have", f"{what} has") if name in state else (f"{what} has", "the weights have")
-        raise BadInput(f"{owner} {name}, {other} not: these are weights of another model")
+        difference = (
+            f"the weights have {name}, {what} has not" if name in state else f"{what} has {name}, the weights have not"
+        )
+        raise BadInput(f"{difference}: these are weights of another model")
 
 
 def _the_same(names: Sequence[str], state: State) -> torch.Tensor:
@@ -130,7 +133,10 @@ def _swap(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _layer(ours: str, *theirs: str | tuple[str, ...]) -> list[Carried]:
-    """Weight and bias of a linear of ours. `theirs` names its rows' linears in diffusers, each with all its copies."""
+    """Weight and bias of one linear of ours, whose rows are one or more linears in diffusers.
+
+    `theirs` has the name of each of those linears, or all names where diffusers keeps copies.
+    """
     names = [(name,) if isinstance(name, str) else name for name in theirs]
     return [
         Carried(ours=f"{ours}.{kind}", theirs=tuple(tuple(f"{name}.{kind}" for name in same) for same in names))
@@ -176,7 +182,8 @@ def _dit(model: Dit) -> Counterpart:
         *_layer("t_embedder.mlp.0", tuple(f"{own}.timestep_embedder.linear_1" for own in embedders)),
         *_layer("t_embedder.mlp.2", tuple(f"{own}.timestep_embedder.linear_2" for own in embedders)),
         *_tensor(
-            "y_embedder.embedding_table.weight", *(f"{own}.class_embedder.embedding_table.weight" for own in embedders)
+            "y_embedder.embedding_table.weight",
+            *(f"{own}.class_embedder.embedding_table.weight" for own in embedders),
         ),
         *_layer("final_layer.adaLN_modulation.1", "proj_out_1"),
         *_layer("final_layer.linear", "proj_out_2"),
@@ -253,9 +260,13 @@ def _mmdit(model: Mmdit) -> Counterpart:
         "pos_embed_max_size": model.image_size // model.patch,  # a larger table would be cropped to other positions
         "qk_norm": "rms_norm" if model.qk_norm else None,
     }
-    unshared = {"left_out": ("projector.",), "computed": ("pos_embed.pos_embed",)}
-    config = _transformer(model) | config
-    return Counterpart(class_name="SD3Transformer2DModel", config=config, tensors=tensors, **unshared)
+    return Counterpart(
+        class_name="SD3Transformer2DModel",
+        config=_transformer(model) | config,
+        tensors=tensors,
+        left_out=("projector.",),
+        computed=("pos_embed.pos_embed",),
+    )
 
 
 def _stream(model: Mmdit, ours: str, theirs: str, *, added: bool, pre_only: bool) -> list[Carried]:

@@ -41,8 +41,15 @@ def family_of(model: Model) -> Family:
         return dataclasses.replace(family, build=partial(_build, family, model))
     kind = _registered(model.target)
     _validate_inputs(kind, model)
-    named = ("inputs", "output", "readout", "declared", "branches", "branch_ends")
-    return Family(build=partial(_build_declared, kind, model), **{name: getattr(model, name) for name in named})
+    return Family(
+        build=partial(_build_declared, kind, model),
+        inputs=model.inputs,
+        output=model.output,
+        readout=model.readout,
+        declared=model.declared,
+        branches=model.branches,
+        branch_ends=model.branch_ends,
+    )
 
 
 def _build(family: Family, model: Model, width: int) -> nn.Module:
@@ -57,8 +64,9 @@ def _build_declared(kind: type[nn.Module], model: Declared, width: int) -> nn.Mo
         return kind(**model.arguments, **sizes)
     except Exception as error:  # the class is not ours: whatever it raises, the given arguments caused it
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        failure = f"{model.target} can't be built at width {width}: {reason}"
-        raise BadInput(f"{failure}; see model.sizes and model.arguments") from error
+        raise BadInput(
+            f"{model.target} can't be built at width {width}: {reason}; see model.sizes and model.arguments"
+        ) from error
 
 
 def _registered(target: str) -> type[nn.Module]:
@@ -105,8 +113,10 @@ def _validate_inputs(kind: type[nn.Module], model: Declared) -> None:
             raise BadInput(f"model.inputs.{argument} is no argument of {model.target}'s forward: {hint}")
     for p in named:
         if p.default is p.empty and p.name not in model.inputs:
-            lacks = f"model.inputs lacks {p.name}, which {model.target}'s forward needs"
-            raise BadInput(f"{lacks}: give it one of {', '.join(SOURCES)}")
+            raise BadInput(
+                f"model.inputs lacks {p.name}, which {model.target}'s forward needs: give it one of"
+                f" {', '.join(SOURCES)}"
+            )
 
 
 _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {

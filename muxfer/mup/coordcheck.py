@@ -61,16 +61,29 @@ def coordinate_check(
                 values.setdefault(key, {}).setdefault(size, []).append(value)
             kinds = measured.kinds | kinds  # kinds are those of the smallest size, which comes first
     assert plan is not None
-    matrix_steps = {name: by_size for (measure, name, _), by_size in values.items() if measure == STEP}
-    shared: dict[str, Any] = {"sizes": sizes, "num_seeds": len(seeds), "axis": axis}
     lines = [
-        judge(key, by_size, kinds[key[:2]], steps=matrix_steps.get(key[1]) if key[0] == "update" else None, **shared)
+        judge(
+            key,
+            by_size,
+            kinds[key[:2]],
+            sizes=sizes,
+            num_seeds=len(seeds),
+            axis=axis,
+            steps=values.get((STEP, key[1], None)) if key[0] == "update" else None,
+        )
         for key, by_size in values.items()
         if key[0] != STEP
     ]
-    lines.sort(key=lambda line: (MEASURES.index(line.measure), line.step or 0))
-    how: dict[str, Any] = {"axis": axis, "sizes": tuple(sizes), "steps": steps, "seeds": len(seeds)}
-    return CoordinateCheck(parametrization=plan.parametrization, lines=tuple(lines), loss_change=loss_change, **how)
+    order = {measure: i for i, measure in enumerate(MEASURES)}
+    return CoordinateCheck(
+        parametrization=plan.parametrization,
+        axis=axis,
+        sizes=tuple(sizes),
+        steps=steps,
+        seeds=len(seeds),
+        lines=tuple(sorted(lines, key=lambda line: (order[line.measure], line.step or 0))),
+        loss_change=loss_change,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +166,9 @@ class _Tally:
         is_end = weight is not None and weight in self.branch_ends
         if self.axis == "depth":
             name = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-        kind = Kind(role=role, is_branch_end=is_end, num_entries=value.numel(), is_bare=is_bare)
-        self.kinds.setdefault((measure, name), kind)
+        self.kinds.setdefault(
+            (measure, name), Kind(role=role, is_branch_end=is_end, num_entries=value.numel(), is_bare=is_bare)
+        )
         self._squares.setdefault((measure, name, step), []).append(square)
 
     def values(self) -> dict[Key, float]:
@@ -163,9 +177,12 @@ class _Tally:
 
 def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
     """The weight of every module that is one linear map or table, by the module's name."""
-    owners = {name.removesuffix(".weight"): name for name in parameters if name.endswith(".weight")}
-    kinds = nn.Linear | nn.Conv2d | nn.Embedding
-    return {owner: name for owner, name in owners.items() if isinstance(model.get_submodule(owner), kinds)}
+    return {
+        name.rpartition(".")[0]: name
+        for name in parameters
+        if name.endswith(".weight")
+        and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear | nn.Conv2d | nn.Embedding)
+    }
 
 
 def _probed(run: Run) -> tuple[dict[str, list[_Call]], float]:
@@ -185,13 +202,17 @@ def _recording_calls(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterato
         def record(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
             x = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
             outs = [out] if isinstance(out, torch.Tensor) else out if isinstance(out, tuple) else []
-            tensors = [part for part in outs if isinstance(part, torch.Tensor)]
-            calls.setdefault(name, []).extend(_Call(x=x, out=part.detach().clone()) for part in tensors)
+            calls.setdefault(name, []).extend(
+                _Call(x=x, out=part.detach().clone()) for part in outs if isinstance(part, torch.Tensor)
+            )
 
         return record
 
-    modules = [(name, module) for name, module in model.named_modules() if any(True for _ in module.parameters())]
-    handles = [module.register_forward_hook(recorder(name)) for name, module in modules]
+    handles = [
+        module.register_forward_hook(recorder(name))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters())
+    ]
     try:
         yield
     finally:
@@ -218,8 +239,12 @@ def _output_at_init(
 
 def _is_trunk(tally: _Tally, name: str, module: nn.Module) -> bool:
     """Whether a compound module's output has the size of the trunk. It has, unless a parameter inside is a readout."""
-    inside = [tally.plan.scales.get(f"{name}.{own}") for own, _ in module.named_parameters()]
-    if not name or any(scale is not None and scale.role == "readout" for scale in inside):
+    inside = [
+        tally.plan.scales[f"{name}.{own}"]
+        for own, _ in module.named_parameters()
+        if f"{name}.{own}" in tally.plan.scales
+    ]
+    if not name or any(scale.role == "readout" for scale in inside):
         return False
     return tally.axis == "width" or name.rpartition(".")[2].isdigit()
 
@@ -244,7 +269,8 @@ def _update(
     owner = name.rpartition(".")[0]
     if owners.get(owner) == name and owner in calls:
         for call in calls[owner]:
-            if (mapped := _mapped(model.get_submodule(owner), delta, call.x)) is not None:
+            mapped = _mapped(model.get_submodule(owner), delta, call.x)
+            if mapped is not None:
                 tally.add("update", name, mapped, over=call.x)
                 tally.add(STEP, name, delta)
                 return

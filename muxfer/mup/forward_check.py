@@ -37,7 +37,10 @@ class _CallRecorder(TorchFunctionMode):
 
 
 def refuse_changing_forward(prepare: Callable[[int], Callable[[], Any]], *, width: int, other_width: int) -> None:
-    """BadInput where calls or numbers differ. `prepare(w)` returns the forward of a meta model of width w."""
+    """Run the forward at both widths and raise BadInput where a call or a number differs.
+
+    `prepare(w)` builds the model of width w on the meta device and returns its forward.
+    """
     calls, other_calls = (_recorded_calls(prepare(each)) for each in (width, other_width))
     for (name, small), (other_name, large) in zip(calls, other_calls, strict=False):
         if (name, small) != (other_name, large):

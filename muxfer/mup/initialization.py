@@ -69,11 +69,15 @@ def _affine(draw: _Draw, factor: float, offset: float) -> _Draw:
 
 
 def _erfinv(draw: _Draw) -> _Draw | None:
-    """erfinv of a uniform draw inside (-1, 1) is a truncated normal (trunc_normal_ of timm, older torch), else None."""
+    """erfinv of a uniform draw inside (-1, 1) is a truncated normal: timm's and older torch's trunc_normal_.
+
+    None where the draw is another one.
+    """
     if not draw.uniform or not -1 <= draw.low < draw.high <= 1:
         return None
-    ends = (draw.low, draw.high)
-    low, high = (math.copysign(math.inf, x) if abs(x) == 1 else _GAUSS.inv_cdf((1 + x) / 2) for x in ends)
+    low, high = (
+        math.copysign(math.inf, x) if abs(x) == 1 else _GAUSS.inv_cdf((1 + x) / 2) for x in (draw.low, draw.high)
+    )
     return _affine(_truncated(0.0, 1.0, low, high), math.sqrt(0.5), 0.0)
 
 
@@ -98,12 +102,19 @@ _WRITES: Mapping[str, _Change] = {
     "zero_": lambda **_: _constant(0.0),
 }
 _FACTORIES: Mapping[str, _Change] = {
-    **dict.fromkeys(("zeros", "new_zeros", "zeros_like"), lambda *_: _constant(0.0)),
-    **dict.fromkeys(("ones", "new_ones", "ones_like"), lambda *_: _constant(1.0)),
-    **dict.fromkeys(("full", "full_like"), lambda _, value: _filled(value)),
+    "zeros": lambda *_: _constant(0.0),
+    "new_zeros": lambda *_: _constant(0.0),
+    "zeros_like": lambda *_: _constant(0.0),
+    "ones": lambda *_: _constant(1.0),
+    "new_ones": lambda *_: _constant(1.0),
+    "ones_like": lambda *_: _constant(1.0),
+    "full": lambda _, value: _filled(value),
     "new_full": lambda *args: _filled(args[2]),
-    **dict.fromkeys(("randn", "randn_like"), lambda *_: _normal(0.0, 1.0)),
-    **dict.fromkeys(("rand", "rand_like"), lambda *_: _uniform(0.0, 1.0)),
+    "full_like": lambda _, value: _filled(value),
+    "randn": lambda *_: _normal(0.0, 1.0),
+    "randn_like": lambda *_: _normal(0.0, 1.0),
+    "rand": lambda *_: _uniform(0.0, 1.0),
+    "rand_like": lambda *_: _uniform(0.0, 1.0),
 }
 _CHANGES: Mapping[str, Callable[[_Draw, Any], _Draw | None]] = {
     "mul": lambda draw, x: _affine(draw, x, 0.0),
@@ -144,14 +155,16 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]
-        if (out := _drawn_without_values(name, args, kwargs)) is None:
+        out = _drawn_without_values(name, args, kwargs)
+        if out is None:
             out = func(*args, **kwargs)
         written = _written(func, args, kwargs)
         for tensor in written:
             self.write(tensor, self._written_draw(name, tensor, args, kwargs))
-        made = None if written or not isinstance(out, torch.Tensor) else self._made_draw(name, out, args, kwargs)
-        if made is not None:
-            self.write(out, made)
+        if not written and isinstance(out, torch.Tensor):
+            draw = self._made_draw(name, out, args, kwargs)
+            if draw is not None:
+                self.write(out, draw)
         return out
 
     def _written_draw(self, name: str, tensor: torch.Tensor, args: Any, kwargs: Any) -> _Draw | None:
@@ -166,8 +179,9 @@ class Recorder(TorchDispatchMode):
         if name == "erfinv_":
             return _erfinv(old)
         if name == "clamp_":
-            bounds = {{"min": "low", "max": "high"}[key]: value for key, value in kwargs.items()}
-            return _clamp(old, *args[1:], **bounds)
+            return _clamp(
+                old, *args[1:], **{{"min": "low", "max": "high"}[key]: value for key, value in kwargs.items()}
+            )
         if name.removesuffix("_") in _CHANGES and len(args) == 2 and isinstance(args[1], Real) and not kwargs:
             return _CHANGES[name.removesuffix("_")](old, args[1])
         return None

@@ -106,9 +106,10 @@ def infer_roles(base: Outline, other: Outline, used: Outline, declared: Mapping[
         raise BadInput(
             f"nothing grows between widths {base.width} and {other.width}; the builder must use the width that it gets"
         )
-    for refuse in (_refuse_growing_heads, _refuse_changing_numbers):
-        refuse(base, other)
-        refuse(base, used)
+    _refuse_growing_heads(base, other)
+    _refuse_growing_heads(base, used)
+    _refuse_changing_numbers(base, other)
+    _refuse_changing_numbers(base, used)
     return {name: _role(name, base, other, used, declared) for name in base.weights}
 
 
@@ -118,9 +119,14 @@ def _role(name: str, base: Outline, other: Outline, used: Outline, declared: Map
     for outlined in (other, used):
         _refuse_out_of_proportion(name, growing, base, outlined)
     if len(growing) > 2:
-        dimensions = f"{name} {list(small.shape)} grows in {len(growing)} dimensions"
-        raise BadInput(f"{dimensions}; at most 2 have a rule: keep the others fixed")
-    roles = {alias: declared.get(alias) or _shape_role(alias, small, large, growing) for alias in small.fans}
+        raise BadInput(
+            f"{name} {list(small.shape)} grows in {len(growing)} dimensions; at most 2 have a rule:"
+            " keep the others fixed"
+        )
+    roles = {
+        alias: declared[alias] if alias in declared else _shape_role(alias, small, large, growing)
+        for alias in small.fans
+    }
     if len(set(roles.values())) > 1:
         described = ", ".join(f"{alias} ({role})" for alias, role in roles.items())
         raise BadInput(f"one tensor in two roles: {described}; untie them")
@@ -134,8 +140,10 @@ def _shape_role(alias: str, small: Weight, large: Weight, growing: list[int]) ->
         return "input"
     fans, grown = small.fans[alias], large.fans[alias]
     if fans is not None and grown is not None and max(growing) <= 1:
-        which = (fans[0] != grown[0], fans[1] != grown[1])
-        if role := {(True, True): "hidden", (False, True): "input", (True, False): "readout"}.get(which):
+        role = {(True, True): "hidden", (False, True): "input", (True, False): "readout"}.get(
+            (fans[0] != grown[0], fans[1] != grown[1])
+        )
+        if role is not None:
             return role
     if alias.split(".")[-1] in VECTOR_TABLES and growing == [len(small.shape) - 1]:
         return "input"
@@ -246,8 +254,9 @@ def _refuse_different_layout(base: Outline, other: Outline) -> None:
     for name, weight in base.weights.items():
         small, large = len(weight.shape), len(other.weights[name].shape)
         if small != large:
-            found = f"{small} dimensions at width {base.width} and {large} at {other.width}"
-            raise BadInput(f"{name} has {found}; fix them")
+            raise BadInput(
+                f"{name} has {small} dimensions at width {base.width} and {large} at {other.width}; fix them"
+            )
 
 
 def _refuse_out_of_proportion(name: str, growing: list[int], base: Outline, other: Outline) -> None:

@@ -13,15 +13,16 @@ at every size has no slope and passes. One that is zero at some sizes only fails
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from muxfer.analysis.quantiles import t_quantile
 
 MEASURES = ("change", "output_at_init", "update", "parameter_at_init")
 TOLERANCE: Mapping[str, float] = {"change": 0.5, "output_at_init": 0.4, "update": 0.4, "parameter_at_init": 0.06}
-"""How far a slope may be from the expected one on either side.
+"""How far a slope may be from the expected one. Two-sided: a value that shrinks with the width is as wrong as one that
+grows.
 
-These lie between the slopes of healthy models and those of broken ones: see docs/models.md."""
+These lie between the slopes of healthy models and those of broken ones: see docs/models.md.
+"""
 INCOHERENT_UPDATE = 0.8
 """The tolerance for a matrix whose update falls while its rate is right.
 
@@ -35,6 +36,7 @@ INIT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -0.5, "readout": -1.0
 RATE_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -1.0, "readout": -1.0, "finite": 0.0}
 OUTPUT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": 0.0, "readout": -0.5, "finite": 0.0}
 """Slope of RMS(W x) / RMS(x) at initialization over log width, by role."""
+
 
 Key = tuple[str, str, int | None]
 """(measure, name, step)"""
@@ -140,9 +142,18 @@ def judge(
             # L branches of size 1/L add L^-1/2 to the trunk, on top of the embedding
             distance = max(0.0, -0.5 - slope)
         passed = distance <= tolerance
-    low, high = (None, None) if slope is None or error is None else (slope - error, slope + error)
-    fitted: dict[str, Any] = {"expected": expected, "slope": slope, "low": low, "high": high}
-    return Line(measure=measure, name=name, role=kind.role, step=step, values=means, passed=passed, **fitted)
+    return Line(
+        measure=measure,
+        name=name,
+        role=kind.role,
+        step=step,
+        expected=expected,
+        slope=slope,
+        low=None if slope is None or error is None else slope - error,
+        high=None if slope is None or error is None else slope + error,
+        values=means,
+        passed=passed,
+    )
 
 
 def _is_rate_right(steps: Mapping[int, Sequence[float]] | None, kind: Kind, *, axis: str) -> bool:
