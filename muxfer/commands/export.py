@@ -1,8 +1,8 @@
-"""The export command: the averaged weights of a recorded run, as a folder that another library loads as its own.
+"""The export command: the averaged weights of a recorded run, as a folder that another library loads.
 
-The run is found in the ledger, its model in the study's identity (a target's in its own files), its weights in its
-checkpoint. Refused: a run that the ledger lacks or that did not finish, the beginning of several, weights that are not
-on this host, a folder that holds anything else than an earlier export.
+The ledger names the run. The model comes from the study's identity, or from a target's own files, and the weights from
+the checkpoint. Refused are a run that the ledger lacks or that did not finish, the beginning of several names, weights
+that are not on this host, and a folder that holds anything but an earlier export.
 """
 
 import glob
@@ -40,14 +40,14 @@ MOST_SHOWN = 5
 
 
 def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -> CommandResult:
-    """Write a finished trial or target, by its run id, its key or the beginning of one, as a model of library `to`."""
+    """Write a finished trial or target as a model of library `to`. `run` is its run id, its key or the start of one."""
     from muxfer.models.diffusers_weights import save, to_diffusers
 
     assert to == "diffusers"
     for override in overrides:
         if not override.startswith("ledger."):
-            raise BadInput(f"override {override[:60]!r} has no effect on an export: only ledger.KEY=VALUE has")
-    config = parse(compose("lr-width", overrides))  # any sweep will do: of the configuration the ledger alone counts
+            raise BadInput(f"override {override[:60]!r} has no effect on an export: give ledger.KEY=VALUE alone")
+    config = parse(compose("lr-width", overrides))  # any sweep will do: only its ledger is used
     with _ledger(config) as ledger:
         study, record = find(ledger, run, where=redact_uri(tracking_uri(config)))
     files = _files(record, StudyFolder(output_folder(config) / study.label))
@@ -68,28 +68,28 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
 
 
 def find(ledger: Ledger, run: str, *, where: str) -> tuple[Study, Record]:
-    """The one finished run whose id or trial key is, or begins with, `run`."""
+    """The one finished run whose id or trial key is `run` or begins with it."""
     runs = [(study, record) for study in ledger.studies() for record in ledger.records(study)]
-    found = [pair for pair in runs if run in (pair[1].run_id, pair[1].key)]
-    if run and not found:
-        found = [pair for pair in runs if any(name and name.startswith(run) for name in _names(pair[1]))]
-    if not found:
+    matches = [pair for pair in runs if run in _names(pair[1])]
+    if run and not matches:
+        matches = [pair for pair in runs if any(name and name.startswith(run) for name in _names(pair[1]))]
+    if not matches:
         raise BadInput(
             f"no run {run[:64]!r} with a result in the ledger {where}: expected a run id of MLflow or a trial's key, or"
             " the beginning of one; muxfer sweep NAME --dry-run lists the keys"
         )
-    if len(found) > 1:
-        shown = [f"{record.run_id} (key {record.key})" for _, record in found[:MOST_SHOWN]]
-        more = [f"{len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
-        raise BadInput(f"run {run[:64]!r} fits {len(found)} runs, say which one: {', '.join([*shown, *more])}")
-    [(study, record)] = found
+    if len(matches) > 1:
+        shown = [f"{record.run_id} (key {record.key})" for _, record in matches[:MOST_SHOWN]]
+        more = [f"{len(matches) - MOST_SHOWN} more"] if len(matches) > MOST_SHOWN else []
+        raise BadInput(f"run {run[:64]!r} fits {len(matches)} runs, give one of them: {', '.join([*shown, *more])}")
+    [(study, record)] = matches
     if record.outcome is not Outcome.FINISHED:
         raise BadInput(f"run {record.run_id} {record.outcome} at step {record.step}: only a finished one is exported")
     return study, record
 
 
 def model_of(study: Study, record: Record, files: StudyFolder) -> Model:
-    """The model that was trained: a proxy's from its study and setting, a target's from the file that lies with it."""
+    """The model of a run: a proxy's from its study and setting, a target's from its description file."""
     if record.kind == "proxy":
         plain = dict(study.identity["model"])
         for name, value in record.setting.items():
@@ -107,39 +107,39 @@ def model_of(study: Study, record: Record, files: StudyFolder) -> Model:
 
 
 def weights_of(record: Record, files: StudyFolder) -> "dict[str, torch.Tensor]":
-    """The averaged weights of the last checkpoint; of a target whose checkpoints went, what it handed out."""
+    """The averaged weights of the last checkpoint, or a target's weight file if its checkpoints were deleted."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     from muxfer.training import checkpoint
 
     folder = files.trial(record.key)
-    found = checkpoint.load_newest(folder, key=record.key)
-    if found is not None and found.snapshot.step == record.step:
-        return dict(found.snapshot.tensors["ema"])
+    newest = checkpoint.load_newest(folder, key=record.key)
+    if newest is not None and newest.snapshot.step == record.step:
+        return dict(newest.snapshot.tensors["ema"])
     if record.kind == "target" and (content := verified_weights(files.target(record.key))) is not None:
         with suppress(SafetensorError):
             return load(content)
     if checkpoint.is_deleted(folder):
         raise BadInput(
-            f"the checkpoint of run {record.run_id} went so that those of better trials fit on the disk"
-            " (checkpoints.budget_gb): export a better one"
+            f"the checkpoint of run {record.run_id} was deleted to keep those of better trials within"
+            " checkpoints.budget_gb: export a better run"
         )
     raise _not_here(record, folder)
 
 
 def _files(record: Record, here: StudyFolder) -> StudyFolder:
-    """The study's folder: where this host has it or a copy of it, or else where the driver had it."""
+    """The study's folder: the one here if it has the run, otherwise the one that the driver recorded."""
     if record.checkpoint is None:
         return here
     recorded = Path(record.checkpoint)
     if not recorded.is_absolute() or recorded.parts[-4:-2] != ("trials", record.key):
         raise BadInput(
             f"run {record.run_id} is recorded with checkpoint {record.checkpoint[:60]!r}: expected"
-            f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; mend or delete the run in the ledger"
+            f" /FOLDER/trials/{record.key}/ATTEMPT/STEP; correct or delete the run in the ledger"
         )
     home = recorded.parents[3]
-    is_here = any(map(os.path.isdir, (here.trial(record.key), here.target(record.key).path)))  # False for no path too
+    is_here = any(map(os.path.isdir, (here.trial(record.key), here.target(record.key).path)))
     return here if is_here or not os.path.isdir(home) else StudyFolder(home)
 
 
@@ -156,7 +156,7 @@ def _not_here(record: Record, path: Path) -> BadInput:
 
 @contextmanager
 def _ledger(config: Config) -> Iterator[Ledger]:
-    """The ledger that a configuration names; none is made."""
+    """The ledger that a configuration names. It must exist: none is created."""
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
     uri = tracking_uri(config)
@@ -172,14 +172,14 @@ def _ledger(config: Config) -> Iterator[Ledger]:
 
 @contextmanager
 def _new_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` that takes its place once it is whole; an earlier export there goes then.
+    """A folder beside `final` that replaces it, and an earlier export there, once it is complete.
 
-    What an export that was killed left is put right first. BadInput where the disk refuses.
+    What a killed export left behind is cleaned up first. BadInput if the disk refuses.
     """
     from safetensors import SafetensorError
 
     try:
-        _tidy(final)
+        _clean_up(final)
         if final.exists() and not (final.is_dir() and all(EXPORTED.fullmatch(path.name) for path in final.iterdir())):
             raise BadInput(f"{final} exists and is no earlier export: give another, --folder DIR")
         temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
@@ -194,19 +194,19 @@ def _new_folder(final: Path) -> Iterator[Path]:
         raise BadInput(f"{final} can't be written ({reason}): give another, --folder DIR") from error
     finally:
         with suppress(OSError):
-            _tidy(final)
+            _clean_up(final)
 
 
-def _tidy(final: Path) -> None:
-    """Remove what exports to `final` left beside it that are over; one that was set aside takes its place again.
+def _clean_up(final: Path) -> None:
+    """Remove what earlier exports to `final` left beside it. A finished export that was set aside is put back.
 
-    Over are those of processes that are gone, and of our own pid: a container begins to count again.
+    A leftover belongs to a process that is gone, or to our own pid: in a container pids start from 1 again.
     """
-    for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
-        named = re.fullmatch(r"\.(\d+)\.(tmp|old)", left.name[len(final.name) + 1 :], re.ASCII)
-        if named is None or left.is_symlink() or not (int(named[1]) == os.getpid() or gone(int(named[1]))):
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        name = re.fullmatch(r"\.(\d+)\.(tmp|old)", leftover.name[len(final.name) + 1 :], re.ASCII)
+        if name is None or leftover.is_symlink() or not (int(name[1]) == os.getpid() or gone(int(name[1]))):
             continue
-        if named[2] == "old" and not final.exists():
-            left.rename(final)
+        if name[2] == "old" and not final.exists():
+            leftover.rename(final)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
