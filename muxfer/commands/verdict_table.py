@@ -1,8 +1,8 @@
-"""`muxfer verdict --table`: does the optimum transfer along the axis, in anybody's table?
+"""`muxfer verdict --table`: does the optimum transfer along the axis, in a user's table?
 
-One row a run: an axis (width, batch, steps), a setting, a metric, and a seed where runs share one. Rows become the
-judge's cells at once: ten million of them would be too many records. What the rows say twice is counted once
-and said; what they say in two ways is refused. The order of the rows never matters.
+A row is one run: an axis (width, batch, steps), a setting, a metric, and a seed if runs share one. Rows become the
+judge's cells at once, because ten million of them would be too many records. Equal rows are counted once, with a note.
+Rows that contradict each other are refused. The order of the rows never matters.
 """
 
 import math
@@ -22,29 +22,29 @@ from muxfer.report.text import cells_text
 from muxfer.trial import Outcome, Verdict
 
 MAX_VALUES = 2_000
-"""Distinct values of an axis or a setting; more are no grid."""
+"""Distinct values of an axis or a setting. A column with more of them is no grid."""
 
 MAX_CELLS = 100_000
 
 MAX_SHOWN = 64
-"""Rows, or columns, of a table that a person still reads in a terminal."""
+"""The most rows or columns of a table that is printed in a terminal."""
 
 SAME = 1e-9
-"""Values of a grid that differ relatively by no more are one value, written by two programs."""
+"""Values of a grid whose relative difference is at most this are one value, written by two programs."""
 
-ODD = 0x9E3779B97F4A7C15
-"""Multiplied by it, modulo 2^64, the bits of numbers lie in no order, and back by its inverse."""
+SHUFFLER = 0x9E3779B97F4A7C15
+"""An odd number. The bits of numbers times this, modulo 2^64, have no visible order; its inverse undoes that."""
 
 MAX_REPLICATES = 1_000
-"""A cell with more runs hands the judge the means of this many groups of them."""
+"""A cell with more runs gives the judge the means of this many groups of them."""
 
 EXTREME = 1e20
-"""No number is above it, nor (but for 0) below its inverse: ratios of such numbers still have squares of squares."""
+"""The largest number, and 1 over the smallest above 0. The fourth power of a ratio of such numbers is still finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The file, and which column is what. `seed` None: runs of different cells share nothing."""
+    """The file and the names of its columns. If `seed` is None, runs of different cells share nothing."""
 
     path: str
     axis: str
@@ -58,7 +58,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
-    """The table as cells. A replicate of a cell is the mean of `per_replicate` runs; a cell has at most `most` runs."""
+    """The table as cells. A replicate of a cell is the mean of `per_replicate` runs. A cell has at most `most` runs."""
 
     table: Table
     num_rows: int
@@ -77,12 +77,12 @@ def verdict(
     log2_hp: bool = False,
     seed: str | None = None,
 ) -> CommandResult:
-    """The answer to `muxfer verdict --table`; exit code 0 where the optimum transfers, else 6."""
+    """The result of `muxfer verdict --table`. Exit code 0 if the optimum transfers, otherwise 6."""
     columns = Columns(path=path, axis=axis, hp=hp, metric=metric, seed=seed)
-    named = [name for name in (axis, hp, metric, seed) if name is not None]
-    if twice := next((name for name in named if named.count(name) > 1), None):
-        raise BadInput(f"column {twice!r} is named twice: --axis, --hp, --metric and --seed are different columns")
-    values = read_columns(path, named)
+    names = [name for name in (axis, hp, metric, seed) if name is not None]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"column {repeated!r} is named twice: --axis, --hp, --metric and --seed are different columns")
+    values = read_columns(path, names)
     sign = -1.0 if mode == "max" else 1.0
     grouped = group(values, columns, sign=sign, log2_hp=log2_hp)
     judged = judge_table(grouped.table, axis=axis, hp=hp, log2_hp=log2_hp, paired=seed is not None)
@@ -103,45 +103,25 @@ def verdict(
 
 
 def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, log2_hp: bool) -> Grouped:
-    """Cells by axis value and setting; the metric times `sign` is to be made small. BadInput names the line."""
-    axis_levels, axis_codes = _levels(values, columns.axis, columns)
-    hp_levels, hp_codes = _levels(values, columns.hp, columns)
-    if axis_levels[0] <= 0:
-        row = int(np.argmin(values[columns.axis]))
-        raise columns.refuse(row, f"{columns.axis} is {axis_levels[0]:g}, expected a size above 0 (not its logarithm)")
-    if log2_hp and hp_levels[0] <= 0:
-        told = f"{columns.hp} is {hp_levels[0]:g}, which has no log2"
-        row = int(np.argmin(values[columns.hp]))
-        raise columns.refuse(row, f"{told}; leave --log2-hp off where the column is log2 already")
-    metrics = _to_be_small(values[columns.metric], columns, sign=sign)
-    seeds = None
-    if columns.seed is not None:
-        _must_be_finite(values[columns.seed], columns.seed, columns)
-        seeds = np.unique(values[columns.seed], return_inverse=True)[1]
-    codes = axis_codes * len(hp_levels) + hp_codes
+    """Cells by axis value and setting. The metric times `sign` is minimized. BadInput names the line."""
+    places, codes = _cell_codes(values, columns, log2_hp=log2_hp)
+    metrics = _minimized(values[columns.metric], columns, sign=sign)
     order = np.argsort(codes.astype(np.uint16) if codes.max() < 1 << 16 else codes, kind="stable")
-    codes = codes[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    found = codes[starts]
-    if len(found) > MAX_CELLS:
-        raise BadInput(
-            f"{columns.path} has {len(found)} pairs of {columns.axis} and {columns.hp}, more than {MAX_CELLS}: expected"
-            " a grid; round the setting to one"
-        )
-    places = [(float(axis_levels[code // len(hp_levels)]), float(hp_levels[code % len(hp_levels)])) for code in found]
-    parts = np.split(order, starts[1:])
-    if seeds is None:
-        runs = [_shuffled(np.unique(metrics[rows])) for rows in parts]
-        size = max(map(len, runs))
+    rows_of_cells = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    if columns.seed is None:
+        runs = [_shuffled(np.unique(metrics[rows])) for rows in rows_of_cells]
         numbers = [np.arange(len(each)) for each in runs]
+        num_numbers = max(map(len, runs))
     else:
-        pairs = [_one_a_seed(rows, metrics, seeds, columns) for rows in parts]
+        _assert_finite(values[columns.seed], columns.seed, columns)
+        seeds = np.unique(values[columns.seed], return_inverse=True)[1]
+        pairs = [_one_per_seed(rows, metrics, seeds, columns) for rows in rows_of_cells]
         runs, numbers = [kept for kept, _ in pairs], [number for _, number in pairs]
-        size = int(seeds.max()) + 1
-    per_group = math.ceil(size / MAX_REPLICATES)
+        num_numbers = int(seeds.max()) + 1
+    group_size = math.ceil(num_numbers / MAX_REPLICATES)
     table: dict[float, dict[float, Cell]] = {}
     for (axis, hp), each, number in zip(places, runs, numbers, strict=True):
-        table.setdefault(axis, {})[hp] = _cell(axis, hp, each, number // per_group)
+        table.setdefault(axis, {})[hp] = _cell(axis, hp, each, number // group_size)
     num_replicates = sum(len(cell.metrics) for row in table.values() for cell in row.values())
     num_finite = sum(int(np.isfinite(each).sum()) for each in runs)
     return Grouped(
@@ -153,37 +133,62 @@ def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, lo
     )
 
 
-def _to_be_small(metrics: np.ndarray, columns: Columns, *, sign: float) -> np.ndarray:
-    """Infinite where the run diverged: no number, or an infinite one."""
+def _cell_codes(
+    values: Mapping[str, np.ndarray], columns: Columns, *, log2_hp: bool
+) -> tuple[list[tuple[float, float]], np.ndarray]:
+    """The axis value and setting of each cell, in ascending order, and for each row a number that orders its cell."""
+    axis_levels, axis_codes = _levels(values, columns.axis, columns)
+    hp_levels, hp_codes = _levels(values, columns.hp, columns)
+    if axis_levels[0] <= 0:
+        row = int(np.argmin(values[columns.axis]))
+        raise columns.refuse(row, f"{columns.axis} is {axis_levels[0]:g}, expected a size above 0 (not its logarithm)")
+    if log2_hp and hp_levels[0] <= 0:
+        row = int(np.argmin(values[columns.hp]))
+        fault = f"{columns.hp} is {hp_levels[0]:g}, which has no log2"
+        raise columns.refuse(row, f"{fault}; leave --log2-hp off if the column is log2 already")
+    codes = axis_codes * len(hp_levels) + hp_codes
+    cells = np.flatnonzero(np.bincount(codes))
+    if len(cells) > MAX_CELLS:
+        raise BadInput(
+            f"{columns.path} has {len(cells)} pairs of {columns.axis} and {columns.hp}, more than {MAX_CELLS}: expected"
+            " a grid; round the setting to one"
+        )
+    return [
+        (float(axis_levels[cell // len(hp_levels)]), float(hp_levels[cell % len(hp_levels)])) for cell in cells
+    ], codes
+
+
+def _minimized(metrics: np.ndarray, columns: Columns, *, sign: float) -> np.ndarray:
+    """The metric times `sign`. It is infinite if the run diverged: its field has no number or an infinite one."""
     metrics = np.where(np.isfinite(metrics), sign * metrics + 0.0, np.inf)
     extreme = _extreme(metrics) & np.isfinite(metrics)
     if extreme.any():
         row = int(np.argmax(extreme))
-        told = f"{columns.metric} is {sign * metrics[row]:g}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
-        raise columns.refuse(row, f"{told}; leave it empty where the run diverged")
+        fault = f"{columns.metric} is {sign * metrics[row]:g}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
+        raise columns.refuse(row, f"{fault}; leave it empty if the run diverged")
     return metrics
 
 
-def _must_be_finite(values: np.ndarray, name: str, columns: Columns) -> None:
+def _assert_finite(values: np.ndarray, name: str, columns: Columns) -> None:
     bad = _extreme(values)
     if bad.any():
         row = int(np.argmax(bad))
         given = "empty" if np.isnan(values[row]) else f"{values[row]:g}"
-        told = f"{name} is {given}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
-        raise columns.refuse(row, f"{told}; only a metric may be empty")
+        fault = f"{name} is {given}, expected 0 or {1 / EXTREME:g} to {EXTREME:g} in size"
+        raise columns.refuse(row, f"{fault}; only a metric may be empty")
 
 
 def _extreme(values: np.ndarray) -> np.ndarray:
-    """NaN included."""
+    """Which values are too large, too close to 0, or NaN."""
     size = np.abs(values)
     return ~((size <= EXTREME) & (size >= 1 / EXTREME)) & (values != 0)
 
 
 def _levels(table: Mapping[str, np.ndarray], name: str, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of a column, ascending, and which of them each row has."""
+    """The distinct values of a column, ascending, and for each row the index of its value."""
     values = table[name]
-    _must_be_finite(values, name, columns)
-    distinct = np.unique(values + 0.0)  # -0 and 0 are one
+    _assert_finite(values, name, columns)
+    distinct = np.unique(values + 0.0)  # -0 becomes 0
     first = np.ones(len(distinct), dtype=bool)
     first[1:] = np.diff(distinct) > SAME * np.abs(distinct[1:])
     if first.sum() > MAX_VALUES:
@@ -194,10 +199,10 @@ def _levels(table: Mapping[str, np.ndarray], name: str, columns: Columns) -> tup
     return distinct[first], (np.cumsum(first) - 1)[np.searchsorted(distinct, values)]
 
 
-def _one_a_seed(
+def _one_per_seed(
     rows: np.ndarray, metrics: np.ndarray, seeds: np.ndarray, columns: Columns
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The metric of each seed in a cell, and the seeds' numbers; two metrics of one seed are refused."""
+    """The metric of each seed in a cell, and the seeds' numbers. Two different metrics of one seed are refused."""
     numbers, first, inverse = np.unique(seeds[rows], return_index=True, return_inverse=True)
     kept = metrics[rows][first]
     other = metrics[rows] != kept[inverse]
@@ -214,9 +219,9 @@ def _one_a_seed(
 
 
 def _shuffled(distinct: np.ndarray) -> np.ndarray:
-    """In an order that the rows do not decide and size does not either: groups of neighbours are fair samples."""
-    bits = np.sort(distinct.view(np.uint64) * np.uint64(ODD))
-    return (bits * np.uint64(pow(ODD, -1, 1 << 64))).view(np.float64)
+    """The values in an order that depends neither on the rows nor on size: groups of neighbours are fair samples."""
+    bits = np.sort(distinct.view(np.uint64) * np.uint64(SHUFFLER))
+    return (bits * np.uint64(pow(SHUFFLER, -1, 1 << 64))).view(np.float64)
 
 
 def _cell(axis: float, hp: float, replicates: np.ndarray, numbers: np.ndarray) -> Cell:
@@ -242,13 +247,13 @@ def _notes(grouped: Grouped, columns: Columns, *, log2_hp: bool) -> Iterator[str
 
 
 def _text(grouped: Grouped, judged: Verdict, metric: str, notes: list[str], *, sign: float) -> str:
-    """The table with the metric as the reader knows it, unless it is too large to be read, and the verdict."""
+    """The table with the metric as in the file, unless it is too large to print, and the verdict."""
     if max(len(grouped.table), max(map(len, grouped.table.values()))) <= MAX_SHOWN:
-        known = {
+        shown = {
             axis: {hp: replace(c, mean=None if c.mean is None else sign * c.mean, metrics={}) for hp, c in row.items()}
             for axis, row in grouped.table.items()
         }
-        lines = [cells_text(known, judged, metric=metric)]
+        lines = [cells_text(shown, judged, metric=metric)]
     else:
         lines = textwrap.wrap(f"verdict: {judged.verdict}: {judged.why}", TERMINAL, subsequent_indent="  ")
     lines += [line for note in notes for line in textwrap.wrap(f"note: {note}", TERMINAL, subsequent_indent="  ")]
