@@ -1,7 +1,7 @@
-"""The doctor command: will a sweep run here, safely? Each part is tried for real; what is wrong comes with its mend.
+"""The doctor command: can a sweep run here safely? Each part is tested for real, and each fault comes with a remedy.
 
-Ray is started (or the cluster at compute.address joined), the ledger is asked, the disks are measured. Nothing is
-written but what Ray itself writes while it starts.
+It starts Ray or joins the cluster at compute.address, queries the ledger and measures the disks. It writes nothing,
+apart from what Ray writes when it starts.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -29,64 +29,72 @@ from muxfer.config.study import Compute
 from muxfer.errors import MuxferError, NotConfirmed
 from muxfer.executors import ray_sessions
 from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
+from muxfer.report.terminal import table_lines
 from muxfer.study.resolve import Request, resolve_without_data, tracking_uri
 from muxfer.study.session import open_ledger
 
 GB = 1e9
 LITTLE_DISK_GB = 2.0
 SLOT_MEMORY_GB = 1.0
-"""What a trial's process should find: Python, torch and Ray, before its model. A rule of thumb, not measured."""
+"""Memory for the process of a trial: Python, torch and Ray, without its model. A rule of thumb, not measured."""
 SHARED_MEMORY_GB = 0.12
-"""Ray's object store as we start it, and a little more."""
-FILES = 1024
+"""The size of Ray's object store as we start it, and a little more."""
+MIN_OPEN_FILES = 1024
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "fuse.sshfs", "9p"}
 VERSION = re.compile(r"\d+(\.\w+)*(\+[\w.]+)?", re.ASCII)
-UNANSWERED = (OSError, http.client.HTTPException)
-"""What comes of asking a server that is away, or none."""
+NO_RESPONSE = (OSError, http.client.HTTPException)
+"""Errors of a request to a server that is down, or that does not speak HTTP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was looked at, how it is, and, where it is not well, how to mend it."""
+    """One tested part, its state, and a remedy if the state is not ok."""
 
     part: str
     state: Literal["ok", "warn", "fail"]
-    told: str
-    mend: str = ""
+    message: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """The keys of the command's JSON, which scripts read."""
+        return {"part": self.part, "state": self.state, "told": self.message, "mend": self.remedy}
 
 
 def doctor(name: str, overrides: Sequence[str]) -> CommandResult:
-    """Exit 6 where a part fails; a warning is none. `name` says which ledger, folder and cluster are meant."""
+    """Test everything that a sweep needs. `name` selects the ledger, folder and cluster. Exit 6 if a part fails."""
     request = resolve_without_data(name, overrides)
-    examinations: dict[str, Callable[[], Iterator[Finding]]] = {
+    tests: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": versions,
         "machine": lambda: machine(request),
         "ray": lambda: cluster(request.config.compute),
         "ledger": lambda: ledger(request),
     }
     findings: list[Finding] = []
-    for part, examine in examinations.items():
+    for part, test in tests.items():
         try:
-            findings += examine()
+            findings += test()
         except MuxferError as error:
-            findings.append(Finding(part=part, state="fail", told=str(error)))
-    lines = []
-    for one in findings:
-        lines.append(f"{one.state:<4}  {one.part:<9} {one.told}")
-        if one.mend:
-            lines.append(f"{'':15} {one.mend}")
-    failed = sum(one.state == "fail" for one in findings)
+            findings.append(Finding(part=part, state="fail", message=str(error)))
+    rows = []
+    for finding in findings:
+        rows.append([finding.state, finding.part, finding.message])
+        if finding.remedy:
+            rows.append(["", "", finding.remedy])
+    failed = sum(finding.state == "fail" for finding in findings)
     verdict = "fail" if failed else "pass"
-    lines.append(f"{verdict}: {failed} of {len(findings)} failed" if failed else "pass: a sweep will run here")
-    data = {"verdict": verdict, "findings": [asdict(one) for one in findings]}
-    return CommandResult(data=data, text="\n".join(lines), exit_code=NotConfirmed.exit_code if failed else 0)
+    last = f"fail: {failed} of {len(findings)} failed" if failed else "pass: a sweep will run here"
+    return CommandResult(
+        data={"verdict": verdict, "findings": [finding.to_dict() for finding in findings]},
+        text="\n".join([*table_lines(rows, align="lll"), last]),
+        exit_code=NotConfirmed.exit_code if failed else 0,
+    )
 
 
 def versions() -> Iterator[Finding]:
-    """Whether each package is there in a version that muxfer was made for."""
+    """Whether each required package is installed in a supported version."""
     from packaging.requirements import Requirement
 
-    told, wrong = [], []
+    installed_versions, wrong = [], []
     for line in importlib.metadata.requires("muxfer") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -97,17 +105,19 @@ def versions() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} is not installed")
             continue
         if requirement.name in ("torch", "ray", "optuna", "mlflow", "hydra-core"):
-            told.append(f"{requirement.name} {installed}")
+            installed_versions.append(f"{requirement.name} {installed}")
         if not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} is {installed}, expected {requirement.specifier}")
-    for what in wrong:
-        yield Finding(part="versions", state="fail", told=what, mend="pip install -U muxfer")
+    for fault in wrong:
+        yield Finding(part="versions", state="fail", message=fault, remedy="pip install -U muxfer")
     if not wrong:
-        yield Finding(part="versions", state="ok", told=f"python {platform.python_version()}, {', '.join(told)}")
+        yield Finding(
+            part="versions", state="ok", message=f"python {platform.python_version()}, {', '.join(installed_versions)}"
+        )
 
 
 def machine(request: Request) -> Iterator[Finding]:
-    """Memory for the slots, disks, shared memory, open files, devices."""
+    """Memory for the slots, disks, shared memory, open files and devices."""
     import psutil
 
     slots = request.config.compute.slots or len(os.sched_getaffinity(0))
@@ -116,37 +126,40 @@ def machine(request: Request) -> Iterator[Finding]:
     yield Finding(
         part="memory",
         state="ok" if available >= need else "warn",
-        told=f"{available:.1f} GB available for {slots} slots",
-        mend="" if available >= need else f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}",
+        message=f"{available:.1f} GB available for {slots} slots",
+        remedy="" if available >= need else f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}",
     )
     for what, folder in (("output", request.folder), ("Ray's", ray_sessions.parent_folder())):
         existing = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(existing).free / GB
         elsewhere = "output_dir=FOLDER" if what == "output" else "RAY_TMPDIR"
         if not os.access(existing, os.W_OK | os.X_OK):
-            told = f"{existing} can't be written, and {what} files go there"
-            yield Finding(part="disk", state="fail", told=told, mend=f"give another folder: {elsewhere}")
-        mend = f"free some, or give another folder: {elsewhere}"
+            message = f"{existing} can't be written, but {what} files go there"
+            yield Finding(part="disk", state="fail", message=message, remedy=f"give another folder: {elsewhere}")
+        remedy = f"free some, or give another folder: {elsewhere}"
         state: Literal["ok", "warn"] = "ok" if free >= LITTLE_DISK_GB else "warn"
         yield Finding(
-            part="disk", state=state, told=f"{free:.1f} GB free for {what} files", mend="" if state == "ok" else mend
+            part="disk",
+            state=state,
+            message=f"{free:.1f} GB free for {what} files",
+            remedy="" if state == "ok" else remedy,
         )
     if Path("/dev/shm").exists():
         shared = shutil.disk_usage("/dev/shm").free / GB
-        mend = "in a container: docker run --shm-size=1g"
+        remedy = "in a container: docker run --shm-size=1g"
         yield Finding(
             part="memory",
             state="ok" if shared >= SHARED_MEMORY_GB else "warn",
-            told=f"{shared:.1f} GB free in /dev/shm",
-            mend="" if shared >= SHARED_MEMORY_GB else f"Ray will use the disk instead, slowly; {mend}",
+            message=f"{shared:.1f} GB free in /dev/shm",
+            remedy="" if shared >= SHARED_MEMORY_GB else f"Ray will use the disk instead, slowly; {remedy}",
         )
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = 0 <= files < FILES
+    few = 0 <= files < MIN_OPEN_FILES
     yield Finding(
         part="files",
         state="warn" if few else "ok",
-        told=f"{files} files may be open at once",
-        mend=f"ulimit -n {most}" if few else "",
+        message=f"{files} files may be open at once",
+        remedy=f"ulimit -n {most}" if few else "",
     )
     yield from _devices(request.config.compute)
 
@@ -155,14 +168,14 @@ def _devices(compute: Compute) -> Iterator[Finding]:
     import torch
 
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    told = ", ".join(names) if names else f"no GPU; {len(os.sched_getaffinity(0))} cores"
+    message = ", ".join(names) if names else f"no GPU; {len(os.sched_getaffinity(0))} cores"
     lacking = compute.device == "cuda" and not names
-    mend = "use compute.device=auto, or a machine that has one (nvidia-smi shows what the driver sees)"
-    yield Finding(part="devices", state="fail" if lacking else "ok", told=told, mend=mend if lacking else "")
+    remedy = "use compute.device=auto, or a machine that has one (nvidia-smi shows what the driver sees)"
+    yield Finding(part="devices", state="fail" if lacking else "ok", message=message, remedy=remedy if lacking else "")
 
 
 def cluster(compute: Compute) -> Iterator[Finding]:
-    """Whether Ray starts, or is joined, with the slots asked for, and who else could use it."""
+    """Whether Ray starts, or can be joined, with the requested slots, and who else could use it."""
     from muxfer.executors.ray_tune import RayExecutor
 
     with tempfile.TemporaryDirectory(prefix="muxfer-doctor-") as folder:
@@ -174,52 +187,56 @@ def cluster(compute: Compute) -> Iterator[Finding]:
             listening = executor.listening()
         finally:
             executor.close()
-    yield Finding(part="ray", state="ok", told=f"{how} in {seconds:.1f} s, {executor.slots} x {executor.device}")
+    yield Finding(part="ray", state="ok", message=f"{how} in {seconds:.1f} s, {executor.slots} x {executor.device}")
     if compute.address is not None:
-        told = "whether it asks everybody for a token, and where it listens, was decided where it was started"
-        mend = "start its nodes with RAY_AUTH_MODE=token, in a private network"
-        yield Finding(part="ray", state="warn", told=told, mend=mend)
+        message = (
+            "its token and the addresses where it listens were set where it was started, and can't be tested from here"
+        )
+        remedy = "start its nodes with RAY_AUTH_MODE=token, in a private network"
+        yield Finding(part="ray", state="warn", message=message, remedy=remedy)
         return
     with_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     if with_token:
-        yield Finding(part="ray", state="ok", told="asks for a token")
+        yield Finding(part="ray", state="ok", message="asks for a token")
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         if token.exists() and token.stat().st_mode & 0o077:
-            mend = f"chmod 600 {token}"
-            yield Finding(part="ray", state="warn", told="others on this host may read its token", mend=mend)
+            remedy = f"chmod 600 {token}"
+            yield Finding(
+                part="ray", state="warn", message="other users of this host can read its token", remedy=remedy
+            )
     elif listening:
-        told = f"asks for no token and listens beyond this machine ({', '.join(listening[:3])}): others can run code"
-        mend = "unset RAY_AUTH_MODE, or RAY_AUTH_MODE=token, on every node and for muxfer"
-        yield Finding(part="ray", state="fail", told=told, mend=mend)
+        message = f"asks for no token and listens beyond this machine ({', '.join(listening[:3])}): others can run code"
+        remedy = "unset RAY_AUTH_MODE, or RAY_AUTH_MODE=token, on every node and for muxfer"
+        yield Finding(part="ray", state="fail", message=message, remedy=remedy)
     else:
-        yield Finding(part="ray", state="ok", told="asks for no token; nothing of it listens beyond this machine")
+        yield Finding(part="ray", state="ok", message="asks for no token, and listens on this machine only")
 
 
 def ledger(request: Request) -> Iterator[Finding]:
-    """Whether the ledger answers, how fast, and whether it asks who is there."""
+    """Whether the ledger answers, how fast, and whether it demands a login."""
     uri = tracking_uri(request.config)
     where = redact_uri(uri)
     database = sqlite_path(uri)
     if database is not None:
         if not database.exists():
-            yield Finding(part="ledger", state="ok", told=f"{where} is not there yet: the first sweep makes it")
+            yield Finding(part="ledger", state="ok", message=f"{where} does not exist yet: the first sweep creates it")
         if (kind := _file_system(database)) in NETWORK_DISKS:
-            told = f"{where} lies on a network disk ({kind}), where SQLite's locks may not hold"
+            message = f"{where} lies on a network disk ({kind}), where SQLite's locks may not hold"
             yield Finding(
-                part="ledger", state="fail", told=told, mend="an MLflow server, ledger.tracking_uri=http://..."
+                part="ledger", state="fail", message=message, remedy="an MLflow server, ledger.tracking_uri=http://..."
             )
         existing = next(place for place in (database, *database.parents) if place.exists())
         if not os.access(existing, os.W_OK):
-            mend = "give another, ledger.tracking_uri=sqlite:///FILE.db"
-            yield Finding(part="ledger", state="fail", told=f"{existing} can't be written", mend=mend)
+            remedy = "give another, ledger.tracking_uri=sqlite:///FILE.db"
+            yield Finding(part="ledger", state="fail", message=f"{existing} can't be written", remedy=remedy)
         if not database.exists():
             return
     began = time.monotonic()
     with open_ledger(request) as opened:
         studies = opened.studies()
     seconds = time.monotonic() - began
-    told = f"{where} answers: {len(studies)} studies, read in {seconds:.1f} s (a first connection counts in)"
-    yield Finding(part="ledger", state="ok", told=told)
+    message = f"{where} answers: {len(studies)} studies, read in {seconds:.1f} s, with the time to connect"
+    yield Finding(part="ledger", state="ok", message=message)
     if uri.startswith("http"):
         yield from _server(uri, where)
 
@@ -227,34 +244,40 @@ def ledger(request: Request) -> Iterator[Finding]:
 def _server(uri: str, where: str) -> Iterator[Finding]:
     parts = urlsplit(uri)
     bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-    with contextlib.suppress(*UNANSWERED), urllib.request.urlopen(f"{bare}/version", timeout=5) as answer:
-        yield _server_version(answer.read(100).decode(errors="replace").strip())
+    with contextlib.suppress(*NO_RESPONSE), urllib.request.urlopen(f"{bare}/version", timeout=5) as response:
+        yield _version_finding(response.read(100).decode(errors="replace").strip())
     if _loopback(parts.hostname or ""):
         return
     try:
         urllib.request.urlopen(f"{bare}/api/2.0/mlflow/experiments/search?max_results=1", timeout=5).close()
     except urllib.error.HTTPError as error:
-        known = error.code in (401, 403)
-        yield Finding(part="ledger", state="ok" if known else "warn", told=f"answers {error.code} to a stranger")
-    except UNANSWERED as error:
-        yield Finding(part="ledger", state="warn", told=f"could not be asked without credentials ({error})")
+        is_closed = error.code in (401, 403)
+        yield Finding(
+            part="ledger", state="ok" if is_closed else "warn", message=f"answers {error.code} without credentials"
+        )
+    except NO_RESPONSE as error:
+        yield Finding(part="ledger", state="warn", message=f"could not be tested without credentials ({error})")
     else:
-        mend = "mlflow server --app-name basic-auth, or a proxy that asks, or a private network"
-        yield Finding(part="ledger", state="fail", told="anyone who reaches it may read and write", mend=mend)
+        remedy = "mlflow server --app-name basic-auth, or a proxy that demands a login, or a private network"
+        yield Finding(part="ledger", state="fail", message="anyone who reaches it may read and write", remedy=remedy)
     if parts.scheme == "http" and ("@" in parts.netloc or os.environ.get("MLFLOW_TRACKING_PASSWORD")):
-        told = f"{where} takes the password unencrypted"
-        yield Finding(part="ledger", state="warn", told=told, mend="serve it over https")
+        message = f"{where} takes the password unencrypted"
+        yield Finding(part="ledger", state="warn", message=message, remedy="serve it over https")
 
 
-def _server_version(theirs: str) -> Finding:
-    """What a server says of itself goes into a line that people paste into a shell: a version, or nothing of it."""
+def _version_finding(server_version: str) -> Finding:
+    """Compare a server's version with ours. People paste the remedy into a shell, so only a real version enters it."""
     ours = importlib.metadata.version("mlflow")
-    if not VERSION.fullmatch(theirs):
-        mend = f"bring the server to MLflow {ours}, or let its address's /version through to it"
-        return Finding(part="ledger", state="warn", told="the server's answer to /version is no version", mend=mend)
-    same = theirs.split(".")[0] == ours.split(".")[0]
-    mend = "" if same else f"pip install 'mlflow=={theirs}' here, or bring the server to {ours}"
-    return Finding(part="ledger", state="ok" if same else "warn", told=f"server is MLflow {theirs}", mend=mend)
+    if not VERSION.fullmatch(server_version):
+        remedy = f"bring the server to MLflow {ours}, or let its address's /version through to it"
+        return Finding(
+            part="ledger", state="warn", message="the server's answer to /version is no version", remedy=remedy
+        )
+    same = server_version.split(".")[0] == ours.split(".")[0]
+    remedy = "" if same else f"pip install 'mlflow=={server_version}' here, or bring the server to {ours}"
+    return Finding(
+        part="ledger", state="ok" if same else "warn", message=f"server is MLflow {server_version}", remedy=remedy
+    )
 
 
 def _loopback(host: str) -> bool:
@@ -265,7 +288,7 @@ def _loopback(host: str) -> bool:
 
 
 def _file_system(path: Path) -> str:
-    """The kind of the file system that a path lies on, as /proc/mounts names it; "" where that is not known."""
+    """The kind of file system of a path, as /proc/mounts names it, or "" if unknown."""
     best = ("", "")
     with contextlib.suppress(OSError):
         for line in Path("/proc/mounts").read_text().splitlines():

@@ -1,7 +1,7 @@
-"""The fit command: the scaling laws of an isoFLOP study, or of anybody's table of trained models.
+"""The fit command: the scaling laws of an isoFLOP study, or of a user's table of trained models.
 
-What is fitted and what is refused is `muxfer.analysis.scaling_law`; here it is read, put into words and drawn. Exit
-code 6 where the optima are too few for a law: the budgets are shown all the same, with what each of them lacks.
+`muxfer.analysis.scaling_law` fits and refuses. This module reads the points, prints the laws and draws them. Exit code
+6 if too few budgets have an optimum for a law. The budgets are then shown with the reason for each that has none.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.isoflop_points import Points
+from muxfer.analysis.isoflop_points import Budget, Points
 from muxfer.analysis.law_comparison import Comparison, Differ, compare
 from muxfer.analysis.parametric_law import ParametricLaw, fit_parametric
 from muxfer.analysis.power_law import Interval
@@ -22,6 +22,7 @@ from muxfer.errors import BadInput, NotConfirmed
 from muxfer.files import user_path, validate_writable
 from muxfer.report.figures.laws import laws_figure
 from muxfer.report.format import TERMINAL
+from muxfer.report.terminal import table_lines
 from muxfer.study.isoflop import points_of
 from muxfer.study.match import proxy_task
 from muxfer.study.recorded import read_study
@@ -43,10 +44,10 @@ def fit(
     against_table: str | None = None,
     figure: str | None = None,
 ) -> CommandResult:
-    """The laws of study `name` or of `table`, a prediction at `predict_at` FLOPs, and how they stand against another's.
+    """The laws of study `name` or of `table`, a prediction at `predict_at` FLOPs, and a comparison with other laws.
 
-    `against` is a sweep's name with its overrides, as one would type them. The figure goes beside the study's report;
-    of a table, only where `figure` names its file.
+    `against` is a sweep's name with its overrides, as typed on a command line. The figure of a study goes beside its
+    report. The figure of a table is drawn only if `figure` names its file.
     """
     stem = None if figure is None else _figure_stem(figure, table)
     study, unfinished = None, 0
@@ -58,51 +59,51 @@ def fit(
         study, points, home, unfinished = _study_points(name, overrides)
         stem = stem or home / "isoflop"
     try:
-        found = fit_isoflop(points)
+        laws = fit_isoflop(points)
     except BadInput as error:
         raise BadInput(f"{title}: {error}") from None
-    if table is not None and len(found.budgets) < MIN_BUDGETS:
-        raise BadInput(f"{title}: {found.why}")
-    notes = [*found.notes, *([f"{unfinished} trials are still to run"] if unfinished else [])]
+    if table is not None and len(laws.budgets) < MIN_BUDGETS:
+        raise BadInput(f"{title}: {laws.why}")
+    notes = [*laws.notes, *([f"{unfinished} trials are still to run"] if unfinished else [])]
     parametric = fit_parametric(points)
-    prediction = None if predict_at is None or found.why else predict(found, predict_at)
+    prediction = None if predict_at is None or laws.why else predict(laws, predict_at)
     comparison = None
     if against is not None or against_table is not None:
-        comparison = _compared(found, study, title, against, against_table)
+        comparison = _comparison(laws, study, title, against, against_table)
     paths = []
     if stem is not None:
         validate_writable(stem.parent)
-        law = parametric if isinstance(parametric, ParametricLaw) else None
-        paths = laws_figure(found, stem, title=title, parametric=law, prediction=prediction)
+        drawn = parametric if isinstance(parametric, ParametricLaw) else None
+        paths = laws_figure(laws, stem, title=title, parametric=drawn, prediction=prediction)
     data = {
-        **fit_data(found, parametric, prediction),
+        **fit_data(laws, parametric, prediction),
         "notes": notes,
         "comparison": None if comparison is None else comparison.to_dict(),
         "figure": str(paths[0]) if paths else None,
     }
-    lines = [*fit_lines(found, parametric, prediction, predict_at=predict_at)]
+    lines = [*fit_lines(laws, parametric, prediction, predict_at=predict_at)]
     if comparison is not None:
-        lines += ["", f"{comparison.names[0]} against {comparison.names[1]}", *map(_indented, comparison.readings())]
+        lines += ["", f"{comparison.names[0]} against {comparison.names[1]}", *_wrapped_readings(comparison)]
     if notes:
         lines += ["", *(f"note: {note}" for note in notes)]
     if paths:
         lines += ["", f"figure: {paths[0]}"]
-    return CommandResult(data=data, text="\n".join(lines), exit_code=NotConfirmed.exit_code if found.why else 0)
+    return CommandResult(data=data, text="\n".join(lines), exit_code=NotConfirmed.exit_code if laws.why else 0)
 
 
 def _figure_stem(figure: str, table: str | None) -> Path:
-    """Where the figure goes, as PNG, SVG and CSV: never over the table that it is drawn from."""
+    """The path of the figure without a suffix. It is written as PNG, SVG and CSV, but never over the table itself."""
     path = user_path(figure, "--figure")
     stem = path.with_suffix("")
     if path.suffix not in (".png", ".svg"):
         raise BadInput(f"--figure {figure}: expected FILE.png or FILE.svg")
     if table is not None and stem.with_suffix(".csv").resolve() == Path(table).expanduser().resolve():
-        raise BadInput(f"--figure {figure}: its numbers would be written over {table}; give it another name")
+        raise BadInput(f"--figure {figure}: its CSV would replace {table}; give it another name")
     return stem
 
 
 def table_points(path: str) -> Points:
-    """Columns flops, params and loss; tokens (else C / 6N) and fid where there are any."""
+    """The columns flops, params and loss. Without a column tokens they are C / 6N. A column fid is optional."""
     columns = read_columns(path, ["flops", "params", "loss"], optional=["tokens", "fid"])
     tokens = columns["tokens"] if "tokens" in columns else columns["flops"] / (6 * columns["params"])
     return Points(
@@ -115,12 +116,12 @@ def table_points(path: str) -> Points:
 
 
 def _study_points(name: str, overrides: Sequence[str]) -> tuple[Study, Points, Path, int]:
-    """The recorded study that was meant, its points, its folder, and how many of its trials are still to run."""
+    """The recorded study of that name, its points, its folder, and how many of its trials are still to run."""
     request = resolve(name, overrides, planned=True)
     if request.config.search.kind is not StudyKind.ISOFLOP:
         raise BadInput(
-            f"sweep {name} is no isoFLOP study (search.sampler {request.config.search.sampler}): give one, as isoflop"
-            " is, or a table of trained models, --table FILE.csv"
+            f"sweep {name} is no isoFLOP study (search.sampler {request.config.search.sampler}): give one, such as"
+            " isoflop, or a table of trained models, --table FILE.csv"
         )
     with open_ledger(request, existing=True) as ledger:
         recorded = read_study(request, ledger)
@@ -129,9 +130,10 @@ def _study_points(name: str, overrides: Sequence[str]) -> tuple[Study, Points, P
     return study, points, request.files_of(study).path, recorded.unfinished
 
 
-def _compared(
-    found: IsoflopFit, study: Study | None, title: str, against: str | None, against_table: str | None
+def _comparison(
+    laws: IsoflopFit, study: Study | None, title: str, against: str | None, against_table: str | None
 ) -> Comparison:
+    """The laws against those of another study or table, and whether the two differ in model or data alone."""
     differ: Differ = "unknown"
     if against_table is not None:
         name, points = Path(against_table).name, table_points(against_table)
@@ -143,17 +145,15 @@ def _compared(
             same_data = study.identity["data_fingerprint"] == other.identity["data_fingerprint"]
             same_model = study.identity["model"] == other.identity["model"]
             differ = "unknown" if same_data == same_model else "model" if same_data else "data"
-    return compare(found, fit_isoflop(points), names=(title, name), differ=differ)
+    return compare(laws, fit_isoflop(points), names=(title, name), differ=differ)
 
 
-def fit_data(found: IsoflopFit, parametric: ParametricLaw | str, prediction: Prediction | None) -> dict[str, Any]:
-    """The JSON of the command, as the command line's contract has it; laws are null where `why` says why."""
-    told = {name: found.laws[name].to_dict() if name in found.laws else None for name in ("params", "tokens", "loss")}
-    if "fid" in found.laws:
-        told["fid"] = found.laws["fid"].to_dict()
+def fit_data(laws: IsoflopFit, parametric: ParametricLaw | str, prediction: Prediction | None) -> dict[str, Any]:
+    """The JSON of the command. Laws are null if there are too few optima, and `why` gives the reason."""
+    names = ("params", "tokens", "loss", *(["fid"] if "fid" in laws.laws else []))
     return {
-        **told,
-        "why": found.why,
+        **{name: laws.laws[name].to_dict() if name in laws.laws else None for name in names},
+        "why": laws.why,
         "optima": [
             {
                 "flops": budget.flops,
@@ -164,71 +164,84 @@ def fit_data(found: IsoflopFit, parametric: ParametricLaw | str, prediction: Pre
                 "loss": budget.loss,
                 **({} if budget.fid is None else {"fid": budget.fid}),
             }
-            for budget in found.kept
+            for budget in laws.kept
             if budget.params is not None
         ],
-        "left_out": [{"flops": budget.flops, "why": budget.why} for budget in found.budgets if budget.why],
-        "degree": found.degree,
-        "noise": found.noise,
+        "left_out": [{"flops": budget.flops, "why": budget.why} for budget in laws.budgets if budget.why],
+        "degree": laws.degree,
+        "noise": laws.noise,
         "prediction": None if prediction is None else prediction.to_dict(),
         "parametric": parametric.to_dict() if isinstance(parametric, ParametricLaw) else None,
     }
 
 
 def fit_lines(
-    found: IsoflopFit,
+    laws: IsoflopFit,
     parametric: ParametricLaw | str,
     prediction: Prediction | None,
     *,
     predict_at: float | None = None,
 ) -> Iterator[str]:
-    """Budgets with their optima, laws with intervals, the prediction, and the parametric law beside them.
+    """Budgets with their optima, laws with intervals, the prediction, and the parametric law.
 
-    A prediction that was asked for, at `predict_at` FLOPs, is not passed over where no law gives it.
+    If a prediction at `predict_at` FLOPs was requested and no law gives it, a line says so.
     """
-    noise = "" if found.noise is None else f", noise {100 * found.noise:.2g} % of the loss"
-    kind = "" if found.degree is None else f", a {CURVES[found.degree]} in log N each{noise}"
-    yield f"{len(found.budgets)} budgets{kind}"
-    yield ""
-    yield f"{'FLOPs':>9}  {'sizes':>5}  {'optimal parameters [95 %]':<38}{'tokens':>10}{'loss':>10}"
-    for budget in found.budgets:
-        head = f"{budget.flops:>9.3g}  {len(set(budget.points.params)):>5}  "
-        if budget.params is None:
-            yield from textwrap.wrap(f"{head}left out: {budget.why}", TERMINAL, subsequent_indent=" " * 18)
-        else:
-            yield f"{head}{_shown(budget.params):<38}{budget.tokens:>10.4g}{budget.loss:>10.4g}"
-    yield ""
-    if found.why:
-        yield from textwrap.wrap(f"no law: {found.why}", TERMINAL, subsequent_indent="  ")
+    noise = "" if laws.noise is None else f", noise {100 * laws.noise:.2g} % of the loss"
+    kind = "" if laws.degree is None else f", a {CURVES[laws.degree]} in log N each{noise}"
+    yield from (f"{len(laws.budgets)} budgets{kind}", "", *_budget_lines(laws.budgets), "")
+    if laws.why:
+        yield from textwrap.wrap(f"no law: {laws.why}", TERMINAL, subsequent_indent="  ")
         if predict_at is not None:
-            yield f"no prediction: what {predict_at:.4g} FLOPs buy is read off the laws"
+            yield f"no prediction: the size for {predict_at:.4g} FLOPs needs a law"
     else:
-        yield f"{'law':<12}{'coefficient':>12}   exponent of C [95 %]"
-        for name, law in found.laws.items():
-            yield f"{NAMES[name]:<12}{law.coefficient.value:>12.5g}   {_shown(law.exponent)}"
+        rows = [["law", "coefficient", "exponent of C [95 %]"]]
+        for name, law in laws.laws.items():
+            rows.append([NAMES[name], f"{law.coefficient.value:.5g}", _with_interval(law.exponent)])
+        yield from table_lines(rows, align="lrl")
     if prediction is not None:
-        beyond = prediction.flops / max(budget.flops for budget in found.kept)
+        beyond = prediction.flops / max(budget.flops for budget in laws.kept)
         far = f", {beyond:.3g} times the largest budget" if beyond > 1 else ""
-        yield ""
-        yield f"at {prediction.flops:.4g} FLOPs{far}"
-        for name, label in NAMES.items():
-            if (value := getattr(prediction, name)) is not None:
-                yield f"  {label:<12}{_shown(value)}"
+        values = [(label, getattr(prediction, name)) for name, label in NAMES.items()]
+        rows = [[label, _with_interval(value)] for label, value in values if value is not None]
+        yield from ("", f"at {prediction.flops:.4g} FLOPs{far}", *table_lines(rows, align="ll", indent=2))
     yield ""
     if isinstance(parametric, str):
         yield from textwrap.wrap(f"no parametric law: {parametric}", TERMINAL, subsequent_indent="  ")
-        return
-    p = parametric
-    yield f"parametric law  L = {p.E:.4g} + {p.A:.4g}/N^{p.a:.3f} + {p.B:.4g}/D^{p.b:.3f}"
-    yield f"  exponent of C: {p.params_exponent:.4f} of the parameters, {p.tokens_exponent:.4f} of the tokens"
-    yield f"  half of its misses are below {100 * p.residual:.2g} % of the loss"
+    else:
+        yield from _parametric_lines(parametric, prediction)
+
+
+def _budget_lines(budgets: Sequence[Budget]) -> Iterator[str]:
+    """A row for each budget: its optimum, or the reason why it has none."""
+    rows = [["FLOPs", "sizes", "optimal parameters [95 %]", "tokens", "loss"]]
+    for budget in budgets:
+        row = [f"{budget.flops:.3g}", str(len(set(budget.points.params)))]
+        if budget.params is None:
+            row += ["", "", ""]
+        else:
+            row += [_with_interval(budget.params), f"{budget.tokens:.4g}", f"{budget.loss:.4g}"]
+        rows.append(row)
+    header, *lines = table_lines(rows, align="rrlrr", indent=2)
+    yield header
+    for line, budget in zip(lines, budgets, strict=True):
+        if budget.params is None:
+            indent = " " * (len(line) + 2)
+            yield from textwrap.wrap(f"{line}  left out: {budget.why}", TERMINAL, subsequent_indent=indent)
+        else:
+            yield line
+
+
+def _parametric_lines(law: ParametricLaw, prediction: Prediction | None) -> Iterator[str]:
+    yield f"parametric law  L = {law.E:.4g} + {law.A:.4g}/N^{law.a:.3f} + {law.B:.4g}/D^{law.b:.3f}"
+    yield f"  exponent of C: {law.params_exponent:.4f} of the parameters, {law.tokens_exponent:.4f} of the tokens"
+    yield f"  half of its misses are below {100 * law.residual:.2g} % of the loss"
     if prediction is not None:
-        params, tokens, loss = p.optimum(prediction.flops)
+        params, tokens, loss = law.optimum(prediction.flops)
         yield f"  at {prediction.flops:.4g} FLOPs: {params:.4g} parameters, {tokens:.4g} tokens, loss {loss:.4g}"
 
 
-def _shown(interval: Interval) -> str:
-    """With so many digits that the interval has two of its own."""
+def _with_interval(interval: Interval) -> str:
+    """A value with its interval, with so many digits that two of them show the width of the interval."""
     half = (interval.high - interval.low) / 2
     digits = 4
     if half > 0:
@@ -237,5 +250,6 @@ def _shown(interval: Interval) -> str:
     return value if low == high else f"{value} [{low}, {high}]"
 
 
-def _indented(line: str) -> str:
-    return "\n".join(textwrap.wrap(line, TERMINAL, initial_indent="  ", subsequent_indent="    "))
+def _wrapped_readings(comparison: Comparison) -> Iterator[str]:
+    for reading in comparison.readings():
+        yield from textwrap.wrap(reading, TERMINAL, initial_indent="  ", subsequent_indent="    ")

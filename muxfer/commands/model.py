@@ -1,7 +1,7 @@
-"""The model command: how large one model is, and what each of its parameters gets relative to the base width.
+"""The model command: the size of a model, and the role and scales of each parameter relative to the base width.
 
-Nothing is trained and no weight is ever in memory. It needs a model and an optimizer alone, so a size that does not fit
-the data of the configuration is shown as well. `--scales` writes the same for a trainer that is not ours.
+Nothing is trained and no weight is allocated. Only the model and the optimizer of a configuration are used, so a size
+that does not fit its data can be shown. `--scales` writes the same for a trainer that is not ours.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,39 +20,45 @@ from muxfer.config.models import Declared, Model, with_num_classes
 from muxfer.config.parse import parse_part
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
-from muxfer.files import user_path
+from muxfer.files import replace_file, user_path
 from muxfer.models.build import scale_plan
 from muxfer.models.count import ModelCost, measure, validate_forward
-from muxfer.report.figures import replace_file
+from muxfer.report.terminal import table_lines, table_width
 
 if TYPE_CHECKING:
     from muxfer.mup import ScalePlan
 
 FACTORS = {"init_std": "init", "lr": "lr", "weight_decay": "decay", "eps": "eps", "fold": "fold"}
-"""A scale's numbers, with their names in the table."""
+"""The numbers of a scale, with their names in the table."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+INDENT = 2
+
+ROLES = ("input", "hidden", "readout", "finite")
+"""The order of the sections."""
 
 
 def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> CommandResult:
-    """Parameters, multiply-accumulates, and every parameter's role and scales."""
-    plain = compose_model(name, overrides)
-    task = _task(plain)
+    """The parameters and multiply-accumulates of a model, and the role and scales of each parameter."""
+    task = _task(compose_model(name, overrides))
     plan = scale_plan(task)
     validate_forward(task.model)
     cost = measure(task.model)
     rows = parameter_rows(plan)
-    describe_data = {
+    described = {
         "model": model_name(task.model),
         "parametrization": plan.parametrization,
         "base_width": plan.base_width,
         "width": plan.width,
     }
     if plan.parametrization == "completep":
-        describe_data |= {"base_depth": plan.base_depth, "depth": plan.depth}
-    data = {**describe_data, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
+        described |= {"base_depth": plan.base_depth, "depth": plan.depth}
+    data = {**described, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
     lines = [model_text(task.model, plan, cost, rows, columns=shutil.get_terminal_size().columns)]
     if scales is not None:
         content = {
-            **describe_data,
+            **described,
             "output_multiplier": plan.output_multiplier,
             "readout": plan.readout,
             "hash": plan.hash,
@@ -68,9 +73,9 @@ def model_name(model: Model) -> str:
 
 
 def parameter_rows(plan: "ScalePlan") -> list[dict[str, Any]]:
-    """Every trainable parameter, in the model's order: shape, role, factors relative to the base width.
+    """A row for each trainable parameter, in the model's order: shape, role, factors relative to the base width.
 
-    `mean` and `std` are its initialization at this width, None where no call of the constructor says it.
+    `mean` and `std` are the initialization at this width, or None where the constructor does not define it.
     """
     rows = []
     for name, scale in plan.scales.items():
@@ -86,7 +91,7 @@ def parameter_rows(plan: "ScalePlan") -> list[dict[str, Any]]:
 
 
 def collapsed(names: Iterable[str]) -> str:
-    """Names that differ in their first number alone, as one: blocks.{0..27}.attn.qkv.weight."""
+    """Names that differ only in their first number, as one: blocks.{0..27}.attn.qkv.weight."""
     names = list(names)
     head, _, tail = numbered(names[0])
     indices = sorted(int(numbered(name)[1]) for name in names) if len(names) > 1 else []
@@ -103,7 +108,7 @@ def collapsed(names: Iterable[str]) -> str:
 
 
 def numbered(name: str) -> tuple[str, str, str]:
-    """A name around its first number: ("blocks.", "3", ".attn.qkv.weight"); the number is empty where there is none."""
+    """A name split at its first number: ("blocks.", "3", ".attn.qkv.weight"). Without one the last two are empty."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -113,88 +118,88 @@ def numbered(name: str) -> tuple[str, str, str]:
 
 
 def with_prefix(number: float, unit: str = "") -> str:
-    """Four significant digits with an SI prefix, 674.8 M; below 10,000 the number itself."""
+    """Four significant digits with an SI prefix, such as 674.8 M. Below 10,000 the number itself."""
     if number < 10_000:
         return f"{number:,.0f} {unit}".rstrip()
     power = min(int(math.log10(number)) // 3, 6)
     return f"{number / 1000**power:#.4g}".rstrip(".") + f" {' kMGTPE'[power]}{unit}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """Parameters that are shown as one."""
-
-    name: str
-    shape: str
-    count: str
-    init: str
-
-
-def model_text(
-    model: Model, plan: "ScalePlan", cost: ModelCost, rows: Sequence[Mapping[str, Any]], *, columns: int = 80
-) -> str:
-    """The same for a person: size on top, then a section for each set of factors, alike blocks as one line."""
+def model_text(model: Model, plan: "ScalePlan", cost: ModelCost, rows: Rows, *, columns: int = 80) -> str:
+    """The size of the model, then a section for each set of factors. Alike blocks share a line."""
     size = f"width {plan.width}, base width {plan.base_width}"
+    base = "base width"
     if plan.parametrization == "completep":
         size += f", depth {plan.depth}, base depth {plan.base_depth}"
-    sections: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        sections.setdefault((row["role"], *(row[key] for key in FACTORS)), []).append(row)
-    by_role = sorted(sections.items(), key=lambda item: _ROLE_ORDER[item[0][0]])
-    lines = {factors: _collapsed_lines(several) for factors, several in by_role}
-    every = [line for several in lines.values() for line in several]
-    widths = [max(len(getattr(line, key.name)) for line in every) for key in dataclasses.fields(_Line)]
-    widths[0] = min(widths[0], columns - sum(widths[1:]) - 2 * len(widths))
-    total = max(sum(widths) + 2 * len(widths), 60)
-
+        base = "base width and depth"
     roles = Counter(row["role"] for row in rows)
-    told = ", ".join(f"{roles[role]} {role}" for role in _ROLE_ORDER if role in roles)
-    digits = len(f"{max(cost.parameters, cost.macs):,}")
-    text = [
-        f"{model_name(model)}: {plan.parametrization}, {size}",
-        "",
-        f"  {cost.parameters:>{digits},}  parameters ({with_prefix(cost.parameters)})",
-        f"  {cost.macs:>{digits},}  multiply-accumulates a sample, forward ({with_prefix(cost.macs, 'MACs')})",
-        f"  {len(rows):>{digits},}  trained tensors: {told}",
+    tensors = ", ".join(f"{roles[role]} {role}" for role in ROLES if role in roles)
+    counts = [
+        [f"{cost.parameters:,}", f"parameters ({with_prefix(cost.parameters)})"],
+        [f"{cost.macs:,}", f"multiply-accumulates a sample, forward ({with_prefix(cost.macs, 'MACs')})"],
+        [f"{len(rows):,}", f"trained tensors: {tensors}"],
     ]
-    for factors, several in by_role:
-        role, *numbers = factors
-        shown = [f"{name} ×{number:.4g}" for name, number in zip(FACTORS.values(), numbers, strict=True)]
-        if numbers[-1] == 1:
-            shown.pop()  # nothing is folded
-        numel = sum(math.prod(row["shape"]) for row in several)
-        counted = f"{len(several)} tensor{'s' if len(several) > 1 else ''}, {with_prefix(numel)}"
-        text += ["", *_spread(f"{role:<8} {'  '.join(shown)}", counted, total, columns)]
-        text += [_row(line, widths) for line in lines[factors]]
-    base = "base width and depth" if plan.parametrization == "completep" else "base width"
+    sections: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: ROLES.index(row["role"])):
+        sections.setdefault((row["role"], *(row[key] for key in FACTORS)), []).append(row)
+    text = [f"{model_name(model)}: {plan.parametrization}, {size}", "", *table_lines(counts, align="rl", indent=2)]
+    blocks = _parameter_lines(list(sections.values()), columns)
+    for heading, lines in zip(_heading_lines(sections), blocks, strict=True):
+        text += ["", *heading, *lines]
     note = f"× the value at the {base}; AdamW multiplies decay by lr; std: the initialization at width {plan.width}"
     return "\n".join([*text, "", *textwrap.wrap(note, columns)])
 
 
-_ROLE_ORDER = {"input": 0, "hidden": 1, "readout": 2, "finite": 3}
+def _heading_lines(sections: Mapping[tuple[Any, ...], Rows]) -> list[list[str]]:
+    """For each section a line with its role and factors, and a line with its number of tensors and entries."""
+    table, counts = [], []
+    for (role, *numbers), rows in sections.items():
+        factors = [f"{name} ×{number:.4g}" for name, number in zip(FACTORS.values(), numbers, strict=True)]
+        if numbers[-1] == 1:
+            factors[-1] = ""  # nothing is folded
+        table.append([role, *factors])
+        num_entries = sum(math.prod(row["shape"]) for row in rows)
+        counts.append(f"  {len(rows)} tensor{'s' if len(rows) > 1 else ''}, {with_prefix(num_entries)}")
+    return [[*pair] for pair in zip(table_lines(table, align="l" * len(table[0])), counts, strict=True)]
 
 
-def _collapsed_lines(rows: Sequence[Mapping[str, Any]]) -> list[_Line]:
-    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def _parameter_lines(sections: Sequence[Rows], columns: int) -> list[list[str]]:
+    """The lines of each section, all aligned as one table. A name that is too long has a line of its own."""
+    tables = [_collapsed_rows(rows) for rows in sections]
+    numbers = [row[1:] for table in tables for row in table]
+    longest = columns - INDENT - table_width([["", *row] for row in numbers])
+    short = [["" if len(row[0]) > longest else row[0], *row[1:]] for table in tables for row in table]
+    lines = iter(table_lines(short, indent=INDENT))
+    blocks: list[list[str]] = []
+    for table in tables:
+        blocks.append([])
+        for name, *_ in table:
+            blocks[-1] += [*([" " * INDENT + name] if len(name) > longest else []), next(lines)]
+    return blocks
+
+
+def _collapsed_rows(rows: Rows) -> list[list[str]]:
+    """Name, shape, number of entries and initialization. Parameters that differ only in their block share a row."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         head, index, tail = numbered(row["name"])
-        alike.setdefault((head, bool(index), tail, tuple(row["shape"]), row["mean"], row["std"]), []).append(row)
-    lines = []
-    for several in alike.values():
-        first = several[0]
-        numel = with_prefix(math.prod(first["shape"]))
-        lines.append(
-            _Line(
-                name=collapsed(row["name"] for row in several),
-                shape="×".join(map(str, first["shape"])) or "scalar",
-                count=numel if len(several) == 1 else f"{len(several)} × {numel}",
-                init=_init(first["mean"], first["std"]),
-            )
+        groups.setdefault((head, bool(index), tail, tuple(row["shape"]), row["mean"], row["std"]), []).append(row)
+    collapsed_rows = []
+    for group in groups.values():
+        first = group[0]
+        num_entries = with_prefix(math.prod(first["shape"]))
+        collapsed_rows.append(
+            [
+                collapsed(row["name"] for row in group),
+                "×".join(map(str, first["shape"])) or "scalar",
+                num_entries if len(group) == 1 else f"{len(group)} × {num_entries}",
+                _initialization(first["mean"], first["std"]),
+            ]
         )
-    return lines
+    return collapsed_rows
 
 
-def _init(mean: float | None, std: float | None) -> str:
+def _initialization(mean: float | None, std: float | None) -> str:
     if mean is None or std is None:
         return "measured"
     if std == 0:
@@ -202,25 +207,8 @@ def _init(mean: float | None, std: float | None) -> str:
     return f"std {std:.3g}" if mean == 0 else f"{mean:.3g} ± {std:.3g}"
 
 
-def _row(line: _Line, widths: Sequence[int]) -> str:
-    """A name that leaves no room for its numbers has a line of its own: names are there to be copied."""
-    numbers = "  ".join(
-        text.rjust(width) for text, width in zip((line.shape, line.count, line.init), widths[1:], strict=True)
-    )
-    if len(line.name) > widths[0]:
-        return f"  {line.name}\n  {'':<{widths[0]}}  {numbers}"
-    return f"  {line.name:<{widths[0]}}  {numbers}"
-
-
-def _spread(left: str, right: str, total: int, columns: int) -> list[str]:
-    """Both on one line, the right one at its end; on two where they don't fit."""
-    if len(left) + 2 + len(right) > columns:
-        return [left, right.rjust(total)]
-    return [left + right.rjust(max(total - len(left), len(right) + 2))]
-
-
 def _task(plain: Mapping[str, Any]) -> Task:
-    """The task with each part checked by itself; of what joins them only what concerns the model."""
+    """The task with each part validated by itself. Of the rules over several parts only those on the model apply."""
     task = Task(**{part.name: parse_part(part.name, plain) for part in dataclasses.fields(Task)})
     task.validate_depth()
     if getattr(task.model, "num_classes", 0) is None and getattr(task.model, "text_dim", None) is None:

@@ -1,4 +1,4 @@
-"""The fit command: laws from a table or a recorded study, the keys that scripts read, the figure, every refusal."""
+"""The fit command: laws from a table or a recorded study, the keys of its JSON, the figure, and every refusal."""
 
 import csv
 import functools
@@ -60,10 +60,10 @@ def paper(tmp_path):
     return write(tmp_path / "paper.csv", rows())
 
 
-def test_a_table_gives_the_keys_that_scripts_read(paper):
-    answer = fit(None, (), table=paper, predict_at=1.5e21)
-    data = json.loads(json.dumps(answer.data, allow_nan=False))
-    assert answer.exit_code == 0
+def test_a_table_gives_the_documented_keys(paper):
+    result = fit(None, (), table=paper, predict_at=1.5e21)
+    data = json.loads(json.dumps(result.data, allow_nan=False))
+    assert result.exit_code == 0
     for name, exponent in (("params", 0.5681), ("tokens", 0.4319), ("loss", -0.0273)):
         part = data[name]
         assert part["exponent"] == pytest.approx(exponent, abs=0.002)
@@ -76,8 +76,8 @@ def test_a_table_gives_the_keys_that_scripts_read(paper):
     assert data["prediction"]["tokens"] == pytest.approx(1.5e21 / 6 / 964.7e6, rel=0.02)
     assert data["prediction"]["loss"] == pytest.approx(2.3943 * 1.5e21**-0.0273, rel=0.001)
     for words in ("6 budgets, a parabola", "at 1.5e+21 FLOPs, 250 times the largest budget", "parametric law  L ="):
-        assert words in answer.text
-    assert max(map(len, answer.text.splitlines())) <= 80
+        assert words in result.text
+    assert max(map(len, result.text.splitlines())) <= 80
 
 
 def test_a_study_without_a_finite_loss_still_has_a_figure(tmp_path):
@@ -93,9 +93,9 @@ def test_a_table_writes_nothing_unless_asked(paper, tmp_path):
 
 
 def test_the_figure_is_a_picture_a_drawing_and_a_table(paper, tmp_path):
-    answer = fit(None, (), table=paper, predict_at=1.5e21, figure=str(tmp_path / "out" / "laws.png"))
+    result = fit(None, (), table=paper, predict_at=1.5e21, figure=str(tmp_path / "out" / "laws.png"))
     png = tmp_path / "out" / "laws.png"
-    assert answer.data["figure"] == str(png)
+    assert result.data["figure"] == str(png)
     assert png.read_bytes().startswith(b"\x89PNG")
     text = "".join(ElementTree.parse(png.with_suffix(".svg")).getroot().itertext())
     for words in ("paper.csv", "3e+17 FLOPs", "power law", "95 % interval", "parametric law", "predicted", "optimum"):
@@ -115,24 +115,24 @@ def test_tokens_may_be_left_out_and_a_fid_is_fitted_too(tmp_path):
     assert data["prediction"]["fid"] == pytest.approx(2.2566e6 * 1.5e21**-0.234, rel=0.01)
 
 
-def test_too_few_optima_are_exit_code_6_and_say_what_each_budget_lacks(tmp_path):
+def test_too_few_optima_give_exit_code_6_and_a_reason_for_each_budget(tmp_path):
     rising = [row for row in rows() if row[1] > 1.05 * 0.0009 * row[0] ** 0.5681]
-    answer = fit(None, (), table=write(tmp_path / "rising.csv", rising), predict_at=1e20)
-    assert answer.exit_code == 6
-    assert (answer.data["params"], answer.data["prediction"], answer.data["optima"]) == (None, None, [])
-    assert len(answer.data["left_out"]) == 6
-    assert "left out: the loss is lowest at the smallest size" in answer.text
-    assert "no prediction: what 1e+20 FLOPs buy is read off the laws" in answer.text.splitlines()
+    result = fit(None, (), table=write(tmp_path / "rising.csv", rising), predict_at=1e20)
+    assert result.exit_code == 6
+    assert (result.data["params"], result.data["prediction"], result.data["optima"]) == (None, None, [])
+    assert len(result.data["left_out"]) == 6
+    assert "left out: the loss is lowest at the smallest size" in result.text
+    assert "no prediction: the size for 1e+20 FLOPs needs a law" in result.text.splitlines()
     assert "no prediction" not in fit(None, (), table=str(tmp_path / "rising.csv")).text
 
 
-def test_two_tables_are_read_against_each_other(paper, tmp_path):
+def test_two_tables_are_compared(paper, tmp_path):
     other = write(tmp_path / "other.csv", rows(exponent=0.54, falls=0.0385, seed=1))
-    answer = fit(None, (), table=other, against_table=paper)
-    told = answer.data["comparison"]
-    assert told["exponents"]["params"]["value"] == pytest.approx(0.54 - 0.5681, abs=0.002)
-    assert told["readings"][1].startswith("other.csv gains more from compute")
-    assert "other.csv against paper.csv" in answer.text
+    result = fit(None, (), table=other, against_table=paper)
+    comparison = result.data["comparison"]
+    assert comparison["exponents"]["params"]["value"] == pytest.approx(0.54 - 0.5681, abs=0.002)
+    assert comparison["readings"][1].startswith("other.csv gains more from compute")
+    assert "other.csv against paper.csv" in result.text
 
 
 BAD = {
@@ -146,12 +146,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_table_is_refused_in_a_line(tmp_path, case):
-    names, content, told = BAD[case]
+def test_a_bad_table_is_refused_in_one_line(tmp_path, case):
+    names, content, message = BAD[case]
     table = write(tmp_path / "bad.csv", rows() if content is None else content, names)
     with pytest.raises(BadInput) as error:
         fit(None, (), table=table)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -172,11 +172,11 @@ SMALL = ("search.flops=[1e11,2e11,4e11]", "search.depth=[2,3,4,5]", "training.ba
 
 def recorded_study(*overrides):
     """A study whose losses lie on parabolas around 0.35 sqrt(C) parameters, in a ledger of its own."""
-    asked = resolve("isoflop", [*SMALL, *overrides])
-    trials = proposing(asked.config, fingerprint=asked.fingerprint)([])
-    with drive(asked) as session:
+    resolved = resolve("isoflop", [*SMALL, *overrides])
+    trials = proposing(resolved.config, fingerprint=resolved.fingerprint)([])
+    with drive(resolved) as session:
         for trial in trials:
-            params = counted(with_setting(asked.config.task, trial.setting).model).parameters
+            params = counted(with_setting(resolved.config.task, trial.setting).model).parameters
             x = math.log(params / (0.35 * trial.setting["flops"] ** 0.5))
             session.ledger.begin(trial)
             session.ledger.settle(
@@ -190,18 +190,18 @@ def recorded_study(*overrides):
                     num_parameters=params,
                 )
             )
-    return asked, trials
+    return resolved, trials
 
 
 def test_a_recorded_study_is_fitted_and_drawn_beside_its_report():
-    asked, trials = recorded_study()
-    answer = fit("isoflop", SMALL, predict_at=1e13)
-    assert answer.exit_code == 0
-    assert answer.data["params"]["exponent"] == pytest.approx(0.5, abs=1e-6)
-    assert answer.data["loss"]["exponent"] == pytest.approx(-0.05, abs=1e-6)
-    assert answer.data["figure"] == str(asked.files.path / "isoflop.png")
-    assert answer.data["notes"] == []
-    assert len(read(asked.files.path / "isoflop.csv")) == len(trials)
+    resolved, trials = recorded_study()
+    result = fit("isoflop", SMALL, predict_at=1e13)
+    assert result.exit_code == 0
+    assert result.data["params"]["exponent"] == pytest.approx(0.5, abs=1e-6)
+    assert result.data["loss"]["exponent"] == pytest.approx(-0.05, abs=1e-6)
+    assert result.data["figure"] == str(resolved.files.path / "isoflop.png")
+    assert result.data["notes"] == []
+    assert len(read(resolved.files.path / "isoflop.csv")) == len(trials)
 
 
 def test_a_study_that_is_no_isoflop_study_is_refused():

@@ -1,4 +1,4 @@
-"""The model command says of every parameter what the plan says, and a trainer that only reads its JSON can follow."""
+"""The model command lists every parameter as the scale plan has it, and its JSON is enough for another trainer."""
 
 import json
 import math
@@ -69,14 +69,13 @@ def test_at_four_times_the_base_width_the_factors_are_those_of_the_table():
         assert tuple(rows[name][key] for key in ("role", "init_std", "lr", "weight_decay", "eps", "fold")) == factors
 
 
-def test_a_size_that_does_not_fit_the_data_is_described_and_none_of_its_weights_is_ever_in_memory(tmp_path):
+def test_a_size_that_does_not_fit_the_data_is_described_without_allocating_its_weights(tmp_path):
     """XL/2 of the DiT paper: 675M parameters, 2.7 GB at 4 bytes, for latents of 32x32x4; the data are 8x8x1."""
-    # A process's peak begins at what the one that started it held: between this test run and the command stands one
-    # that holds nothing.
-    between = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
-    between += "sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)); sys.exit(code)"
+    # The peak memory of a process starts at that of its parent. So the command is started by a process that is small.
+    launcher = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
+    launcher += "sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)); sys.exit(code)"
     command = [sys.executable, "-m", "muxfer", "model", "dit", "+size=xl_2", "--json"]
-    ran = subprocess.run([sys.executable, "-c", between, *command], cwd=tmp_path, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", launcher, *command], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     data = json.loads(ran.stdout)
     assert round(data["params"] / 1e6) == 675
@@ -85,12 +84,12 @@ def test_a_size_that_does_not_fit_the_data_is_described_and_none_of_its_weights_
     assert 1024 * int(ran.stderr) < 1.5e9
 
 
-def test_a_model_without_a_number_of_classes_has_the_data_s():
+def test_a_model_without_num_classes_takes_it_from_the_data():
     rows = {row["name"]: row["shape"] for row in model("dit", []).data["parameters"]}
     assert rows["y_embedder.embedding_table.weight"] == [11, 64]
 
 
-def test_a_sweep_s_model_is_its_own_and_a_sweep_wins_over_a_model_of_its_name(empty_folder):
+def test_a_sweep_has_its_own_model_and_takes_precedence_over_a_model_of_the_same_name(empty_folder):
     assert model("lr-width", ["model.width=128"]).data["width"] == 128
     (empty_folder / "sweeps").mkdir()
     (empty_folder / "sweeps" / "dit.yaml").write_text("defaults: [base, _self_]\nmodel: {depth: 1}\n")
@@ -100,20 +99,20 @@ def test_a_sweep_s_model_is_its_own_and_a_sweep_wins_over_a_model_of_its_name(em
 @pytest.mark.parametrize("parametrization", ["mup", "standard"])
 def test_a_trainer_that_reads_the_scales_file_draws_the_same_deviations(parametrization):
     overrides = ["model.width=256", f"optimizer.parametrization={parametrization}"]
-    answer = model("dit", [*overrides, "optimizer.output_multiplier=2"], scales="own/scales.json")
-    told = json.loads(Path("own/scales.json").read_text())
-    assert answer.data["scales"] == str(Path("own/scales.json").absolute())
-    assert told["hash"] == answer.data["plan_hash"]
-    assert (told["parametrization"], told["base_width"], told["width"]) == (parametrization, 64, 256)
+    result = model("dit", [*overrides, "optimizer.output_multiplier=2"], scales="own/scales.json")
+    scales = json.loads(Path("own/scales.json").read_text())
+    assert result.data["scales"] == str(Path("own/scales.json").absolute())
+    assert scales["hash"] == result.data["plan_hash"]
+    assert (scales["parametrization"], scales["base_width"], scales["width"]) == (parametrization, 64, 256)
     build = family_of(parse_part("model", {"model": _model_config("dit")})).build
-    readout = told["readout"]
+    readout = scales["readout"]
     plan = make_plan(
         build, width=256, base_width=64, parametrization=parametrization, output_multiplier=2, readout=readout
     )
     torch.manual_seed(0)
     built = build(256)
     parametrize(built, plan)
-    rows = {row["name"]: row for row in told["parameters"]}
+    rows = {row["name"]: row for row in scales["parameters"]}
     for name, parameter in built.named_parameters():
         slack = 5 * rows[name]["std"] / math.sqrt(2 * parameter.numel())
         assert parameter.std(correction=0).item() == pytest.approx(rows[name]["std"], abs=slack + 1e-12), name
@@ -121,16 +120,16 @@ def test_a_trainer_that_reads_the_scales_file_draws_the_same_deviations(parametr
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [("scales.txt", "ends in .json"), ("/proc/nothing/scales.json", "can't be written")],
 )
-def test_a_scales_file_that_cannot_be_is_refused(file, told):
-    with pytest.raises(BadInput, match=told):
+def test_an_impossible_scales_file_is_refused(file, message):
+    with pytest.raises(BadInput, match=message):
         model("dit", [], scales=file)
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "told"),
+    ("name", "overrides", "message"),
     [
         ("dti", [], "unknown sweep or model 'dti': did you mean 'dit'"),
         ("dit", ["model=mmdit"], "dit is the model already"),
@@ -139,8 +138,8 @@ def test_a_scales_file_that_cannot_be_is_refused(file, told):
         ("dit", ["optimizer.parametrization=completep"], "give model.base_depth=DEPTH"),
     ],
 )
-def test_what_cannot_be_described_is_refused_in_one_line(name, overrides, told):
-    with pytest.raises(BadInput, match=re.escape(told)) as refused:
+def test_an_impossible_model_is_refused_in_one_line(name, overrides, message):
+    with pytest.raises(BadInput, match=re.escape(message)) as refused:
         model(name, overrides)
     assert "\n" not in str(refused.value)
 
@@ -152,16 +151,16 @@ COMPLETEP = ("optimizer.parametrization=completep", "model.depth=8", "model.base
 @pytest.mark.parametrize(("name", "more"), [("dit", ()), ("dit", COMPLETEP), ("diffusers_pixart", ())])
 def test_the_text_names_every_parameter_once_and_fits_the_terminal(monkeypatch, name, more, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    answer = model(name, ["model.width=128", *more])
-    lines = answer.text.splitlines()
+    result = model(name, ["model.width=128", *more])
+    lines = result.text.splitlines()
     assert max(map(len, lines)) <= int(columns)
     shown = [name for line in lines if line.startswith("  ") for name in expanded(line.split()[0])]
-    names = [row["name"] for row in answer.data["parameters"]]
+    names = [row["name"] for row in result.data["parameters"]]
     assert sorted(name for name in shown if name in names) == sorted(names)
-    assert f"{answer.data['params']:,}" in answer.text
+    assert f"{result.data['params']:,}" in result.text
 
 
-def test_blocks_collapse_where_they_are_alike():
+def test_names_of_alike_blocks_are_collapsed():
     names = [f"blocks.{i}.mlp.0.weight" for i in (0, 1, 2, 3, 5, 7, 8)]
     assert collapsed(names) == "blocks.{0..3,5,7,8}.mlp.0.weight"
     assert expanded(collapsed(names)) == names
@@ -172,5 +171,5 @@ def test_blocks_collapse_where_they_are_alike():
     ("number", "text"),
     [(4, "4"), (9999, "9,999"), (10_000, "10.00 k"), (674_834_720, "674.8 M"), (118_621_421_568, "118.6 G")],
 )
-def test_units(number, text):
+def test_with_prefix_gives_four_digits_and_a_unit(number, text):
     assert with_prefix(number) == text
