@@ -1,7 +1,7 @@
 """The plan command: what a study costs before anything runs, and which proxies a budget pays for.
 
-Models are counted on the meta device, each once; hours come from what the ledger has measured, and from nothing else.
-No ledger is made, no data is read that is only planned.
+Models are counted on the meta device, each once. Hours come only from what the ledger has measured. No ledger is made.
+Data that are only described, and not there, are not read.
 """
 
 import math
@@ -34,16 +34,16 @@ from muxfer.study.speeds import hours_at, speeds_of
 from muxfer.trial import Setting
 
 SAME_COUNT = 1.25
-"""A paper's own parameter count stands for models that we count within this factor of it: not for another width."""
+"""A paper's own parameter count is used for models whose count is within this factor of it: not for other widths."""
 
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Widths that are proposed, in heads: a proxy is chosen in steps of a third or a half."""
+"""Proposed widths, in heads. Two neighbours differ by a third or a half."""
 
 MAX_PROPOSALS = 8
 
 
 def plan(name: str, overrides: Sequence[str], *, budget: float | None = None) -> CommandResult:
-    """Trials, FLOPs, shares of the target and hours of a study; with a budget the proxies that stay below it."""
+    """Trials, FLOPs, shares of the target and hours of a study, and with a budget the proxies that stay below it."""
     request = resolve(name, overrides, planned=True)
     if budget is not None and not 0 < budget < 1:
         raise BadInput(f"--budget {budget:g}: expected a share of the target's FLOPs between 0 and 1, such as 0.05")
@@ -53,30 +53,30 @@ def plan(name: str, overrides: Sequence[str], *, budget: float | None = None) ->
     if budget is not None:
         count = counter(request.config)
         proposals = _proposals(request.config, _target(request.config), budget, count)
-        again = " ".join(shlex.quote(word) for word in ("muxfer", "sweep", name, *overrides))
-        rows = [_proposal(one, request.config, again, count) for one in proposals[:MAX_PROPOSALS]]
+        command = shlex.join(["muxfer", "sweep", name, *overrides])
+        rows = [_proposal(proposal, request.config, command, count) for proposal in proposals[:MAX_PROPOSALS]]
         data |= {"budget": budget, "proposals": rows}
         lines += ["", *proposal_lines(rows, budget)]
     return CommandResult(data=data, text="\n".join(lines))
 
 
 def costs(request: Request) -> tuple[dict[str, Any], str]:
-    """What the request's study and target cost, as the command's JSON; and why hours are not known, if they aren't."""
+    """The cost of a study and its target, as the command's JSON, and the reason why hours are unknown, or ""."""
     count = counter(request.config)
     target = _target(request.config)
-    found = parts(request.config.task, request.config.search, _settings(request.config, count))
-    flops = [part.trials * _flops(part.task, count) for part in found]
+    proxies = parts(request.config.task, request.config.search, _settings(request.config, count))
+    flops = [part.trials * _flops(part.task, count) for part in proxies]
     target_flops = _flops(target, count)
     speeds, why = speeds_of(request, count)
-    hours = [hours_at(spent, count(part.task.model).macs, speeds) for spent, part in zip(flops, found, strict=True)]
+    hours = [hours_at(spent, count(part.task.model).macs, speeds) for spent, part in zip(flops, proxies, strict=True)]
     target_hours = hours_at(target_flops, count(target.model).macs, speeds)
     data: dict[str, Any] = {
         "sweep": request.name,
         "study": request.study.key,
-        "trials": sum(part.trials for part in found),
+        "trials": sum(part.trials for part in proxies),
         "proxy_flops": sum(flops),
         "target_flops": target_flops,
-        **_ratios(request.config, found, target, count),
+        **_ratios(request.config, proxies, target, count),
         "tuning_ratio_flops": sum(flops) / target_flops,
         "hours": None if None in hours else sum(spent for spent in hours if spent is not None),
         "target_hours": target_hours,
@@ -89,7 +89,7 @@ def costs(request: Request) -> tuple[dict[str, Any], str]:
                 "trials": part.trials,
                 "hours": time,
             }
-            for part, spent, time in zip(found, flops, hours, strict=True)
+            for part, spent, time in zip(proxies, flops, hours, strict=True)
         ],
         "target": {
             "width": target.model.width,
@@ -111,7 +111,7 @@ def _settings(config: Config, count: Measure) -> list[Setting]:
 
 
 def _target(config: Config) -> Task:
-    """The target's task as far as its cost goes: what is tuned does not change it."""
+    """The target's task, as far as it decides the cost. The tuned setting does not."""
     sizes = {key: getattr(config.target, key) for key in ("width", "steps", "depth", "batch_size")}
     changed = {key: value for key, value in sizes.items() if value is not None}
     return with_setting(config.task, {**changed, "warmup_steps": 0})
@@ -121,17 +121,17 @@ def _flops(task: Task, count: Measure) -> float:
     return training_flops(count(task.model).macs, samples=samples_seen(task))
 
 
-def _ratios(config: Config, found: Sequence[Part], target: Task, count: Measure) -> dict[str, float]:
-    """Equation 1 with our count of parameters and, where the paper's stands for these models, with the paper's."""
-    own = [count(part.task.model).parameters for part in found]
+def _ratios(config: Config, proxies: Sequence[Part], target: Task, count: Measure) -> dict[str, float]:
+    """Equation 1 with our count of parameters, and with the paper's count if that is of these models."""
+    own = [count(part.task.model).parameters for part in proxies]
     own_target = count(target.model).parameters
-    samples = [part.trials * samples_seen(part.task) for part in found]
+    samples = [part.trials * samples_seen(part.task) for part in proxies]
     counted = tuning_ratio(list(zip(own, samples, strict=True)), (own_target, samples_seen(target)))
     ratios = {"tuning_ratio": counted, "tuning_ratio_counted": counted}
     published = config.published
     if published is None:
         return ratios
-    pairs = [(published.target_params, own_target), *((published.proxy_params, counted_) for counted_ in own)]
+    pairs = [(published.target_params, own_target), *((published.proxy_params, ours) for ours in own)]
     if all(abs(math.log(theirs / ours)) < math.log(SAME_COUNT) for theirs, ours in pairs):
         theirs = [(published.proxy_params, seen) for seen in samples]
         ratios["tuning_ratio"] = tuning_ratio(theirs, (published.target_params, samples_seen(target)))
@@ -141,13 +141,13 @@ def _ratios(config: Config, found: Sequence[Part], target: Task, count: Measure)
 
 
 def _proposals(config: Config, target: Task, budget: float, count: Measure) -> list[Proposal]:
-    """Widths from half the base width on, from which the paper saw transfer hold, and shares of the target's steps.
+    """Proposals of widths from half the base width on and of shares of the target's steps.
 
-    What the study itself has is tried too, however small.
+    From half the base width on the paper saw transfer hold. The study's own widths are included, however small.
     """
     search, training = config.search, config.training
     if search.kind is StudyKind.ISOFLOP:
-        raise BadInput("--budget: an isoFLOP study has its budgets in search.flops, and needs no proposal")
+        raise BadInput("--budget: an isoFLOP study has its budgets in search.flops; leave --budget out")
     own = [int(width) for width in search.grids.get("width", (config.model.width,))]
     smallest = min(config.model.base_width // 2, *own)
     of_target = _flops(target, count)
@@ -186,35 +186,36 @@ def _num_settings(config: Config) -> int:
 
 
 def _unit(config: Config) -> int:
-    """How many of those share one value of the tuned setting: the combinations of all others that have a grid."""
+    """How many of those settings share one value of the tuned one: the combinations of all others with a grid."""
     hp = config.search.hp
     return math.prod(len(values) for name, values in config.search.grids.items() if name not in (*SIZES, hp))
 
 
-def _proposal(one: Proposal, config: Config, again: str, count: Measure) -> dict[str, Any]:
-    sizes = {"width": one.width, "batch_size": config.training.batch_size, "steps": one.steps}
-    words = []
+def _proposal(proposal: Proposal, config: Config, command: str, count: Measure) -> dict[str, Any]:
+    """A proposal as JSON. Its command is the given one with the overrides that make the study this proposal."""
+    sizes = {"width": proposal.width, "batch_size": config.training.batch_size, "steps": proposal.steps}
+    overrides = []
     for name, value in sizes.items():
         place = place_of(name)
         assert place is not None
         if name in config.search.grids:
-            words.append(f"search.{name}=[{value}]")
+            overrides.append(f"search.{name}=[{value}]")
         elif getattr(getattr(config, place[0]), place[1]) != value:
-            words.append(f"{place[0]}.{place[1]}={value}")
-    words += _fewer_settings(one.settings, config)
-    model = with_setting(config.task, {"width": one.width}).model
+            overrides.append(f"{place[0]}.{place[1]}={value}")
+    overrides += _fewer_settings(proposal.settings, config)
+    model = with_setting(config.task, {"width": proposal.width}).model
     return {
         **sizes,
         "parameters": count(model).parameters,
-        "settings": one.settings,
-        "trials": one.settings * config.search.seeds + config.search.finalists * config.search.seeds,
-        "ratio_flops": one.share,
-        "command": " ".join([again, *(shlex.quote(word) for word in words)]),
+        "settings": proposal.settings,
+        "trials": proposal.settings * config.search.seeds + config.search.finalists * config.search.seeds,
+        "ratio_flops": proposal.share,
+        "command": " ".join([command, *(shlex.quote(override) for override in overrides)]),
     }
 
 
 def _fewer_settings(settings: int, config: Config) -> list[str]:
-    """The override that cuts a search down: fewer draws, or the middle of the tuned setting's grid."""
+    """The override that shortens a search: fewer draws, or the middle of the tuned setting's grid."""
     search, keep = config.search, settings // _unit(config)
     if settings >= _num_settings(config):
         return []

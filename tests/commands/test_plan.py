@@ -1,4 +1,4 @@
-"""`muxfer plan` counts, takes hours from measurements alone, and proposes what, planned itself, keeps the budget."""
+"""`muxfer plan` counts FLOPs, takes hours only from measurements, and proposes studies that keep a budget."""
 
 import shlex
 from dataclasses import replace
@@ -27,41 +27,38 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def train(*overrides):
-    """The record of the first trial, trained in this very process and kept in a real ledger."""
-    asked = resolve("lr-width", overrides)
-    with drive(asked) as session:
-        [trial] = grid_trials(asked.config, fingerprint=asked.fingerprint)
-        [record] = session.run(
-            [trial],
-            start_executor=InlineExecutor,
-        ).records
+    """Train the first trial in this process with a real ledger, and return its record. A failed trial is added."""
+    resolved = resolve("lr-width", overrides)
+    with drive(resolved) as session:
+        [trial] = grid_trials(resolved.config, fingerprint=resolved.fingerprint)
+        [record] = session.run([trial], start_executor=InlineExecutor).records
         session.ledger.begin(replace(trial, key="failed"))
         session.ledger.settle(replace(record, key="failed", outcome=Outcome.FAILED, metric=None, train_seconds=1e6))
     return record
 
 
-def test_the_papers_count_stands_for_its_own_models_alone():
+def test_the_papers_parameter_count_is_used_only_for_its_own_models():
     other = plan("pixart-lr", ["scale=paper", "target.width=2304"]).data
     assert other["tuning_ratio"] == other["tuning_ratio_counted"]
     assert other["tuning_ratio"] < 0.02
 
 
 def test_flops_are_counted_and_summed_over_trials():
-    found = plan("lr-width", [*TINY, "search.width=[16,32]", "search.seeds=3"]).data
-    first, second = found["sizes"]
+    result = plan("lr-width", [*TINY, "search.width=[16,32]", "search.seeds=3"]).data
+    first, second = result["sizes"]
     assert first["flops"] == 6 * first["macs"] * 4 * 8
     assert (first["trials"], second["trials"]) == (3, 3)
-    assert found["tuning_ratio_flops"] == pytest.approx(found["proxy_flops"] / found["target_flops"])
+    assert result["tuning_ratio_flops"] == pytest.approx(result["proxy_flops"] / result["target_flops"])
 
 
-def test_hours_are_the_ledgers_throughput_times_the_flops(empty_folder):
+def test_hours_are_the_flops_over_the_throughput_in_the_ledger(empty_folder):
     assert plan("lr-width", TINY).data["hours"] is None
     assert list(empty_folder.iterdir()) == []
     record = train(*TINY)
     longer = [*TINY, "training.steps=400", "search.seeds=2", "search.base_lr=[2**-6,2**-5,2**-4]"]
-    answer = plan("lr-width", longer)
-    assert answer.data["hours"] == pytest.approx(record.train_seconds * 100 * 6 / 3600)
-    assert "not measured" not in answer.text
+    result = plan("lr-width", longer)
+    assert result.data["hours"] == pytest.approx(record.train_seconds * 100 * 6 / 3600)
+    assert "not measured" not in result.text
     wider = plan("lr-width", [*longer, "search.width=[16,256]"])
     assert wider.data["hours"] is None
     assert [size["hours"] is None for size in wider.data["sizes"]] == [False, True]
@@ -78,7 +75,7 @@ def test_hours_are_the_ledgers_throughput_times_the_flops(empty_folder):
         ("mmdit-random", ["target.steps=8000"], 0.05, 24),
     ],
 )
-def test_what_is_proposed_keeps_the_budget_when_it_is_planned(name, overrides, budget, settings):
+def test_a_proposal_keeps_the_budget_when_it_is_planned(name, overrides, budget, settings):
     overrides = [*overrides, "target.width=256"]
     row = plan(name, overrides, budget=budget).data["proposals"][0]
     words = shlex.split(row["command"])
@@ -92,7 +89,7 @@ def test_what_is_proposed_keeps_the_budget_when_it_is_planned(name, overrides, b
 
 
 @pytest.mark.parametrize(
-    ("name", "budget", "told"),
+    ("name", "budget", "message"),
     [
         ("lr-width", 1e-9, r"costs .* % of the target; give --budget"),
         ("lr-width", 0.0, "between 0 and 1"),
@@ -100,13 +97,13 @@ def test_what_is_proposed_keeps_the_budget_when_it_is_planned(name, overrides, b
         ("isoflop", 0.1, "search.flops"),
     ],
 )
-def test_a_budget_that_buys_nothing_is_refused_in_one_line(name, budget, told):
-    with pytest.raises(BadInput, match=told) as refused:
+def test_an_impossible_budget_is_refused_in_one_line(name, budget, message):
+    with pytest.raises(BadInput, match=message) as refused:
         plan(name, [], budget=budget)
     assert "\n" not in str(refused.value)
 
 
-def test_the_command_has_an_example():
-    shown = CliRunner().invoke(main, ["plan", "--help"]).output
-    assert "muxfer plan lr-width" in shown
-    assert "--budget" in shown
+def test_the_help_has_an_example():
+    printed = CliRunner().invoke(main, ["plan", "--help"]).output
+    assert "muxfer plan lr-width" in printed
+    assert "--budget" in printed
