@@ -25,10 +25,8 @@ def replace_file(path: Path, content: bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"{path} can't be written ({error.strerror or error}): free some space or give another folder, then run"
-            " the same command again"
-        ) from error
+        why = f"{path} can't be written ({error.strerror or error}): free some space or give another folder"
+        raise BadInput(f"{why}, then run the same command again") from error
     return path
 
 
@@ -54,25 +52,19 @@ def user_path(text: str, key: str) -> Path:
         path = Path(text).expanduser().absolute()
     except RuntimeError:
         raise BadInput(f"{key} {text[:60]!r}: there is no such user; write the folder out") from None
-    if not text or not text.isprintable() or len(str(path)) > 2000 or max(map(_bytes, path.parts)) > 200:
+    if not text or not text.isprintable() or len(str(path)) > 2000 or max(map(len, map(os.fsencode, path.parts))) > 200:
         raise BadInput(f"{key} {text[:60]!r}: expected printable names of at most 200 bytes each")
     return path
-
-
-def _bytes(name: str) -> int:
-    return len(name.encode(errors="surrogateescape"))
 
 
 def validate_writable(folder: Path) -> None:
     """Raise BadInput unless files can be made in the folder. The folder is created if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise BadInput(
-            f"output folder {folder} can't be written ({error.strerror}): give another one, output_dir=FOLDER"
-        ) from None
+        why = f"output folder {folder} can't be written ({error.strerror})"
+        raise BadInput(f"{why}: give another one, output_dir=FOLDER") from None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -82,9 +82,10 @@ def run_command(command: Callable[[], "CommandResult"], *, as_json: bool, plugin
                 allow(tuple(plugins), folder=os.getcwd())
             result = command()
             code = result.exit_code
-            text = _json_text(result.data) if as_json else redact(result.text)
+            timed = {**result.data, "wall_seconds": round(time.monotonic() - _BEGAN, 3)}
+            plain = json.dumps(redact_plain(timed), indent=2, allow_nan=False) if as_json else redact(result.text)
             _ignore_signals()  # a signal can't undo what is done
-            _print_result(printable(text), stdout)
+            _print_result(printable(plain), stdout)
         except click.ClickException:
             raise
         except (Exception, Interrupted) as error:
@@ -126,11 +127,6 @@ class _Stop:
             return
         signal.signal(signal.SIGALRM, self._raise)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-
-
-def _json_text(data: Mapping[str, Any]) -> str:
-    timed = {**data, "wall_seconds": round(time.monotonic() - _BEGAN, 3)}
-    return json.dumps(redact_plain(timed), indent=2, allow_nan=False)
 
 
 def _print_result(text: str, stdout: IO[str]) -> None:
@@ -194,7 +190,6 @@ AS_JSON, PLUGINS = "muxfer_json", "muxfer_plugins"
 
 
 def keep(ctx: click.Context, parameter: click.Parameter, value: bool | tuple[str, ...]) -> None:
-    """Keep an option's value in click's context, for `Command`."""
     ctx.meta[str(parameter.name)] = value
 
 

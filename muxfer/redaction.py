@@ -33,10 +33,7 @@ BY_NAME = re.compile(rf"(?:(?:[^:@/]*|{VARIABLE.pattern}):)?{VARIABLE.pattern}",
 MIN_SECRET, MIN_VALUE = 4, 6
 """Shorter values are not redacted: they are words that appear everywhere."""
 
-OUR_WORDS = {
-    *("finished", "diverged", "failed", "running"),
-    *("proxy", "target", "study", "transfers", "drifts", "abstains"),
-}
+OUR_WORDS = {"finished", "diverged", "failed", "running", "proxy", "target", "study", "transfers", "drifts", "abstains"}
 """muxfer's own words are never redacted. That would change results and protect nothing."""
 
 PLACES = ("output_dir", "data.path", "ledger.experiment")
@@ -74,11 +71,8 @@ def with_values(plain: Any, variables: dict[str, str], *, strict: bool = True) -
             if refused or (name not in os.environ and not default):
                 if not strict or path.startswith(UNUSED):
                     return leaf
-                why = (
-                    "whose name says secret: to use it, write it in your own configuration too"
-                    if refused
-                    else "which is not set: set it"
-                )
+                secret = "whose name says secret: to use it, write it in your own configuration too"
+                why = secret if refused else "which is not set: set it"
                 raise BadInput(f"the recorded configuration has {path}={leaf[:80]}, {why}")
         variables[path] = leaf
         remember_variables({path: leaf})
@@ -96,10 +90,8 @@ def recordable(plain: Any) -> Any:
             return leaf
         if path.startswith(UNUSED):
             return text
-        raise BadInput(
-            f"{path}={_without_credentials(leaf)[:80]} holds a secret in a URI, and would be recorded:"
-            " write ${oc.env:NAME} in its place, and set NAME"
-        )
+        why = f"{path}={_without_credentials(leaf)[:80]} holds a secret in a URI, and would be recorded"
+        raise BadInput(f"{why}: write ${{oc.env:NAME}} in its place, and set NAME")
 
     return _mapped(plain, strip)
 
@@ -186,9 +178,8 @@ def _is_plain(text: str) -> bool:
 
 
 def _decoded(text: str) -> Any:
-    words = {"true": True, "false": False, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if (word := text.lower()) in ("true", "false", "null"):
+        return json.loads(word)
     for kind in (int, float):
         try:
             number = kind(text)

@@ -80,10 +80,9 @@ def _refuse_links(folders: Sequence[StudyFolder]) -> None:
 def _refuse_undelivered(folders: Sequence[StudyFolder]) -> None:
     for files in folders:
         if spools := files.spools:
-            raise BadInput(
-                f"{spools[0]} holds what the ledger has not taken yet: let muxfer sweep {files.path.name[:-9]} finish"
-                " first with the ledger that it was written for, MLFLOW_TRACKING_URI=URI, or remove that file by hand"
-            )
+            finish = f"let muxfer sweep {files.path.name[:-9]} finish first with the ledger that it was written for"
+            why = f"{spools[0]} holds what the ledger has not taken yet: {finish}"
+            raise BadInput(f"{why}, MLFLOW_TRACKING_URI=URI, or remove that file by hand")
 
 
 def _sizes(folders: Sequence[StudyFolder]) -> str:
@@ -94,8 +93,7 @@ def _sizes(folders: Sequence[StudyFolder]) -> str:
 
 def _remove(folders: Sequence[StudyFolder], studies: Sequence[Study], request: Request) -> None:
     """Remove the folders while every study's lease is held: a driver may have started while the person decided."""
-    with contextlib.ExitStack() as leases:
-        ledger = leases.enter_context(open_ledger(request))
+    with open_ledger(request) as ledger, contextlib.ExitStack() as leases:
         for study in studies:
             leases.callback(ledger.acquire(study).release)
         _refuse_undelivered(folders)

@@ -89,16 +89,13 @@ def _study(study: Study, ledger: Ledger, *, trials: bool) -> dict[str, Any]:
     counts = Counter(states.values())
     settled = [record for record in records if record.key in states]
     best = min((r for r in settled if r.metric is not None), key=lambda record: record.metric or 0.0, default=None)
+    underway = [trial for trial in wanted if states[trial.key] in (TrialState.RUNNING, TrialState.INTERRUPTED)]
     data |= {
         "trials": len(wanted),
         "states": {str(state): counts[state] for state in TrialState if counts[state]},
         "lowest": None if best is None else {"setting": dict(best.setting), "metric": best.metric},
         "seconds_left": _seconds_left(wanted, standings) if driven else None,
-        "underway": [
-            _underway(trial, standings[trial.key], states[trial.key])
-            for trial in wanted
-            if states[trial.key] in (TrialState.RUNNING, TrialState.INTERRUPTED)
-        ],
+        "underway": [_underway(trial, standings[trial.key], states[trial.key]) for trial in underway],
         "failed": [
             {"key": record.key, "setting": dict(record.setting), "replicate": record.replicate, "error": record.error}
             for record in settled

@@ -112,8 +112,7 @@ def _write_page(session: Session, study: RecordedStudy, *, began: float) -> Path
     shown = [[r.key, r.outcome, r.metric, r.run_id] for r in sorted(study.records, key=lambda r: r.key)]
     content = content_hash(shown).encode()  # another ledger, which has no page yet, has other runs
     if not files.report.is_file() or content_of(files.report_content) != content:
-        wall_seconds = time.monotonic() - began
-        write_report(session.request, study, session.ledger, wall_seconds=wall_seconds)
+        write_report(session.request, study, session.ledger, wall_seconds=time.monotonic() - began)
         session.ledger.attach([files.report, *files.figures])
         replace_file(files.report_content, content)
     return files.report
@@ -131,7 +130,7 @@ def _result(
     best = study.best
     failed = [record for record in study.records if record.outcome is Outcome.FAILED]
     by_key = {record.key: record for record in study.records}
-    data = {
+    data: dict[str, Any] = {
         "sweep": request.name,
         "study": request.study.key,
         "trials": [_trial_data(trial, by_key.get(trial.key)) for trial in study.trials],

@@ -67,6 +67,7 @@ def _lines(choice: Choice) -> list[str]:
 def _data(choice: Choice, name: str) -> dict[str, Any]:
     target, task = choice.target, choice.target.task
     source = {"sweep": name, "study": choice.study.study.key, "trial": target.winner.key}
+    why = None if isinstance(choice.band, LossBand) else choice.band
     return {
         "source": source | {"plan_hash": choice.scales.hash},
         "setting": dict(target.trial.setting),
@@ -76,10 +77,7 @@ def _data(choice: Choice, name: str) -> dict[str, Any]:
         "groups": scale_groups(choice.scales, task),
         "settings": [asdict(setting) for setting in target.settings],
         "sized": choice.sizing,
-        "guard": {
-            "watched": choice.watched_band is not None,
-            "why": None if isinstance(choice.band, LossBand) else choice.band,
-        },
+        "guard": {"watched": choice.watched_band is not None, "why": why},
         "forced": list(target.forced),
     }
 

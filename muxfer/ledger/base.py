@@ -46,10 +46,11 @@ class Lease(Protocol):
         """Whether the lease is still ours, by the last look at the store. After a False we must end."""
 
     def surely_held(self) -> bool:
-        """As `held`, but looks at the store if nobody has looked for a time-to-live. LedgerUnreachable."""
+        """As `held`, but looks at the store if nobody has looked for a time-to-live: we were stopped, or cut off.
+        Raises LedgerUnreachable if the store does not answer. The call may wait for the store."""
 
     def overtaken(self) -> bool:
-        """As `lost`, but always looks at the store first. An unreachable store changes nothing."""
+        """As `lost`, but looks at the store first, as we may have been stopped. An unreachable store changes nothing."""
 
     def release(self) -> None: ...
 
@@ -83,9 +84,7 @@ class Ledger(Protocol):
         """One curve of every trial, by trial key. It takes one query for each trial."""
 
     def begin(self, trial: Trial) -> None: ...
-
     def report(self, key: str, points: Sequence[Point]) -> None: ...
-
     def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None: ...
 
     def attach(self, artifacts: Iterable[Path], *, key: str | None = None) -> None:

@@ -41,10 +41,8 @@ def hold_folder(home: Path, ledger: str, where: str) -> Callable[[], None]:
             if other == ledger:
                 break
             if other_where:
-                raise StudyBusy(
-                    f"{home} is in use by a driver of another ledger, {other_where}: wait until it has ended, or give"
-                    " this one a folder of its own, output_dir=FOLDER"
-                ) from None
+                busy = f"{home} is in use by a driver of another ledger, {other_where}: wait until it has ended"
+                raise StudyBusy(f"{busy}, or give this one a folder of its own, output_dir=FOLDER") from None
         except OSError:
             file.close()
             break

@@ -49,8 +49,7 @@ class Holder:
         data = json.loads(text)
         values = {name: data[name] for name in cls.__dataclass_fields__ if name in data and name != "beat"}
         for name, value in values.items():
-            expected = {"pid": int, "ttl_seconds": int | float}.get(name, str)
-            if not isinstance(value, expected):
+            if not isinstance(value, {"pid": int, "ttl_seconds": int | float}.get(name, str)):
                 raise TypeError(f"{name} is {value!r}")
         holder = cls(**values)
         if holder.pid < 1 or not 0 <= holder.ttl_seconds <= LONGEST_LEASE_SECONDS:

@@ -52,12 +52,10 @@ class LeaseStore(Protocol):
     """Where the lease of one study is kept. Every call may raise LedgerUnreachable."""
 
     def read(self) -> Claims: ...
-
     def claim(self, epoch: int, holder: Holder) -> bool:
         """Compare-and-set: exactly one of all who claim an epoch gets True."""
 
     def beat(self, epoch: int, count: int) -> None: ...
-
     def release(self, epoch: int, holder: Holder) -> None: ...
 
 
@@ -86,14 +84,11 @@ class HeldLease:
         return not (self._lost or self._done.is_set())
 
     def surely_held(self) -> bool:
-        """As `held`, but looks at the store if nobody has looked for a time-to-live: we were stopped, or cut off.
-        Raises LedgerUnreachable if the store does not answer. The call may wait for the store."""
         if time.monotonic() - self._looked > self._ttl_seconds:
             self._look()
         return self.held()
 
     def overtaken(self) -> bool:
-        """As `lost`, but looks at the store first. A process that was stopped may not have looked yet."""
         if not self._lost:
             with contextlib.suppress(LedgerUnreachable):
                 self._look()

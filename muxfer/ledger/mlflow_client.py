@@ -15,21 +15,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
 from muxfer.errors import BadInput, LedgerUnreachable, MuxferError
 from muxfer.garbage import collection_paused
+from muxfer.ledger import tracking_uri
 from muxfer.ledger.sqlite_database import LOCKED, artifact_folder_name, creating_database, locked_error
-from muxfer.ledger.tracking_uri import (
-    redact_uri,
-    short_reason,
-    sqlite_path,
-    unreachable_error,
-    uri_secrets,
-    validate_port,
-)
 
 T = TypeVar("T")
 
@@ -59,12 +52,12 @@ class TrackingStore:
     """One MLflow tracking store. It connects at the first call. Every call may raise LedgerUnreachable."""
 
     def __init__(self, uri: str) -> None:
-        self.where = redact_uri(uri)
-        self._database = sqlite_path(uri)
+        self.where = tracking_uri.redact_uri(uri)
+        self._database = tracking_uri.sqlite_path(uri)
         self.uri = uri if self._database is None else f"sqlite:///{self._database}"
         self._client: Any = None
         self._mlflow: Any = None
-        self._secrets = uri_secrets(uri)
+        self._secrets = tracking_uri.uri_secrets(uri)
 
     @property
     def absent(self) -> bool:
@@ -76,9 +69,8 @@ class TrackingStore:
         BadInput if it was deleted."""
         experiment = self._ask(lambda client: client.get_experiment_by_name(name))
         if experiment is None and create:
-            location = (
-                None if self._database is None else str(self._database.parent / "mlruns" / artifact_folder_name(name))
-            )
+            home = None if self._database is None else self._database.parent
+            location = None if home is None else str(home / "mlruns" / artifact_folder_name(name))
             with contextlib.suppress(Refused):  # another driver has created it
                 self._ask(lambda client: client.create_experiment(name, artifact_location=location), attempts=1)
             experiment = self._ask(lambda client: client.get_experiment_by_name(name))
@@ -105,17 +97,15 @@ class TrackingStore:
         return runs
 
     def _search(self, experiment_id: str, query: str, *, deleted: bool) -> list[Any]:
-        view = 3 if deleted else 1  # ViewType.ALL, ACTIVE_ONLY
         runs: list[Any] = []
-        token = None
+        options = {"run_view_type": 3 if deleted else 1, "max_results": PAGE}  # ViewType.ALL, ACTIVE_ONLY
         while True:
-            options = {"run_view_type": view, "max_results": PAGE, "page_token": token}
             with collection_paused():
-                page = self._ask(partial(_search, experiment_id, query, options))
+                page = self._ask(methodcaller("search_runs", [experiment_id], query, **options))
             runs += page
-            token = page.token
-            if not token:
+            if not page.token:
                 return runs
+            options["page_token"] = page.token
 
     def curve(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """The points (step, value) of one metric of a run, by step."""
@@ -124,12 +114,8 @@ class TrackingStore:
 
     def create_run(self, experiment_id: str, *, name: str, start_ms: int, tags: Mapping[str, str]) -> Any:
         """Create a run. After an error the run may exist, now or later: search for it before a retry."""
-        return self._ask(
-            lambda client: client.create_run(
-                experiment_id, start_time=start_ms, tags=_expect_storable(tags), run_name=name
-            ),
-            attempts=1,
-        )
+        options = {"start_time": start_ms, "tags": _expect_storable(tags), "run_name": name}
+        return self._ask(methodcaller("create_run", experiment_id, **options), attempts=1)
 
     def log(
         self,
@@ -140,7 +126,8 @@ class TrackingStore:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Write points, params and tags of a run, in as few batches as the store takes. All may be sent again."""
-        kinds = self._kinds()
+        self._connect()
+        kinds = self._mlflow.entities
         points = [kinds.Metric(name, value, stamp, step) for name, value, stamp, step in metrics]
         pairs = [kinds.Param(name, value[:MAX_PARAM_CHARACTERS]) for name, value in (params or {}).items()]
         labels = [kinds.RunTag(name, value) for name, value in _expect_storable(tags or {}).items()]
@@ -148,11 +135,11 @@ class TrackingStore:
         starts = range(0, max(len(pairs), len(labels)), MAX_TAGS)
         room = MAX_METRICS - 2 * MAX_TAGS if starts else MAX_METRICS  # the limit is for all kinds together
         while len(points) > room:
-            self._ask(partial(_log_batch, run_id, metrics=points[:MAX_METRICS]))
+            self._ask(methodcaller("log_batch", run_id, metrics=points[:MAX_METRICS]))
             del points[:MAX_METRICS]
         for start in starts or range(bool(points)):
             part = slice(start, start + MAX_TAGS)
-            self._ask(partial(_log_batch, run_id, metrics=points, params=pairs[part], tags=labels[part]))
+            self._ask(methodcaller("log_batch", run_id, metrics=points, params=pairs[part], tags=labels[part]))
             points = []
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
@@ -173,7 +160,7 @@ class TrackingStore:
         return True
 
     def delete(self, run_id: str) -> None:
-        self._ask(lambda client: client.delete_run(run_id))
+        self._ask(methodcaller("delete_run", run_id))
 
     def upload(self, run_id: str, path: Path) -> None:
         self._upload(run_id, lambda client: client.log_artifact(run_id, str(path)))
@@ -189,10 +176,6 @@ class TrackingStore:
             self._ask(lambda client: client.get_run(run_id))
             raise Refused(f"an artifact was not taken: {error}") from None
 
-    def _kinds(self) -> Any:
-        self._connect()
-        return self._mlflow.entities
-
     def _ask(self, request: Callable[[Any], T], *, attempts: int = READ_ATTEMPTS) -> T:
         """Send a request through the client, up to `attempts` times, and turn its failures into errors of ours."""
         client = self._connect()
@@ -203,8 +186,9 @@ class TrackingStore:
             except Exception as error:
                 attempts -= 1
                 code = getattr(error, "error_code", None)
+                why = tracking_uri.short_reason(error, self._secrets)
                 if code in ("RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                    raise Refused(f"the ledger {self.where} refused: {self._short(error)}") from None
+                    raise Refused(f"the ledger {self.where} refused: {why}") from None
                 if self._database is not None and LOCKED in str(error):
                     if time.monotonic() < deadline:
                         time.sleep(0.05)
@@ -212,14 +196,14 @@ class TrackingStore:
                     raise locked_error(self._database) from None
                 if attempts > 0 and "timed out" not in str(error):  # a server that hangs would hang again
                     continue
-                raise unreachable_error(self.where, self._short(error)) from None
+                raise tracking_uri.unreachable_error(self.where, why) from None
 
     def _connect(self) -> Any:
         if self._client is None:
             for name, value in QUIET.items():
                 os.environ.setdefault(name, value)
             if self._database is None:
-                validate_port(self.uri, self.where)
+                tracking_uri.validate_port(self.uri, self.where)
             with warnings.catch_warnings(), collection_paused():
                 warnings.simplefilter("ignore")  # mlflow warns of its own libraries: our users can do nothing there
                 self._client = self._import_and_connect()
@@ -244,22 +228,9 @@ class TrackingStore:
             raise
         except Exception as error:
             if "out-of-date database schema" in str(error) or "Can't locate revision" in str(error):
-                raise BadInput(
-                    f"the ledger {self.where} was written by another version of MLflow; back it up and run:"
-                    f" mlflow db upgrade {self.where}"
-                ) from None
-            raise unreachable_error(self.where, self._short(error)) from None
-
-    def _short(self, error: BaseException) -> str:
-        return short_reason(error, self._secrets)
-
-
-def _search(experiment_id: str, query: str, options: Mapping[str, Any], client: Any) -> Any:
-    return client.search_runs([experiment_id], query, **options)
-
-
-def _log_batch(run_id: str, client: Any, **batch: Any) -> None:
-    client.log_batch(run_id, **batch)
+                why = f"the ledger {self.where} was written by another version of MLflow"
+                raise BadInput(f"{why}; back it up and run: mlflow db upgrade {self.where}") from None
+            raise tracking_uri.unreachable_error(self.where, tracking_uri.short_reason(error, self._secrets)) from None
 
 
 def _expect_storable(tags: Mapping[str, str]) -> dict[str, str]:

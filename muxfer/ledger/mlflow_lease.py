@@ -79,9 +79,8 @@ def read_claims(runs: Sequence[Any]) -> Claims:
             try:
                 holder = Holder.from_json(text)
             except (ValueError, TypeError, RecursionError):
-                raise BadInput(
-                    f"param lease.e{epoch} of run {run.info.run_id} was not written by muxfer: delete that run"
-                ) from None
+                param = f"param lease.e{epoch} of run {run.info.run_id}"
+                raise BadInput(f"{param} was not written by muxfer: delete that run") from None
             if f"lease.released.e{epoch}.{holder.token}" not in tags:
                 holders[holder.token] = holder
         beats[run.info.run_id] = tags.get(f"lease.beat.e{epoch}", "")

@@ -92,9 +92,8 @@ class MlflowLedger:
             sweep = tags.get("muxfer.sweep", "")
             if name in (None, sweep):
                 if (key := tags.get("muxfer.study")) is None:
-                    raise BadInput(
-                        f"run {run.info.run_id} has no tag muxfer.study, so it was not written by muxfer: delete it"
-                    )
+                    missing = f"run {run.info.run_id} has no tag muxfer.study"
+                    raise BadInput(f"{missing}, so it was not written by muxfer: delete it")
                 with parsing_tag(run, "muxfer.study"):
                     validate_key(key)
                 with parsing_tag(run, "muxfer.identity"):
@@ -200,22 +199,14 @@ class MlflowLedger:
     def begin(self, trial: Trial) -> None:
         self._open_trials.add(trial.key)
         trial = replace(trial, task=with_variable_names(trial.task, self._variables))
-        self._write(
-            {
-                "op": "begin",
-                "key": validate_key(trial.key),
-                "name": redact(run_name(trial))[:RUN_NAME_CHARACTERS],
-                "start_ms": now_ms(),
-                "tags": {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial)),
-                "params": redact_plain(trial_params(trial)),
-                "task": redact_plain(trial.task),
-            }
-        )
+        tags = {"muxfer.kind": trial.kind} | redact_plain(lineage_tags(trial))
+        name = redact(run_name(trial))[:RUN_NAME_CHARACTERS]
+        plain = {"tags": tags, "params": redact_plain(trial_params(trial)), "task": redact_plain(trial.task)}
+        self._write({"op": "begin", "key": validate_key(trial.key), "name": name, "start_ms": now_ms(), **plain})
 
     def report(self, key: str, points: Sequence[Point]) -> None:
         if points:
-            triples = [[point.name, point.step, point.value] for point in points]
-            self._write({"op": "points", "key": key, "points": triples})
+            self._write({"op": "points", "key": key, "points": [[p.name, p.step, p.value] for p in points]})
 
     def settle(self, record: Record, artifacts: Iterable[Path] = ()) -> None:
         self._open_trials.discard(record.key)

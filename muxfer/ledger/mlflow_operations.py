@@ -68,15 +68,8 @@ class _Duplicates(TypedDict):
     key: str
 
 
-FORMS = {
-    "begin": _Begin,
-    "points": _Points,
-    "settle": _Settle,
-    "file": _File,
-    "text": _Text,
-    "rest": _Rest,
-    "duplicates": _Duplicates,
-}
+FORMS: dict[str, Any] = {"begin": _Begin, "points": _Points, "settle": _Settle, "file": _File}
+FORMS |= {"text": _Text, "rest": _Rest, "duplicates": _Duplicates}
 
 
 def validate_operation(operation: Operation) -> None:

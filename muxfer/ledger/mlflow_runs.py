@@ -8,19 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from muxfer.ledger import mlflow_tags
 from muxfer.ledger.base import Operation
 from muxfer.ledger.mlflow_client import Metric, Refused, TrackingStore
 from muxfer.ledger.mlflow_operations import resolve_spooled_path, validate_operation
-from muxfer.ledger.mlflow_tags import (
-    SCHEMA,
-    choose_run,
-    claimed_epoch,
-    now_ms,
-    pretty_json,
-    recorded_epoch,
-    refuse_newer_schema,
-    split_tag,
-)
 from muxfer.trial import NUMERICS_VERSION, Outcome, Study, content_hash
 
 _logger = logging.getLogger(__name__)
@@ -53,17 +44,16 @@ class StudyRuns:
         tags = {
             **wanted,
             "muxfer.sweep": self._study.name,
-            "muxfer.schema": str(SCHEMA),
+            "muxfer.schema": str(mlflow_tags.SCHEMA),
             "muxfer.numerics": str(NUMERICS_VERSION),
-            **split_tag("muxfer.identity", json.dumps(self._study.identity, sort_keys=True)),
+            **mlflow_tags.split_tag("muxfer.identity", json.dumps(self._study.identity, sort_keys=True)),
         }
-        run = self._find_or_create(wanted, name=self._study.label, start_ms=now_ms(), tags=tags)
+        run = self._find_or_create(wanted, name=self._study.label, start_ms=mlflow_tags.now_ms(), tags=tags)
         self._parent_id = run.info.run_id
-        recorded_hash = run.data.tags.get("muxfer.config_hash")
         is_running = run.info.status == "RUNNING"
-        if config is None or recorded_hash == content_hash(config):
+        if config is None or run.data.tags.get("muxfer.config_hash") == content_hash(config):
             return False, is_running
-        text = split_tag("muxfer.config", json.dumps(config, allow_nan=False))
+        text = mlflow_tags.split_tag("muxfer.config", json.dumps(config, allow_nan=False))
         self._store.log(self._parent_id, tags={"muxfer.config_hash": content_hash(config), **text})
         return True, is_running
 
@@ -133,16 +123,11 @@ class StudyRuns:
             self._upload(self._parent_id, operation)
 
     def _apply_begin(self, key: str, operation: Operation) -> None:
-        tags = {
-            "muxfer.key": key,
-            "muxfer.study": self._study.key,
-            "mlflow.parentRunId": self._parent_id,
-            **operation["tags"],
-        }
+        tags = {"muxfer.key": key, "muxfer.study": self._study.key, "mlflow.parentRunId": self._parent_id}
+        tags |= operation["tags"]
         wanted = {name: tags[name] for name in ("muxfer.key", "muxfer.study")}
         run = self._find_or_create(wanted, name=operation["name"], start_ms=operation["start_ms"], tags=tags)
-        highest = claimed_epoch(run)
-        epoch = operation["epoch"]
+        highest, epoch = mlflow_tags.claimed_epoch(run), operation["epoch"]
         is_first = highest in (0, epoch)  # also where the first one is applied again
         if epoch >= highest:
             if not self._parent_is_running:
@@ -157,29 +142,20 @@ class StudyRuns:
         self._known[key] = (run.info.run_id, run.info.start_time, max(highest, epoch))
         # The artifact comes last, and may fail: the artifact store may be full while the records still have room.
         if is_first:
-            self._try(self._store.upload_text, run.info.run_id, "task.json", pretty_json(operation["task"]))
+            self._try(self._store.upload_text, run.info.run_id, "task.json", mlflow_tags.pretty_json(operation["task"]))
 
     def _apply_settle(self, key: str, operation: Operation) -> None:
         run_id, start_ms, claim = self._run(key)
-        record = operation["record"]
-        epoch = operation["epoch"]
+        record, epoch = operation["record"], operation["epoch"]
         if claim > epoch:
             return  # a newer driver has begun this trial: our late record does not count
         numbers = {"validation_loss": record["metric"], "train_seconds": record["train_seconds"]}
         step = record["step"]
-        self._store.log(
-            run_id,
-            metrics=[
-                (name, value, start_ms + step, step)
-                for name, value in numbers.items()
-                if value is not None and math.isfinite(value)
-            ],
-            tags={
-                "muxfer.outcome": record["outcome"],
-                "muxfer.step": str(step),
-                f"muxfer.record.e{epoch}": json.dumps(record | {"epoch": epoch}, allow_nan=False),
-            },
-        )
+        finite = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+        metrics = [(name, value, start_ms + step, step) for name, value in finite.items()]
+        tags = {"muxfer.outcome": record["outcome"], "muxfer.step": str(step)}
+        tags[f"muxfer.record.e{epoch}"] = json.dumps(record | {"epoch": epoch}, allow_nan=False)
+        self._store.log(run_id, metrics=metrics, tags=tags)
         self._store.set_status(run_id, STATUS[Outcome(record["outcome"])], operation["end_ms"])
         self._unverified[run_id] = epoch
 
@@ -187,19 +163,18 @@ class StudyRuns:
         """Read the claims of these trials again, in one request. A newer driver may have begun them."""
         known = {self._known.pop(key)[0]: key for key in keys if key in self._known}
         for run in self._store.runs(self._experiment_id, [*known]):
-            self._known[known[run.info.run_id]] = (run.info.run_id, run.info.start_time, claimed_epoch(run))
+            self._known[known[run.info.run_id]] = (run.info.run_id, run.info.start_time, mlflow_tags.claimed_epoch(run))
 
     def _correct_late_writes(self) -> None:
         """After writes, see whether a newer driver has one of the trials by now. If so, restore what it wrote. A status
         and a tag bear no epoch. A driver that was stopped just before it wrote them would leave a wrong value."""
         for run in self._store.runs(self._experiment_id, [*self._unverified]):
-            newest = max(claimed_epoch(run), recorded_epoch(run))
+            newest = max(mlflow_tags.claimed_epoch(run), mlflow_tags.recorded_epoch(run))
             if newest > self._unverified[run.info.run_id]:
                 self._try(self._restore, run, newest)
         self._unverified.clear()
 
     def _restore(self, run: Any, newest: int) -> None:
-        """Write the status, outcome and step of the newest epoch again."""
         record = json.loads(run.data.tags.get(f"muxfer.record.e{newest}", '{"outcome": null, "step": 0}'))
         tags = {"muxfer.outcome": record["outcome"] or "running", "muxfer.step": str(record["step"])}
         self._store.log(run.info.run_id, tags=tags)
@@ -240,19 +215,19 @@ class StudyRuns:
             if not runs:
                 raise Refused(f"trial {key} has no run in this ledger")
             run = self._choose_and_delete_others(runs)
-            self._known[key] = (run.info.run_id, run.info.start_time, claimed_epoch(run))
+            self._known[key] = (run.info.run_id, run.info.start_time, mlflow_tags.claimed_epoch(run))
         return self._known[key]
 
     def _find_or_create(self, wanted: Mapping[str, str], *, name: str, start_ms: int, tags: Mapping[str, str]) -> Any:
         runs = self._store.search(self._experiment_id, wanted)
         if not runs:
             return self._store.create_run(self._experiment_id, name=name, start_ms=start_ms, tags=tags)
-        refuse_newer_schema(runs, self._study.label)
+        mlflow_tags.refuse_newer_schema(runs, self._study.label)
         return self._choose_and_delete_others(runs)
 
     def _choose_and_delete_others(self, runs: Sequence[Any]) -> Any:
         """Choose the run that counts from the runs of one key, and delete the others. A late `create_run` made them."""
-        chosen = choose_run(runs)
+        chosen = mlflow_tags.choose_run(runs)
         for run in runs:
             if run is not chosen:
                 self._store.log(run.info.run_id, tags={"muxfer.duplicate": chosen.info.run_id})

@@ -33,9 +33,8 @@ def parsing_tag(run: Any, tag: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"tag {tag} of run {run.info.run_id} was not written by muxfer ({error}): correct it or delete that run"
-        ) from None
+        where = f"tag {tag} of run {run.info.run_id}"
+        raise BadInput(f"{where} was not written by muxfer ({error}): correct it or delete that run") from None
 
 
 def read_json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
@@ -50,13 +49,12 @@ def read_json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
 
 def read_record(run: Any) -> Record | None:
     """The record of the highest epoch. None if a driver of a higher epoch has begun the trial again."""
-    tags = run.data.tags
     newest = recorded_epoch(run)
     if newest < 0 or newest < claimed_epoch(run):
         return None
     tag = f"muxfer.record.e{newest}"
     with parsing_tag(run, tag):
-        return replace(Record.from_dict(json.loads(tags[tag])), run_id=run.info.run_id)
+        return replace(Record.from_dict(json.loads(run.data.tags[tag])), run_id=run.info.run_id)
 
 
 def cut_error(text: str) -> str:
@@ -107,14 +105,12 @@ def validate_key(key: Any) -> str:
 
 def claimed_epoch(run: Any) -> int:
     """The highest epoch that claimed this run, 0 if none did."""
-    claims = [int(name[14:]) for name in run.data.tags if re.fullmatch(r"muxfer\.claim\.e\d+", name)]
-    return max(claims, default=0)
+    return max((int(tag[14:]) for tag in run.data.tags if re.fullmatch(r"muxfer\.claim\.e\d+", tag)), default=0)
 
 
 def recorded_epoch(run: Any) -> int:
     """The highest epoch that settled this run, -1 if none did."""
-    epochs = [int(name[15:]) for name in run.data.tags if re.fullmatch(r"muxfer\.record\.e\d+", name)]
-    return max(epochs, default=-1)
+    return max((int(tag[15:]) for tag in run.data.tags if re.fullmatch(r"muxfer\.record\.e\d+", tag)), default=-1)
 
 
 def choose_run(runs: Sequence[Any]) -> Any:
@@ -129,9 +125,8 @@ def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
     except ValueError:
         raise BadInput(f"a tag muxfer.schema of {what} was not written by muxfer: correct it or delete it") from None
     if newest > SCHEMA:
-        raise BadInput(
-            f"{what} was written by a newer muxfer (ledger schema {newest}, this one knows {SCHEMA}): upgrade muxfer"
-        )
+        versions = f"ledger schema {newest}, this one knows {SCHEMA}"
+        raise BadInput(f"{what} was written by a newer muxfer ({versions}): upgrade muxfer")
 
 
 def split_tag(name: str, text: str) -> dict[str, str]:

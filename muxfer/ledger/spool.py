@@ -76,11 +76,14 @@ class Spool:
             chunk = file.read(min(limit_bytes, stop - start))
             if not chunk.endswith(b"\n"):
                 chunk += file.readline()
-        operations = []
+        operations: list[Operation] = []
         for line in chunk.splitlines():
-            if (operation := _parse(line)) is not None:
+            operation = None
+            with contextlib.suppress(ValueError, RecursionError):
+                operation = json.loads(line)
+            if isinstance(operation, dict):
                 operations.append(operation)
-            else:
+            else:  # the disk or somebody else has changed the line
                 _logger.warning("a damaged line of %s was skipped: %r", self.path, line[:80])
         return operations, start + len(chunk)
 
@@ -157,10 +160,8 @@ class Spool:
                     continue
             except FileNotFoundError:
                 continue
-            raise BadInput(
-                f"{path} is no file that muxfer may read and write: expected a spool of muxfer's, or nothing;"
-                " move it away and run the same command again"
-            )
+            why = f"{path} is no file that muxfer may read and write: expected a spool of muxfer's, or nothing"
+            raise BadInput(f"{why}; move it away and run the same command again")
 
     def _length_of_whole_lines(self) -> int:
         """The length of the file in bytes, up to the end of its last whole line."""
@@ -170,8 +171,7 @@ class Spool:
                 while size:
                     start = max(0, size - CHUNK_BYTES)
                     file.seek(start)
-                    end = file.read(size - start).rfind(b"\n")
-                    if end >= 0:
+                    if (end := file.read(size - start).rfind(b"\n")) >= 0:
                         return start + end + 1
                     size = start
                 return 0
@@ -185,12 +185,3 @@ class Spool:
         except (FileNotFoundError, ValueError):
             return 0
         return offset if 0 <= offset <= self.appended else 0
-
-
-def _parse(line: bytes) -> Operation | None:
-    """The operation in a line of a spool. None if the disk or somebody else has changed the line."""
-    try:
-        operation = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return operation if isinstance(operation, dict) else None

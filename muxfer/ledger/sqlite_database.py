@@ -49,9 +49,8 @@ def creating_database(database: Path) -> Iterator[Path | None]:
             finally:
                 _remove(new)
     except OSError as error:
-        raise BadInput(
-            f"the ledger {database} can't be created ({error.strerror}): give another, ledger.tracking_uri=URI"
-        ) from None
+        why = f"the ledger {database} can't be created ({error.strerror})"
+        raise BadInput(f"{why}: give another, ledger.tracking_uri=URI") from None
 
 
 @contextmanager
@@ -67,10 +66,8 @@ def _locked(lock: Path) -> Iterator[None]:
                     lock.unlink(missing_ok=True)
                 return
         if time.monotonic() - began > LOCK_SECONDS:
-            raise LedgerUnreachable(
-                f"another process has been making the ledger beside {lock} for {LOCK_SECONDS:g} s: let it finish, or"
-                " end it if it is stopped, and try again"
-            )
+            why = f"another process has been making the ledger beside {lock} for {LOCK_SECONDS:g} s"
+            raise LedgerUnreachable(f"{why}: let it finish, or end it if it is stopped, and try again")
         time.sleep(0.05)
 
 
@@ -94,35 +91,25 @@ def _is_made(database: Path) -> bool:
     if not database.is_file():
         raise BadInput(f"the ledger {database} is not a file: give another, ledger.tracking_uri=sqlite:///FILE.db")
     # Not read-only: the next connection must roll back what a killed process left half written.
-    connection = sqlite3.connect(f"file:{_quoted(database)}?mode=rw", uri=True, timeout=20)
+    quoted = str(database).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode=rw", uri=True, timeout=20)
     try:
         tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        filled = [name for name in ("alembic_version", "runs") if name in tables and _has_rows(connection, name)]
+        ours = tables & {"alembic_version", "runs"}
+        filled = any(connection.execute(f"select 1 from {name} limit 1").fetchone() for name in ours)
     except sqlite3.OperationalError as error:  # locked, disk full, no permission: the file itself may be good
         if LOCKED in str(error):
             raise locked_error(database) from None
         raise unreachable_error(str(database), str(error)) from None
     except sqlite3.DatabaseError as error:
-        raise BadInput(
-            f"the ledger {database} can't be read ({error}): expected a SQLite database of MLflow's;"
-            " restore it from a backup, or move it away to start a new one"
-        ) from None
+        why = f"the ledger {database} can't be read ({error}): expected a SQLite database of MLflow's"
+        raise BadInput(f"{why}; restore it from a backup, or move it away to start a new one") from None
     finally:
         connection.close()
     if tables - {"alembic_version", "sqlite_sequence"} and "experiments" not in tables:
-        raise BadInput(
-            f"the ledger {database} is a database of another program: expected one of MLflow's, or none;"
-            " give another, ledger.tracking_uri=sqlite:///FILE.db"
-        )
-    return bool(filled)
-
-
-def _has_rows(connection: sqlite3.Connection, table: str) -> bool:
-    return connection.execute(f"select 1 from {table} limit 1").fetchone() is not None
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        why = f"the ledger {database} is a database of another program: expected one of MLflow's, or none"
+        raise BadInput(f"{why}; give another, ledger.tracking_uri=sqlite:///FILE.db")
+    return filled
 
 
 def locked_error(database: Path) -> LedgerUnreachable:

@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.redaction import redact
@@ -94,25 +94,21 @@ def validate_port(uri: str, where: str) -> None:
     try:
         port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:
-        raise BadInput(
-            f"ledger.tracking_uri {where}: the port is not a number; {EXPECTED_URI}, and in a password %2F for /"
-        ) from None
-    if host is None or port is None or _proxied(parts):
+        why = f"ledger.tracking_uri {where}: the port is not a number"
+        raise BadInput(f"{why}; {EXPECTED_URI}, and in a password %2F for /") from None
+    proxies = (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY")
+    if host is None or port is None or any(map(os.environ.get, proxies)):
         return
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
-        short = next(
-            (short for words, short in SHORT_REASONS.items() if words in str(error)), error.strerror or "no route"
-        )
-        raise unreachable_error(where, short) from None
+        reasons = (short for words, short in SHORT_REASONS.items() if words in str(error))
+        raise unreachable_error(where, next(reasons, error.strerror or "no route")) from None
 
 
 def unreachable_error(where: str, why: str) -> LedgerUnreachable:
-    return LedgerUnreachable(
-        f"the ledger {where} gave no answer ({why}); expected an MLflow tracking store there: start it,"
-        " or give another, ledger.tracking_uri=URI or MLFLOW_TRACKING_URI"
-    )
+    what = f"the ledger {where} gave no answer ({why}); expected an MLflow tracking store there"
+    return LedgerUnreachable(f"{what}: start it, or give another, ledger.tracking_uri=URI or MLFLOW_TRACKING_URI")
 
 
 def short_reason(error: BaseException, secrets: Iterable[str]) -> str:
@@ -123,12 +119,7 @@ def short_reason(error: BaseException, secrets: Iterable[str]) -> str:
             return short
     for secret in secrets:
         text = text.replace(secret, "***")
-    text = " ".join(redact(text).split())
-    return text[:160] or type(error).__name__
-
-
-def _proxied(parts: SplitResult) -> bool:
-    return any(os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY"))
+    return " ".join(redact(text).split())[:160] or type(error).__name__
 
 
 def uri_secrets(uri: str) -> list[str]:

@@ -93,10 +93,8 @@ class Writer:
         state = f"{pending_bytes} bytes wait in {folder}; nothing is lost"
         if self.spool.in_memory:
             state = f"{folder} can't take them either, but the checkpoints hold them: free some space"
-        return LedgerUnreachable(
-            f"{self._where} took nothing more within {timeout_seconds:g} s{why}:"
-            f" {state}, run the same command again when it answers"
-        )
+        what = f"{self._where} took nothing more within {timeout_seconds:g} s{why}"
+        return LedgerUnreachable(f"{what}: {state}, run the same command again when it answers")
 
     def stop(self, timeout_seconds: float, *, fenced: bool = False) -> None:
         """End the thread. Operations that are not applied stay in the spool, unless we are `fenced`. A fenced driver
@@ -140,9 +138,8 @@ class Writer:
         try:
             self.spool.sync()
         except OSError as error:
-            _logger.warning(
-                "%s can't be written (%s); its operations wait in memory", self.spool.path, error.strerror or error
-            )
+            why = error.strerror or error
+            _logger.warning("%s can't be written (%s); its operations wait in memory", self.spool.path, why)
         spool = next((spool for spool in self._spools if spool.pending_bytes), None)
         if spool is None:
             return
