@@ -50,7 +50,7 @@ class Lease(Protocol):
         Raises LedgerUnreachable if the store does not answer. The call may wait for the store."""
 
     def overtaken(self) -> bool:
-        """As `lost`, but looks at the store first, as we may have been stopped. An unreachable store changes nothing."""
+        """As `lost`, but looks at the store first: we may have been stopped. An unreachable store changes nothing."""
 
     def release(self) -> None: ...
 
