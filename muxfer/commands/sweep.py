@@ -130,7 +130,7 @@ def _result(
     best = study.best
     failed = [record for record in study.records if record.outcome is Outcome.FAILED]
     by_key = {record.key: record for record in study.records}
-    data: dict[str, Any] = {
+    data = {
         "sweep": request.name,
         "study": request.study.key,
         "trials": [_trial_data(trial, by_key.get(trial.key)) for trial in study.trials],
