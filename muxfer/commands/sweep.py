@@ -53,10 +53,10 @@ def sweep(
     ):
         try:
             with drive(request, ledger=ledger) as session:
-                before = session.records()
+                known = session.records()
                 ran = session.run(
-                    propose(before),
-                    before,
+                    propose(known),
+                    known,
                     start_executor=start_ray,
                     more=propose,
                     deadline=deadline,
