@@ -53,14 +53,9 @@ def sweep(
     ):
         try:
             with drive(request, ledger=ledger) as session:
-                known = session.records()
+                seen = session.records()
                 ran = session.run(
-                    propose(known),
-                    known,
-                    start_executor=start_ray,
-                    more=propose,
-                    deadline=deadline,
-                    retention=retention,
+                    propose(seen), seen, start_executor=start_ray, more=propose, deadline=deadline, retention=retention
                 )
                 records = session.records()
                 study = RecordedStudy(
