@@ -134,7 +134,7 @@ def test_an_export_of_weights_that_went_says_so(tmp_path):
     save(tmp_path / "trials", "a", 20)
     assert weights_of(record("a", 0.5), StudyFolder(tmp_path)).keys() == {"w"}
     checkpoint.delete_all(tmp_path / "trials" / "a", epoch=1)
-    with pytest.raises(BadInput, match="run went so that those of better trials fit"):
+    with pytest.raises(BadInput, match="run was deleted to keep those of better trials"):
         weights_of(record("a", 0.5), StudyFolder(tmp_path))
 
 
