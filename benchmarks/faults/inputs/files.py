@@ -170,8 +170,8 @@ def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
     hostile = rng.choice(
         [bomb, postscript.encode(), b"\x89PNG\r\n\x1a\n" + bomb, b"GIF89a" + bomb, b"\x93NUMPY" + bomb]
     )
-    for number in range(12):
-        (home / f"{number}.{rng.choice(['png', 'jpg', 'tiff', 'gif', 'webp'])}").write_bytes(hostile)
+    for number in range(12):  # different ones: copies of one picture are refused before they are opened
+        (home / f"{number}.{rng.choice(['png', 'jpg', 'tiff', 'gif', 'webp'])}").write_bytes(hostile + bytes([number]))
     assert_refused(
         lambda: load_dataset(ImageFolder(name="image_folder", path=str(home), image_size=8)), "can't be read"
     )
