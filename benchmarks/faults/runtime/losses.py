@@ -179,7 +179,7 @@ def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dic
 
     from muxfer.executors.inline import InlineExecutor
     from muxfer.study.resolve import resolve
-    from muxfer.study.retention import planned
+    from muxfer.study.retention import plan_retention
     from muxfer.study.rounds import proposing
     from muxfer.study.session import drive
 
@@ -195,7 +195,7 @@ def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dic
             before,
             start_executor=lambda: InlineExecutor(worker=f"{Injected.__module__}:{Injected.__name__}"),
             more=propose,
-            retention=planned(
+            retention=plan_retention(
                 request.config, propose([]), folder=request.files.path / "trials", print_line=lambda line: None
             ),
         )
