@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "__init__", "errors", "validate", "trial", "redaction", "files", "processes", "garbage",
     "config", "analysis", "data", "mup", "training", "models", "evaluation", "executors", "ledger",
-    "report", "study", "transfer", "jobs", "commands", "invoke", "cli", "__main__",
+    "report", "study", "transfer", "commands", "invoke", "cli", "__main__",
 )  # fmt: skip
 """The rooms of muxfer/ from the ground floor upward: its packages and its single modules.
 
@@ -32,9 +32,6 @@ OWNERS = {
     "omegaconf": ["*/hydra_*.py"],
     "diffusers": ["*/diffusers_*.py"],
     "optuna": ["*/optuna_*.py"],
-    "pandas": ["commands/csv_columns.py"],
-    "pyarrow": ["commands/csv_columns.py"],
-    "cleanfid": ["evaluation/fid.py"],
     "matplotlib": ["report/figures/*.py"],
     "jinja2": ["report/html.py"],
     "rich": ["report/terminal.py", "study/progress.py"],

@@ -133,7 +133,7 @@ def test_a_copy_that_was_damaged_is_neither_handed_out_nor_exported(target: Targ
     away = trial.rename(target.asked.files.path / "away")
     try:
         with pytest.raises(BadInput, match="not on this host, or damaged"):
-            weights_of(target.record(), target.asked.files.path)
+            weights_of(target.record(), target.asked.files)
         with pytest.raises(BadInput, match="not on this host, or damaged"):
             target.again()
     finally:
