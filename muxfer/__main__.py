@@ -1,4 +1,4 @@
-"""`muxfer`, and `python -m muxfer`: told to stop while it still imports, it ends at once, for nothing has begun."""
+"""Start `muxfer`, or `python -m muxfer`. A signal during the first imports ends it at once: nothing has begun."""
 
 import os
 import signal

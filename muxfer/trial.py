@@ -1,4 +1,4 @@
-"""The five words that carry the product: Setting, Trial, Outcome, Record, Verdict.
+"""The five data types that everything shares: Setting, Trial, Outcome, Record, Verdict.
 
 A study is a set of trials. A trial is a task (plain data) at one setting and one replicate. A record holds the trial's
 outcome. A verdict is what a set of records says about transfer. Everything here is plain data that survives JSON.

@@ -1,4 +1,4 @@
-"""Does the best value of a setting stay the same while the task grows, and how sure is that?
+"""The verdict: does the best value of a setting stay the same while the task grows, and how sure is that?
 
 The argmin of a grid looks certain, and may prove wrong at the large run. So the question is asked in loss, with
 intervals: what does the largest task lose by using the optimum of a smaller one? There are three verdicts:

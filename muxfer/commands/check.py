@@ -1,4 +1,4 @@
-"""The check command: the coordinate check of a model, as a verdict, an explanation of each failure, and a figure.
+"""`muxfer check`: the coordinate check of a model, as a verdict, an explanation of each failure, and a figure.
 
 A control that is known to fail is checked as well: if it passed too, the check could not tell right from wrong. Exit
 code 6 if the model does not pass. `muxfer.models.coordinate_run` measures and `muxfer.mup.slopes` judges.

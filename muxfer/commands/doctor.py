@@ -1,4 +1,4 @@
-"""The doctor command: can a sweep run here safely? Each part is tested for real, and each fault comes with a remedy.
+"""`muxfer doctor`: can a sweep run here safely? Each part is tested for real, and each fault comes with a remedy.
 
 It starts Ray or joins the cluster at compute.address, queries the ledger and measures the disks. It writes nothing,
 apart from what Ray writes when it starts.

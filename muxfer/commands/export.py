@@ -1,4 +1,4 @@
-"""The export command: the averaged weights of a recorded run, as a folder that another library loads.
+"""`muxfer export`: the averaged weights of a recorded run, as a folder that another library loads.
 
 The ledger names the run. The model comes from the study's identity, or from a target's own files, and the weights from
 the checkpoint. Refused are a run that the ledger lacks or that did not finish, the beginning of several names, weights

@@ -1,4 +1,4 @@
-"""The model command: the size of a model, and the role and scales of each parameter relative to the base width.
+"""`muxfer model`: the size of a model, and the role and scales of each parameter relative to the base width.
 
 Nothing is trained and no weight is allocated. Only the model and the optimizer of a configuration are used, so a size
 that does not fit its data can be shown. `--scales` writes the same for a trainer that is not ours.

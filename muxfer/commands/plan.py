@@ -1,4 +1,4 @@
-"""The plan command: what a study costs before anything runs, and which proxies a budget pays for.
+"""`muxfer plan`: what a study costs before anything runs, and which proxies a budget pays for.
 
 Models are counted on the meta device, each once. Hours come only from what the ledger has measured. No ledger is made.
 Data that are only described, and not there, are not read.

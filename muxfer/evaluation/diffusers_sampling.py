@@ -11,8 +11,8 @@ import torch
 
 from muxfer.config.task import DDPM, Evaluation, RectifiedFlow
 from muxfer.data.randomness import generator_of
+from muxfer.training.guidance import guided_prediction
 from muxfer.training.objective import FLOW_TIMESTEPS, Model
-from muxfer.training.sampling import guided_prediction
 
 SAMPLE_BATCH = 256
 MIN_TILE_PIXELS = 64

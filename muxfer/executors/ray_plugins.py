@@ -1,4 +1,4 @@
-"""muxfer's three plugins for Ray Tune: the actor that runs trials, the queue of jobs, the listener for results.
+"""muxfer's three plugins for Ray Tune: the actor that runs trials, the queue of jobs, the listener for updates.
 
 Workers import this module by its name, so it must never be `__main__`. The queue hands out jobs in order and takes
 back a job whose process died. The listener puts Tune's events into the driver's inbox.

@@ -1,4 +1,4 @@
-"""The ledger on MLflow. A study is a parent run, and a trial is one child run, even after retries and races.
+"""The Ledger on MLflow. A study is a parent run, and a trial is one child run, even after retries and races.
 
     experiment NAME           parent run  tags muxfer.kind=study, .study, .sweep, .identity.0.., .schema; config.json
                               child run   tags muxfer.kind=proxy|target, .key, .study, .outcome, .claim.eN, .record.eN;

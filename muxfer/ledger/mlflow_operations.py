@@ -1,4 +1,4 @@
-"""The form of an operation that comes out of a spool, and the files that it may name.
+"""Validate a write that was read back from a spool, and the files that it may attach, before MLflow gets it.
 
 A spool lies in a study's folder, and that folder may come from other people. Anything that no version of muxfer writes
 is refused here. It could stop every replay (a number that no database takes), or send away a file from outside the

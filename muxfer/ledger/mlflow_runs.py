@@ -1,4 +1,4 @@
-"""How the operations of a spool are applied to the MLflow runs of one study. Applying them again changes nothing."""
+"""Apply the operations of a spool to the MLflow runs of one study. Applying them again changes nothing."""
 
 import json
 import logging

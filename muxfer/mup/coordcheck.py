@@ -1,4 +1,4 @@
-"""The coordinate check: does a parametrized model behave alike at every width? Slopes over log width, and a verdict.
+"""The coordinate check: does a parametrized model behave alike at every width? Measures slopes over log width.
 
 Four measures are taken of every module and parameter (see slopes.py). Each sees faults that the others miss, as
 breaking the rules one by one has shown. This module knows no family, no data and no configuration: a run is anything

@@ -1,4 +1,4 @@
-"""Plans with one rule broken. A coordinate check must fail each of them, for any model.
+"""Scale plans with one rule broken. A coordinate check must fail each of them, for any model.
 
 A mutant changes the numbers of a correct plan. Each fault was seen in public code, or is close to one that was.
 """

@@ -1,4 +1,4 @@
-"""Makes a plan for a model and applies it: rescaled initial weights in place, parameter groups for an optimizer.
+"""Give every weight its initial scale, learning rate and weight decay: make a scale plan, and apply it to a model.
 
 Only the values of parameters change: no attribute, no hook, no module. Scales are found by name, so state dicts,
 compiled models, copies and wrappers keep them. Refuses a plan for another model, and weights that do not follow the

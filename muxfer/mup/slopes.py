@@ -1,4 +1,4 @@
-"""Judges a coordinate check: for each measured value its slope over log size, the interval, and whether it fits.
+"""Whether a coordinate check passes: for each measured value its slope over log size, the interval, and the tolerance.
 
     change              RMS change of a module's output on a fixed batch after steps 1, 2, 3 and the last: slope 0
     output_at_init      RMS(W x) / RMS(x) of a fresh weight against its role's slope; RMS of what is as wide as the

@@ -1,4 +1,4 @@
-"""The loop that brings a study to its finished state: skip what is recorded, run the rest, record, propose more.
+"""Run what a study lacks: give trials to the executor, and pass each update of a worker on to the ledger.
 
 It knows protocols only (Ledger, Lease, Executor, Progress). So one loop drives Ray, a single process and a test's
 ledger. A finished study has nothing to run: that makes the loop safe under kill -9, cron and requeue.

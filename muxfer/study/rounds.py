@@ -1,4 +1,4 @@
-"""From a configuration to the trials of a study: which searcher proposes them, given the records so far."""
+"""Choose the searcher that a configuration names (grid, isoFLOP or a sampler of Optuna), and make its trials."""
 
 from collections.abc import Callable, Sequence
 

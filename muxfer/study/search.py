@@ -1,4 +1,4 @@
-"""Which settings a study runs next.
+"""The Searcher protocol, and the fixed list of a grid: which settings a study runs next.
 
 A searcher returns every setting of the completed rounds and of the round under way. The list depends on the records
 alone. So a killed study continues as an uninterrupted one would, and nothing but records needs to be stored.

@@ -1,5 +1,6 @@
-"""The one way to drive a study: open the ledger, hold the lease, run trials, settle them. Commands, tests and
-benchmarks share it.
+"""Open the ledger, hold a study's lease, run the study's loop, and flush at the end.
+
+Commands, tests and benchmarks drive a study in this one way:
 
     with drive(request) as session:
         ran = session.run(trials, start_executor=InlineExecutor)

@@ -1,4 +1,4 @@
-"""Choose the target: the best base settings of a recorded study, the target's scales, and the band of its loss."""
+"""Read a recorded study and choose: the winning setting, the target's scales, and the band of its loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

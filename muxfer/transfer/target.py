@@ -1,4 +1,4 @@
-"""From a judged study to the target's run: pure decisions, nothing is launched here.
+"""Build the target's task from the winning setting, or refuse. Pure decisions: nothing is launched here.
 
 Refused unless forced: trials that are still to run, no optimum or one at the edge of the grid, an optimum that drifts
 along the axis, a loss of exactly 0. Refused always: a base width that is not the proxies'.

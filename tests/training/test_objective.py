@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from muxfer.config.task import DDPM, RectifiedFlow
+from muxfer.training.guidance import guided_prediction
 from muxfer.training.objective import _table, losses, timesteps
-from muxfer.training.sampling import guided_prediction
 
 FLOW = RectifiedFlow(name="rectified_flow")
 NOISE = DDPM(name="ddpm")

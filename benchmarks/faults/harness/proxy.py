@@ -1,4 +1,4 @@
-"""A proxy in front of a server. It can go away, hang, answer with errors, or lose single responses."""
+"""A network proxy in front of a server. It can go away, hang, answer with errors, or lose single responses."""
 
 import http.client
 import random

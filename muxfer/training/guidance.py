@@ -1,5 +1,7 @@
-"""Classifier-free guidance of a single prediction. The samplers are in muxfer/evaluation. Axes: B batch, C channels, H
-and W pixels."""
+"""Classifier-free guidance: mix the conditional and the unconditional prediction of one call.
+
+The samplers are in muxfer/evaluation. Axes: B batch, C channels, H and W pixels.
+"""
 
 import torch
 
