@@ -1,6 +1,4 @@
-"""The command line: options and help. Each command calls its function in `muxfer.commands`, imported when it runs.
-
-`muxfer.invoke` owns stdout, signals and exit codes."""
+"""The command line: options and help. `muxfer.commands` has the functions, `muxfer.invoke` owns stdout and signals."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ FIGURE_SUFFIXES = (".png", ".svg", ".csv")
 
 def replace_file(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all, so that a reader never sees half of it, even after a kill. BadInput if the disk
-    refuses. The earlier file stays then."""
+    refuses. The earlier file stays then.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,8 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 def content_of(path: Path, *, follow: bool = True) -> bytes | None:
     """The content of a file. None if it is missing, a folder or a pipe, or a link while `follow` is False. Reading a
-    pipe would wait, and a link may lead out of the study."""
+    pipe would wait, and a link may lead out of the study.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
         try:

@@ -60,7 +60,8 @@ def with_variable_names(plain: Any, variables: Mapping[str, str]) -> Any:
 def with_values(plain: Any, variables: dict[str, str], *, strict: bool = True) -> Any:
     """Recorded data with the values of today's environment. Each replaced text is added to `variables`, by dotted path.
     The texts that `variables` holds before the call are the user's own. BadInput if a variable is not set, or if its
-    name says secret and the user's own configuration does not have it. If not `strict`, its name stays instead."""
+    name says secret and the user's own configuration does not have it. If not `strict`, its name stays instead.
+    """
     own = dict(variables)
 
     def fill(path: str, leaf: Any) -> Any:
@@ -83,7 +84,8 @@ def with_values(plain: Any, variables: dict[str, str], *, strict: bool = True) -
 
 def recordable(plain: Any) -> Any:
     """A configuration that may be recorded: its URIs without user and password, unless variables stand for these.
-    BadInput if a value would change that is read back from the record: keys hash it, so no trial would be found."""
+    BadInput if a value would change that is read back from the record: keys hash it, so no trial would be found.
+    """
 
     def strip(path: str, leaf: Any) -> Any:
         if not isinstance(leaf, str) or (text := _without_credentials(leaf, by_name=True)) == leaf:

@@ -46,7 +46,8 @@ LENIENT = Policy()
 
 def expect(form: Any, data: Any, path: str = "") -> None:
     """Validate that `data` has the form. ValueError says what stands where, and what was expected. `reader_of` lists
-    the forms. Keys that the form lacks are allowed."""
+    the forms. Keys that the form lacks are allowed.
+    """
     reader_of(form, LENIENT)(data, path)
 
 

@@ -1,5 +1,6 @@
 """`muxfer status`: the studies of a ledger, their drivers and the progress of their trials, from the ledger alone.
-Without a name it prints one line for each study and does not read trials: a ledger may hold tens of thousands."""
+Without a name it prints one line for each study and does not read trials: a ledger may hold tens of thousands.
+"""
 
 import time
 from collections import Counter

@@ -37,7 +37,8 @@ def sweep(
     skip_if_running: bool = False,
 ) -> CommandResult:
     """Run what the ledger lacks of a study, judge it and write its page. `max_hours` stops in order. `skip_if_running`
-    returns instead of raising StudyBusy."""
+    returns instead of raising StudyBusy.
+    """
     began = time.monotonic()
     request = resolve(name, overrides)
     propose = proposing(request.config, fingerprint=request.fingerprint)
@@ -71,7 +72,8 @@ def sweep(
 
 def _validate_models(trials: Sequence[Trial]) -> None:
     """Plan every model of the grid on the meta device, so that a class of the user's own is refused at once. Only the
-    configuration of our own families is validated: planning them too would cost each sweep 3 s of torch."""
+    configuration of our own families is validated: planning them too would cost each sweep 3 s of torch.
+    """
     from muxfer.models.build import scale_plan
     from muxfer.models.count import validate_forward
 
@@ -84,7 +86,8 @@ def _validate_models(trials: Sequence[Trial]) -> None:
 def _study_folder(request: Request, print_line: PrintLine) -> Iterator[bool]:
     """Make the study's folder. Yield whether it is new; a new one is removed if the command fails before it is used.
     Among drivers that start at once, one alone makes the folder, and that one starts Ray ahead. Eight Rays that start
-    together on two cores starve, and the one that is needed dies with the others."""
+    together on two cores starve, and the one that is needed dies with the others.
+    """
     home, is_new = request.files.path, True
     try:
         home.mkdir(parents=True)

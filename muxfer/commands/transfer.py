@@ -31,7 +31,8 @@ def transfer(
     law: str | None = None,
 ) -> CommandResult:
     """Choose the best base settings of a study and launch the target with them. `flops` sizes the target by the fit of
-    the isoFLOP study `law`; law None: by the study's own."""
+    the isoFLOP study `law`; law None: by the study's own.
+    """
     request = resolve(name, overrides)
     with open_ledger(request, existing=True) as ledger:
         choice = choose_target(request, ledger, flops=flops, law=law, force=force)

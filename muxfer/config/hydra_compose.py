@@ -78,7 +78,8 @@ def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
 
 def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """As `compose`, but NAME may also be a model of conf/model. Then the primary configuration takes that model. If a
-    sweep and a model have the same name, the sweep is meant, as for every other command."""
+    sweep and a model have the same name, the sweep is meant, as for every other command.
+    """
     if name in sweep_names():
         return compose(name, overrides)
     if name not in model_names() or not NAME.fullmatch(name):

@@ -127,7 +127,8 @@ def _grid(name: str, given: Any) -> Grid:
 
 def _setting(name: str, given: Any) -> Any:
     """Read the Grid or Space of a setting. A space is {KIND: [...]}, with log2: true if the numbers are exponents. A
-    Space as plain data from the ledger is read too. {grid: [...]} is a grid, as is a list."""
+    Space as plain data from the ledger is read too. {grid: [...]} is a grid, as is a list.
+    """
     path = f"search.{name}"
     if not isinstance(given, Mapping):
         return _grid(name, given)

@@ -187,7 +187,8 @@ class Target:
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """A coordinate check: its widths or depths, its steps and its learning rate. No part of a study or a trial. The
-    rate is much smaller than in training. Slopes have a meaning only while the weights move little."""
+    rate is much smaller than in training. Slopes have a meaning only while the weights move little.
+    """
 
     axis: Literal["width", "depth"] = "width"
     sizes: tuple[int, ...] = (32, 64, 128, 256)

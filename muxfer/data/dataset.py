@@ -1,5 +1,6 @@
 """The pictures of a study in memory, in a training and a validation split. Axes: N pictures, C channels, H and W
-pixels."""
+pixels.
+"""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,6 @@
 """Read the digits that scikit-learn ships: 1,797 real grayscale scans of 8 x 8 pixels. Axes: N pictures, C channels, H
-and W pixels."""
+and W pixels.
+"""
 
 import gzip
 import hashlib

@@ -78,7 +78,8 @@ def read_folder(data: ImageFolder, pictures: list[tuple[str, Path]]) -> Dataset:
 
 def decode_picture(file: Path, image_size: int, channels: int) -> torch.Tensor:
     """Decode a picture [C, H, W], uint8: upright, its centre square, resized with antialiasing. Transparent pixels
-    become white. Raises BadInput when the picture can't be read."""
+    become white. Raises BadInput when the picture can't be read.
+    """
     from PIL import Image, ImageOps
 
     try:

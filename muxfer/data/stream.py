@@ -25,7 +25,8 @@ VALIDATION_MAX_PICTURES = 2048
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The material of one step. `u` is the quantile of the time (float64). In `y` a dropped label is num_classes.
-    `index` holds the pictures' places in the split."""
+    `index` holds the pictures' places in the split.
+    """
 
     x_BCHW: torch.Tensor
     y_B: torch.Tensor

@@ -1,5 +1,6 @@
 """The protocol of an executor: the trial that it gets, the updates that it returns, and what it promises. This module
-loads no torch, because the commands and the driver import it."""
+loads no torch, because the commands and the driver import it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ class Executor(Protocol):
 
     def updates(self, timeout_seconds: float) -> list[TrialUpdate]:
         """Return the updates that have arrived, or an empty list after the timeout. A trial that failed for good ends
-        in a record with its error. Raises TrialsFailed when the cluster itself died (a node, or the cluster's head)."""
+        in a record with its error. Raises TrialsFailed when the cluster itself died (a node, or the cluster's head).
+        """
 
     def close(self) -> None: ...
 

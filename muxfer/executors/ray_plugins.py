@@ -42,7 +42,8 @@ def run_tune(
     stop: threading.Event,
 ) -> None:
     """Let Tune run the queue's jobs until the queue is closed, or `stop` is set. Runs in a thread of its own. Tune only
-    executes: it keeps no checkpoints, retries nothing and restores nothing."""
+    executes: it keeps no checkpoints, retries nothing and restores nothing.
+    """
     # By default Tune starts the actors one after another, 2 s each.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(jobs.slots)
     # Tune passes the keys of S3 to its actors as process arguments, which every user of the machine can read.
@@ -129,7 +130,8 @@ class TrialActor(tune.Trainable):
 
 class JobQueue(Searcher):
     """Hands out jobs in order, at most `slots` at a time. The driver's thread fills it and Tune's thread reads it. A
-    job whose process died goes back to the front, up to `max_failures` times."""
+    job whose process died goes back to the front, up to `max_failures` times.
+    """
 
     def __init__(self, *, slots: int, max_failures: int, settings: dict[str, Any]) -> None:
         super().__init__()

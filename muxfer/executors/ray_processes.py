@@ -136,7 +136,8 @@ class Cluster:
 
     def kill(self) -> None:
         """Kill every process that was started, by its id, in a fraction of a second. Ray is unusable afterwards.
-        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone."""
+        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone.
+        """
         started = list(self.processes.values())
         for process in started:
             if process.poll() is None:

@@ -21,7 +21,8 @@ Operation = Mapping[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """The state of a trial in a ledger: its record, or the progress of an attempt that has no record yet. `running` is
-    what the last driver wrote. If that driver is dead, the attempt was interrupted."""
+    what the last driver wrote. If that driver is dead, the attempt was interrupted.
+    """
 
     key: str
     kind: str
@@ -33,7 +34,8 @@ class Standing:
 
 class Lease(Protocol):
     """The right to drive a study. `epoch` grows with every holder. Readers ignore a record of a lower epoch.
-    `before_release` is called before the lease is given up, unless another driver took the study over."""
+    `before_release` is called before the lease is given up, unless another driver took the study over.
+    """
 
     epoch: int
     before_release: Callable[[], None] | None
@@ -47,7 +49,8 @@ class Lease(Protocol):
 
     def surely_held(self) -> bool:
         """As `held`, but looks at the store if nobody has looked for a time-to-live: we were stopped, or cut off.
-        Raises LedgerUnreachable if the store does not answer. The call may wait for the store."""
+        Raises LedgerUnreachable if the store does not answer. The call may wait for the store.
+        """
 
     def overtaken(self) -> bool:
         """As `lost`, but looks at the store first: we may have been stopped. An unreachable store changes nothing."""
@@ -69,7 +72,8 @@ class Ledger(Protocol):
 
     def open(self, study: Study, config: Mapping[str, Any] | None, lease: Lease) -> None:
         """Find or create the study's parent run, and replay what an earlier driver could not deliver. Trials can be
-        written afterwards. `config` None keeps the recorded configuration."""
+        written afterwards. `config` None keeps the recorded configuration.
+        """
 
     def records(self, study: Study) -> list[Record]:
         """The settled records of a study's trials and target. Each key has one record, that of its newest epoch."""
@@ -92,6 +96,7 @@ class Ledger(Protocol):
 
     def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
         """Wait until everything written is in the ledger. Each time the ledger takes something, the timeout starts
-        anew; with `brief` it does not. LedgerUnreachable says how much waits in the spool."""
+        anew; with `brief` it does not. LedgerUnreachable says how much waits in the spool.
+        """
 
     def close(self) -> None: ...

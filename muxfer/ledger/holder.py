@@ -19,7 +19,8 @@ SILENT_TTLS = 10
 class Holder:
     """A driver's process. `boot` and `namespace` are empty on a system without /proc. `ttl_seconds` is its
     time-to-live. Another driver waits at least that long before it takes the holder for silent. `beat` is the time of
-    its last heartbeat, by its host's clock, where the ledger knows it. It is shown to people and decides nothing."""
+    its last heartbeat, by its host's clock, where the ledger knows it. It is shown to people and decides nothing.
+    """
 
     host: str
     boot: str

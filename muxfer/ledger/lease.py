@@ -41,7 +41,8 @@ WATCHES = 20
 class Claims:
     """What a store holds of one study's lease: the newest epoch, its holders, and the state of their heartbeats. An
     epoch has more than one holder only while a race for it is being settled. `holders` leaves out those that released
-    their claim."""
+    their claim.
+    """
 
     epoch: int = 0
     holders: tuple[Holder, ...] = ()
@@ -148,7 +149,8 @@ def acquire(
     sleep: Callable[[float], None] = time.sleep,
 ) -> HeldLease:
     """Become the holder of the next epoch, which lies above every epoch that a part of the study bears.
-    `highest_epoch()` returns the highest of those. Raises StudyBusy if another holder lives, and LedgerUnreachable."""
+    `highest_epoch()` returns the highest of those. Raises StudyBusy if another holder lives, and LedgerUnreachable.
+    """
     us = replace(Holder.this_process(), ttl_seconds=ttl_seconds)
     for remaining_attempts in reversed(range(16)):
         claims = store.read()

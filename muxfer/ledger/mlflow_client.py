@@ -66,7 +66,8 @@ class TrackingStore:
 
     def experiment(self, name: str, *, create: bool) -> tuple[str, str] | None:
         """(id, identity) of an experiment. None if there is none. Two drivers that create it at once get the same one.
-        BadInput if it was deleted."""
+        BadInput if it was deleted.
+        """
         experiment = self._ask(lambda client: client.get_experiment_by_name(name))
         if experiment is None and create:
             home = None if self._database is None else self._database.parent

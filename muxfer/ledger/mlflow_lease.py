@@ -17,7 +17,8 @@ from muxfer.trial import Study
 class LeaseRuns:
     """Implements `muxfer.ledger.lease.LeaseStore` by params, which MLflow never changes once they are set. Drivers that
     start a study at once may each make a run. A driver claims the epoch on every run it sees, in the order of their
-    ids. All drivers see the first of these runs, so exactly one of them wins there."""
+    ids. All drivers see the first of these runs, so exactly one of them wins there.
+    """
 
     def __init__(self, store: TrackingStore, experiment_id: str, study: Study) -> None:
         self._store = store

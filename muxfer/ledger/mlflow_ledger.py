@@ -69,7 +69,8 @@ SPOOL = re.compile(r"spool-[0-9a-f]{8}-(\d{6,9})\.jsonl", re.ASCII)
 class MlflowLedger:
     """Implements `muxfer.ledger.base.Ledger`. `folder` holds one folder for each study, where its spool lies.
     `variables` are the texts of a configuration that read the environment, by dotted path. They are recorded in place
-    of their values."""
+    of their values.
+    """
 
     def __init__(self, config: LedgerConfig, *, folder: Path, variables: Mapping[str, str] | None = None) -> None:
         self._variables = dict(variables or {})
@@ -233,7 +234,8 @@ class MlflowLedger:
 
     def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
         """Write an operation to the spool as it is. Texts of users were redacted before. Redacting the whole operation
-        could change words of muxfer's own, as with TOKEN=begin in the environment."""
+        could change words of muxfer's own, as with TOKEN=begin in the environment.
+        """
         assert self._writer is not None, "open the study first"
         assert self._lease is not None
         self._written = True

@@ -91,7 +91,8 @@ class StudyRuns:
 
     def _try(self, act: Callable[..., None], *arguments: Any) -> None:
         """Call `act`, and go on if it fails for good: a person deleted the run, or muxfer did not write the values.
-        Such a failure must not hold up the operations behind it."""
+        Such a failure must not hold up the operations behind it.
+        """
         try:
             act(*arguments)
         except FOREIGN as error:
@@ -167,7 +168,8 @@ class StudyRuns:
 
     def _correct_late_writes(self) -> None:
         """After writes, see whether a newer driver has one of the trials by now. If so, restore what it wrote. A status
-        and a tag bear no epoch. A driver that was stopped just before it wrote them would leave a wrong value."""
+        and a tag bear no epoch. A driver that was stopped just before it wrote them would leave a wrong value.
+        """
         for run in self._store.runs(self._experiment_id, [*self._unverified]):
             newest = max(mlflow_tags.claimed_epoch(run), mlflow_tags.recorded_epoch(run))
             if newest > self._unverified[run.info.run_id]:

@@ -131,7 +131,8 @@ def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
 
 def split_tag(name: str, text: str) -> dict[str, str]:
     """Split a long text into several tags, so that one search brings it back. One more tag holds their number, because
-    a shorter text may replace a longer one later."""
+    a shorter text may replace a longer one later.
+    """
     parts = [text[start : start + TAG_CHARACTERS] for start in range(0, len(text), TAG_CHARACTERS)]
     return {f"{name}.parts": str(len(parts))} | {f"{name}.{number}": part for number, part in enumerate(parts)}
 

@@ -65,7 +65,8 @@ class Spool:
 
     def read(self, limit_bytes: int = CHUNK_BYTES) -> tuple[list[Operation], int]:
         """The oldest operations that are not acknowledged, and the offset to acknowledge once they are applied. Reads
-        at most `limit_bytes`, but always a whole last operation."""
+        at most `limit_bytes`, but always a whole last operation.
+        """
         with self._lock:
             start, stop = self.acknowledged, self.appended
             if start == stop:

@@ -30,7 +30,8 @@ BACKOFF_SECONDS = (0.1, 5.0)
 class Writer:
     """The thread that applies spools to a ledger, oldest first. It tries again until the ledger takes them. `apply` may
     be given the same operations again. `held` and `surely_held` are the lease's: a driver that was taken over writes no
-    more. `surely_held` is called before each write, and may ask the store."""
+    more. `surely_held` is called before each write, and may ask the store.
+    """
 
     def __init__(
         self,
@@ -67,7 +68,8 @@ class Writer:
 
     def flush(self, timeout_seconds: float, *, brief: bool = False) -> None:
         """Wait until nothing is pending. StudyBusy if another driver took the study over. LedgerUnreachable if the
-        ledger took nothing for `timeout_seconds`. With `brief`, also if anything is still pending after that time."""
+        ledger took nothing for `timeout_seconds`. With `brief`, also if anything is still pending after that time.
+        """
         deadline = time.monotonic() + timeout_seconds
         before = self.pending_bytes
         with self._changed:
@@ -99,7 +101,8 @@ class Writer:
     def stop(self, timeout_seconds: float, *, fenced: bool = False) -> None:
         """End the thread. Operations that are not applied stay in the spool, unless we are `fenced`. A fenced driver
         was taken over. The new driver goes on from the checkpoints, which hold all of these operations, and nobody
-        would ever replay our spool."""
+        would ever replay our spool.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

@@ -1,5 +1,6 @@
 """What training costs, in numbers known before anything runs, and which proxies a budget pays for. Pure arithmetic: the
-counts of a model are measured elsewhere and passed in."""
+counts of a model are measured elsewhere and passed in.
+"""
 
 import math
 from collections import Counter
@@ -23,7 +24,8 @@ LEAST_SETTINGS = 5  # Fewer settings do not show both sides of an optimum. The p
 
 def training_flops(macs: float, *, samples: float) -> float:
     """FLOPs of training: two for each multiply-accumulate, and a backward pass that costs twice the forward pass.
-    `macs` are multiply-accumulates of one sample's forward pass, `samples` the batch size times the steps."""
+    `macs` are multiply-accumulates of one sample's forward pass, `samples` the batch size times the steps.
+    """
     return 6.0 * macs * samples
 
 
@@ -63,7 +65,8 @@ def samples_seen(task: Task) -> int:
 
 def tuning_ratio(proxies: Sequence[tuple[float, float]], target: tuple[float, float]) -> float:
     """Cost of tuning over the cost of the target: the sum of parameters x samples over trials, over the target's. Each
-    pair is (parameters, samples seen). Equation 1 of "Scaling Diffusion Transformers Efficiently via μP"."""
+    pair is (parameters, samples seen). Equation 1 of "Scaling Diffusion Transformers Efficiently via μP".
+    """
     parameters, samples = target
     return sum(n * seen for n, seen in proxies) / (parameters * samples)
 

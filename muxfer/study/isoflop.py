@@ -51,7 +51,8 @@ class TargetSize:
 
 def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setting]:
     """Each budget with each size that it can train: {"flops", "width", "steps"}, and "depth" where depths are compared.
-    With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes."""
+    With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes.
+    """
     models = [_sized(task.model, search.hp, int(size), search.width_per_depth) for size in search.grids[search.hp]]
     steps_per_flop = [1 / _step_flops(task, measure(model), search.flops_by) for model in models]
     settings: list[Setting] = []

@@ -37,7 +37,8 @@ class Progress(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
     """What one call of `run_study` did: the records of the trials that ended, and its seconds of training. `unfinished`
-    counts the known trials that are still to run. A search that learns would propose more after them."""
+    counts the known trials that are still to run. A search that learns would propose more after them.
+    """
 
     records: tuple[Record, ...]
     unfinished: int

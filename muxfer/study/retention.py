@@ -41,7 +41,8 @@ class Held:
 
 def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
     """The checkpoints to delete so that the rest fits into `room` bytes: all from the first that does not fit. The
-    order is targets, then by metric, then the newest; diverged trials come last. The first one always stays."""
+    order is targets, then by metric, then the newest; diverged trials come last. The first one always stays.
+    """
     ranked = sorted(held, key=lambda h: (not h.target, h.metric is None, h.metric or 0.0, -h.written, h.key))
     total = 0
     for place, one in enumerate(ranked):
@@ -53,7 +54,8 @@ def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
 
 class Retention:
     """Applies the rules to the trials of one study, below `folder`. Only the driver that holds the lease uses it.
-    `running_bytes` are reserved for the trials that train."""
+    `running_bytes` are reserved for the trials that train.
+    """
 
     def __init__(self, folder: Path, *, budget_bytes: int, running_bytes: int) -> None:
         self._folder = folder
@@ -64,7 +66,8 @@ class Retention:
 
     def begin(self, records: Iterable[Record], *, epoch: int) -> None:
         """Apply the rules to what earlier drivers left: they may have been killed before they did. `epoch` is that of
-        our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed."""
+        our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed.
+        """
         self._epoch = epoch
         by_key = {record.key: record for record in records}
         for path in subfolders(self._folder):
@@ -111,7 +114,8 @@ def plan_retention(
     config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]
 ) -> Retention:
     """The retention of these trials' checkpoints below `folder`. A search that learns passes its first round. BadInput
-    where the budget does not hold the checkpoints of the running trials and the best one."""
+    where the budget does not hold the checkpoints of the running trials and the best one.
+    """
     refuse_links(folder)
     count = len(trials)
     if config.search.num_settings is not None:

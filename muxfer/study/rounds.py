@@ -13,7 +13,8 @@ Propose = Callable[[Sequence[Record]], list[Trial]]
 
 def proposing(config: Config, *, fingerprint: str, numerics: int = NUMERICS_VERSION) -> Propose:
     """How a study proposes trials. BadInput where the search is too large, or its spaces hold invalid tasks.
-    `numerics`: the version that a recorded study was trained with."""
+    `numerics`: the version that a recorded study was trained with.
+    """
     validate_search(config)
     searcher = searcher_of(config)
     return lambda records: trials_of(searcher.settings(records), config, fingerprint=fingerprint, numerics=numerics)

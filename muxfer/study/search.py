@@ -70,7 +70,8 @@ def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
 
 def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Record]) -> list[Setting]:
     """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`. Empty
-    before every setting is settled. Between equals the one proposed earlier wins."""
+    before every setting is settled. Between equals the one proposed earlier wins.
+    """
     values = values_of(records, search.seeds)
     if not search.finalists or not all(key_of(setting) in values for setting in settings):
         return []

@@ -1,5 +1,6 @@
 """What a study needs to run: its identity, its trials by content key, and the order in which they go. Pure: the same
-configuration gives the same study and the same keys in every folder and on every host."""
+configuration gives the same study and the same keys in every folder and on every host.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ MAX_TRIALS = 10_000
 
 def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
     """The study of a sweep and its overrides: its identity leaves out grids, seeds, budget, target and compute. A key
-    that the study varies is left out too: its value in the task has no effect."""
+    that the study varies is left out too: its value in the task has no effect.
+    """
     content = key_content(to_plain(config.task))
     varied = sorted({*config.search.grids, *config.search.spaces})
     for setting in varied:
@@ -35,7 +37,8 @@ def trial_key(
     task: Mapping[str, Any], *, replicate: int, fingerprint: str, kind: str = "proxy", numerics: int = NUMERICS_VERSION
 ) -> str:
     """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU. A target
-    differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial."""
+    differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
+    """
     content = {"task": key_content(task), "replicate": replicate, "data_fingerprint": fingerprint, "numerics": numerics}
     return content_hash(content if kind == "proxy" else {**content, "kind": kind})
 

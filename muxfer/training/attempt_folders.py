@@ -63,7 +63,8 @@ def highest_epoch(home: Path) -> int:
 
 def new_attempt(folder: Path, *, epoch: int) -> Path:
     """Make the folder of a new attempt in the trial's folder. It has the next number: no two attempts share a folder.
-    Raises BadInput when the disk refuses, or when the trial's folder or the one above it is a link."""
+    Raises BadInput when the disk refuses, or when the trial's folder or the one above it is a link.
+    """
     refuse_links(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

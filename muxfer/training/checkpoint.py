@@ -53,7 +53,8 @@ class _Invalid(Exception):
 
 def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
     """Write a checkpoint of the trial `key`. It is durable when this returns. Raises BadInput when the disk refuses.
-    Earlier checkpoints stay as they are. Call `prune` afterwards."""
+    Earlier checkpoints stay as they are. Call `prune` afterwards.
+    """
     folder = Path(attempt_folder)
     final = folder / f"step-{snapshot.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
@@ -78,7 +79,8 @@ def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
 
 def load_newest(trial_folder: str | Path, *, key: str) -> Checkpoint | None:
     """The checkpoint of the highest step, over all attempts, that passes its manifest and belongs to trial `key`.
-    Unusable checkpoints are skipped, each with a warning in the log. None when no checkpoint is usable."""
+    Unusable checkpoints are skipped, each with a warning in the log. None when no checkpoint is usable.
+    """
     for path in _newest_first(_steps(Path(trial_folder))):
         try:
             return Checkpoint(path=path, snapshot=_read(path, key))
@@ -117,7 +119,8 @@ def prune(attempt_folder: str | Path, *, keep: int = KEEP, resumed_from: Path | 
 
 def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
     """Delete all but the newest whole checkpoint of a trial that has ended. Returns the bytes that remain. Nothing is
-    deleted when a driver of a higher epoch has begun an attempt: it has taken over this driver's lease."""
+    deleted when a driver of a higher epoch has begun an attempt: it has taken over this driver's lease.
+    """
     folder = Path(trial_folder)
     if _taken_over(folder, epoch):
         return stored_bytes(folder)
@@ -129,7 +132,8 @@ def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
 
 def delete_all(trial_folder: str | Path, *, epoch: int) -> int:
     """Delete every checkpoint of a trial. Returns the bytes that remain all the same. For `epoch` see keep_newest. The
-    trial's folder stays, empty, as the sign that there were checkpoints."""
+    trial's folder stays, empty, as the sign that there were checkpoints.
+    """
     folder = Path(trial_folder)
     if not _taken_over(folder, epoch):
         for attempt in attempts(folder):

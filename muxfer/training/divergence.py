@@ -11,7 +11,8 @@ FACTOR = 2.0
 
 class DivergenceDetector:
     """A run diverges at a loss or gradient norm that is not finite, or at a mean loss above twice the first loss. The
-    mean is over the last 20 steps, all after warm-up. The first loss is that of step 0."""
+    mean is over the last 20 steps, all after warm-up. The first loss is that of step 0.
+    """
 
     def __init__(self, *, warmup_steps: int) -> None:
         self._warmup_steps = warmup_steps

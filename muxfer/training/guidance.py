@@ -12,7 +12,8 @@ def guided_prediction(
     model: Model, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor, *, null_label: int, guidance: float
 ) -> torch.Tensor:
     """uncond + guidance (cond - uncond) in one doubled batch (Ho and Salimans 2022). Guidance 1 is the plain
-    prediction. A learned variance (channels C to 2C of the output) is the conditional one, without guidance."""
+    prediction. A learned variance (channels C to 2C of the output) is the conditional one, without guidance.
+    """
     if guidance == 1:
         return model(x_BCHW, t_B, y_B)
     labels = torch.cat([y_B, torch.full_like(y_B, null_label)])

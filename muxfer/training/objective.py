@@ -129,7 +129,8 @@ def _variance_bound(
     fraction_BCHW: torch.Tensor,
 ) -> torch.Tensor:
     """One term of the variational bound in bits per dimension [B]: KL to the posterior, likelihood of x0 at step 0.
-    `fraction` in [-1, 1] interpolates the log variance between the posterior's and beta."""
+    `fraction` in [-1, 1] interpolates the log variance between the posterior's and beta.
+    """
     share = (fraction_BCHW + 1) / 2
     log_posterior = table.at("log_posterior", t_B)
     log_variance = share * table.at("log_beta", t_B) + (1 - share) * log_posterior

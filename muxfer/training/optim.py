@@ -15,7 +15,8 @@ from muxfer.config.task import Training
 
 def build_adamw(groups: Iterable[Mapping[str, Any]]) -> torch.optim.AdamW:
     """Fused AdamW. Groups with the same lr, weight_decay, eps and betas are merged, for fewer kernels. Each group holds
-    `params`, `lr`, `weight_decay`, `eps`, `betas`. The schedule multiplies the group's `initial_lr`."""
+    `params`, `lr`, `weight_decay`, `eps`, `betas`. The schedule multiplies the group's `initial_lr`.
+    """
     merged: dict[tuple[Any, ...], list[torch.Tensor]] = {}
     for group in groups:
         numbers = (float(group["lr"]), float(group["weight_decay"]), float(group["eps"]), tuple(group["betas"]))
@@ -46,7 +47,8 @@ def set_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
 
 class Clip:
     """Clips by the global norm of the unfolded gradients: a gradient g counts as fold * g (mup-rules.md). Where all
-    folds are 1 it equals `torch.nn.utils.clip_grad_norm_`. With `max_norm` None it only measures."""
+    folds are 1 it equals `torch.nn.utils.clip_grad_norm_`. With `max_norm` None it only measures.
+    """
 
     def __init__(self, params: Sequence[torch.Tensor], folds: Sequence[float], max_norm: float | None) -> None:
         self._params = list(params)

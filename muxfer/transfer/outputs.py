@@ -54,7 +54,8 @@ def write_outputs(
     files: TargetFolder, trial: Trial, trained: "Snapshot", scales: "ScalePlan", task: Task
 ) -> list[Path]:
     """Write weights, description and samples, in that order, and return the files. `trial` is described as it stands:
-    its task may hold names of variables. `task` has their values."""
+    its task may hold names of variables. `task` has their values.
+    """
     from safetensors.torch import save
 
     ema = trained.tensors["ema"]

@@ -1,5 +1,6 @@
 """Size the target at a budget by the fit of a recorded isoFLOP study. Refused: a target that has a size already, a
-study of another kind, and a fit without enough optima for a law."""
+study of another kind, and a fit without enough optima for a law.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +20,8 @@ SIZES = ("width", "depth", "steps")
 
 def sized_target(request: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
     """The target at these FLOPs, and a line that explains its size. `base` is the task of the proxies. `law` is the
-    isoFLOP study, with its overrides as one would type them; None: the study of the request."""
+    isoFLOP study, with its overrides as one would type them; None: the study of the request.
+    """
     target = request.config.target
     given = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
     if given:

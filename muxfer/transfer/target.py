@@ -42,7 +42,8 @@ class Carried:
 @dataclass(frozen=True, kw_only=True)
 class TargetRun:
     """The large run and its origin. `task` is what it trains, `proxy` what the winner trained, and `settings` says how
-    they differ. `forced` lists the objections that were overruled."""
+    they differ. `forced` lists the objections that were overruled.
+    """
 
     trial: Trial
     task: Task
