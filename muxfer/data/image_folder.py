@@ -61,12 +61,12 @@ def read_folder(data: ImageFolder, pictures: list[tuple[str, Path]]) -> Dataset:
         hashed = sorted((hashlib.sha256(file.read_bytes()).hexdigest(), name, file) for name, file in pictures)
     except OSError as error:
         raise BadInput(f"picture {error.filename} can't be read ({error.strerror})") from None
-    num_validation = _num_validation(data, [digest for digest, _, _ in hashed])
     class_names = tuple(sorted({name for _, name, _ in hashed}))
     pixels_NCHW = torch.empty(len(hashed), data.channels, data.image_size, data.image_size, dtype=torch.uint8)
     for i, (_, _, file) in enumerate(hashed):
         pixels_NCHW[i] = decode_picture(file, data.image_size, data.channels)
     labels_N = torch.tensor([class_names.index(name) for _, name, _ in hashed])
+    num_validation = _num_validation(data, [digest for digest, _, _ in hashed])
     return Dataset(
         train=Split(pixels_NCHW=pixels_NCHW[num_validation:], labels_N=labels_N[num_validation:], levels=255),
         validation=Split(pixels_NCHW=pixels_NCHW[:num_validation], labels_N=labels_N[:num_validation], levels=255),
