@@ -38,8 +38,8 @@ TINY = [
 ]
 KILLED = f"""
 import os, signal, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_study import run_trials
+sys.path.insert(0, {str(ROOT / "tests" / "study")!r})
+from test_loop import run_trials
 run_trials({TINY!r}, before_round_2=lambda: os.kill(os.getpid(), signal.SIGKILL))
 """
 
