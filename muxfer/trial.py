@@ -82,9 +82,10 @@ class Identity(TypedDict):
 class Trial:
     """One training run that a study needs.
 
-    `task` is the resolved configuration (see `muxfer.config.task.Task`) as plain data, `key` its content hash together with
-    the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest first.
-    `fingerprint` is the data's; it is compared again where the trial is trained. `lineage` is the origin of a target.
+    `task` is the resolved configuration (see `muxfer.config.task.Task`) as plain data, `key` its content hash
+    together with the replicate, the data's fingerprint and NUMERICS_VERSION. `cost_flops` orders the queue, longest
+    first. `fingerprint` is the data's; it is compared again where the trial is trained. `lineage` is the origin of a
+    target.
     """
 
     key: str
