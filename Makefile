@@ -1,5 +1,5 @@
 # make sweep   the main job: a learning-rate sweep over widths, on real images, with a verdict
-# make test    the tests that need no Ray, MLflow server, browser or fault bench: minutes
+# make test    the tests that need no Ray, MLflow server, browser, fault bench or long coordinate check: minutes
 # make check   format, lint, types and all tests: what CI runs
 # make bench   the benchmarks      make models  the coordinate checks of docs/models.md
 # make faults  hurts sweeps in every known way (an hour; FULL=1 goes on by seed): the table of docs/reliability.md

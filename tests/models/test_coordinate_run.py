@@ -5,6 +5,8 @@ import pytest
 from benchmarks.coordinates import DEPTH_FAMILIES, FAMILIES, Job, run_all, study
 from muxfer.mup.mutants import MUTANTS
 
+pytestmark = pytest.mark.slow
+
 FULLY = {"dit": 12, "pixart": 12, "uvit": 11, "mmdit": 11, "in_context": 10, "cross_attention": 11}
 """One of each family gets every mutant, of which so many change its training; variants and diffusers' classes get few.
 
