@@ -104,10 +104,10 @@ def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock
     progress = TerminalProgress(io.StringIO())
     progress.start([trial(1)], [], slots=1)
     progress.update(TrialUpdate(key="1", step=90))
-    assert progress._left() == "?", "nobody knows yet how fast it is"
+    assert progress._time_left() == "?", "nobody knows yet how fast it is"
     clock[0] = 8.0
     progress.update(TrialUpdate(key="1", step=94))
-    assert progress._left() == "12s", "6 steps at 2 s each"
+    assert progress._time_left() == "12s", "6 steps at 2 s each"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_nor_does_it_once_the_trial_is_over(clock, first, last, left):
         progress.update(TrialUpdate(key="1", step=step))
     clock[0] = 20.0
     progress.update(last)
-    assert progress._left() == show_seconds(left)
+    assert progress._time_left() == show_seconds(left)
 
 
 def test_no_color_is_kept(monkeypatch):
