@@ -107,8 +107,10 @@ def _compose(name: str, overrides: list[str]) -> Composed:
 
     from muxfer.config import hydra_files, hydra_values
 
-    first, *behind = (*search_path("sweeps"), *search_path("conf"))
-    path = ",".join(hydra_files.quoted(folder) for folder in behind)
+    folders = [*search_path("sweeps"), *search_path("conf")]
+    # Hydra looks for the primary configuration in the first folder alone.
+    first = next((folder for folder in folders if (folder / f"{name}.yaml").is_file()), folders[0])
+    path = ",".join(hydra_files.quoted(folder) for folder in folders if folder != first)
     GlobalHydra.instance().clear()
     ConfigStore.instance().store(name=PRIMARY, node={"defaults": ["base", "_self_"]})
     try:

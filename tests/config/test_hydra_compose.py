@@ -22,6 +22,14 @@ def write(folder, name, text):
     file.write_text(text)
 
 
+def test_packaged_sweep_composes_beside_a_folder_of_the_users_own_sweeps(empty_folder):
+    packaged = compose("lr-width", ["scale=paper"])
+    write(empty_folder, "sweeps/my-sweep.yaml", "defaults:\n  - base\n  - _self_\n")
+    assert compose("lr-width", ["scale=paper"]) == packaged
+    assert compose("my-sweep")
+    assert compose_model("dit")
+
+
 def test_users_groups_and_sweeps_come_before_packaged_ones(empty_folder):
     write(empty_folder, "conf/training/mine.yaml", "steps: 7\nbatch_size: 3\n")
     write(empty_folder, "conf/compute/local.yaml", "slots: 1\n")
