@@ -30,7 +30,7 @@ from muxfer.trial import Record
 SMALLEST, TARGET = 32.0, 256.0
 BATCH_SIZE = 64
 NUM_SEEDS = 3
-"""Of the sweeps. Every choice is made on these."""
+"""Seeds of the sweeps. Every choice is made on these."""
 PAGE = recorded.DATA.parent / "evidence.md"
 PICTURE = recorded.DATA.parent / "img" / "evidence.png"
 START, END = "<!-- written by python -m benchmarks.evidence -->", "<!-- end -->"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BEGAN = time.monotonic()  # before every heavy import, for which a user waits too; on a clock that nobody sets
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-STOP_SECONDS = 15.0  # how long a command that was told to stop may take to end in order
+STOP_SECONDS = 15.0  # a command that got a signal may take this long to end in order
 AGAIN_SECONDS = 0.05
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 

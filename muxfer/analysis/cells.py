@@ -239,6 +239,6 @@ def percent(share: float) -> str:
 
 
 def seeds_text(table: Table) -> str:
-    """Of how many seeds a cell is the mean, to follow what is shown; empty for one seed."""
+    """The number of seeds that a cell averages, as a suffix; empty for one seed."""
     num_seeds = max((len(cell.metrics) for cell in all_cells(table)), default=1)
     return f", mean of {num_seeds} seeds" if num_seeds > 1 else ""

@@ -151,7 +151,7 @@ def drift_interval(curves: Mapping[float, Curve], noise: Noise) -> tuple[float, 
     slopes = value + np.linspace(-1, 1, DRIFT_POINTS) * reach / min(float(np.ptp(x)) / 2, 1.0)
 
     def flatness(shifts: np.ndarray) -> np.ndarray:
-        """Of the line with each slope at each of its shifts [slopes, shifts]."""
+        """The flatness of the line with each slope at each of its shifts: [slopes, shifts]."""
         at = slopes[:, None, None] * x + shifts[..., None]
         return np.sum([curve.flatness(at[..., i], noise) for i, curve in enumerate(curves.values())], axis=0)
 

@@ -63,7 +63,7 @@ class Budget:
     loss: float | None = None
     fid: float | None = None
     curve: Polynomial | None = None
-    """Of the loss."""
+    """The fitted curve of the loss."""
     why: str = ""
 
     def column(self, name: str) -> tuple[Array, Array, float]:

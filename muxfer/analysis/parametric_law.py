@@ -21,7 +21,7 @@ REFINED = 8
 """How many of the best starts are refined."""
 MIN_POINTS = 8
 BOUNDS = (1e-3, 3.0)
-"""Of the exponents a and b. A fit that ends there is none."""
+"""Bounds of the exponents a and b. A fit that ends at a bound is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

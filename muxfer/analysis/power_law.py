@@ -81,7 +81,7 @@ class PowerLaw:
         return np.asarray(1 / len(self.log_flops) + (log_flops - self.log_flops.mean()) * self._slope)
 
     def _interval(self, weights: Array) -> Interval:
-        """Of the weighted sum of the logs, by the rule of the module."""
+        """The interval of the weighted sum of the logs, by the rule of the module."""
         y = self.log_values
         n = len(y)
         estimate = float(weights @ y)

@@ -3,7 +3,7 @@
 from functools import cache
 
 LEVEL = 0.95
-"""Of every interval: two-sided."""
+"""The level of every interval, two-sided."""
 
 
 @cache

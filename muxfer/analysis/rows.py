@@ -153,7 +153,7 @@ class FittedRow:
 
     @cached_property
     def choice(self) -> Cell | None:
-        """Of the finished cells near the lowest, the one that is lowest on the curve.
+        """The cell that is lowest on the curve, among the finished cells near the lowest.
 
         A curve without a certain minimum smooths nothing: then it is the grid's optimum.
         """

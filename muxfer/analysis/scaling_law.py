@@ -51,7 +51,7 @@ class IsoflopFit:
     laws: Mapping[str, PowerLaw] = field(default_factory=dict)
     """params, tokens, loss and, with FIDs, fid."""
     degree: int | None = None
-    """Of the curves; None: the table held the optima themselves, one row a budget."""
+    """The degree of the curves; None: the table held the optima themselves, one row a budget."""
     noise: float | None = None
     """Relative standard deviation of one loss about its curve; None: unknown."""
     why: str = ""

@@ -37,7 +37,7 @@ def default_tracking_uri() -> str:
 
 
 def redact_uri(uri: str) -> str:
-    """The URI without user, password and query. If these can't be told from the rest, its scheme alone."""
+    """The URI without user, password and query. Where they can't be separated, its scheme alone."""
     scheme, slashes, _ = uri.partition("://")
     try:
         urlsplit(uri)

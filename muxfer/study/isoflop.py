@@ -32,7 +32,7 @@ class Cost(Protocol):
     def parameters(self) -> int: ...
     @property
     def macs(self) -> float:
-        """Of one sample's forward pass."""
+        """Multiply-accumulates of one sample's forward pass."""
 
 
 Measure = Callable[[Model], Cost]
