@@ -37,7 +37,7 @@ def quoted_records(block):
 def test_readme_study_is_what_table_text_prints():
     text = README.read_text()
     start = text.index("    validation loss; * best of its column")
-    block = "\n".join(line[4:] for line in text[start : text.index("\nThe second takes", start)].splitlines())
+    block = "\n".join(line[4:] for line in text[start : text.index("\nRows from", start)].splitlines())
     records = list(quoted_records(block))
     assert len(records) == 21
     assert table_text(records, judge(records, axis="width", hp="base_lr")) == block.rstrip()
