@@ -107,11 +107,7 @@ def table_points(path: str) -> Points:
     columns = read_columns(path, ["flops", "params", "loss"], optional=["tokens", "fid"])
     tokens = columns["tokens"] if "tokens" in columns else columns["flops"] / (6 * columns["params"])
     return Points(
-        flops=columns["flops"],
-        params=columns["params"],
-        tokens=tokens,
-        loss=columns["loss"],
-        fid=columns.get("fid"),
+        flops=columns["flops"], params=columns["params"], tokens=tokens, loss=columns["loss"], fid=columns.get("fid")
     )
 
 
@@ -176,11 +172,7 @@ def fit_data(laws: IsoflopFit, parametric: ParametricLaw | str, prediction: Pred
 
 
 def fit_lines(
-    laws: IsoflopFit,
-    parametric: ParametricLaw | str,
-    prediction: Prediction | None,
-    *,
-    predict_at: float | None = None,
+    laws: IsoflopFit, parametric: ParametricLaw | str, prediction: Prediction | None, *, predict_at: float | None = None
 ) -> Iterator[str]:
     """Budgets with their optima, laws with intervals, the prediction, and the parametric law.
 

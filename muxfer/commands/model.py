@@ -57,12 +57,7 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
     data = {**described, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
     lines = [model_text(task.model, plan, cost, rows, columns=shutil.get_terminal_size().columns)]
     if scales is not None:
-        content = {
-            **described,
-            "output_multiplier": plan.output_multiplier,
-            "readout": plan.readout,
-            "hash": plan.hash,
-        }
+        content = {**described, "output_multiplier": plan.output_multiplier, "readout": plan.readout, "hash": plan.hash}
         data["scales"] = str(_write(user_path(scales, "--scales"), {**content, "parameters": rows}))
         lines.append(f"\nscales: {data['scales']}")
     return CommandResult(data=data, text="\n".join(lines))

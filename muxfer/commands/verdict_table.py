@@ -68,14 +68,7 @@ class Grouped:
 
 
 def verdict(
-    path: str,
-    *,
-    axis: str,
-    hp: str,
-    metric: str,
-    mode: str = "min",
-    log2_hp: bool = False,
-    seed: str | None = None,
+    path: str, *, axis: str, hp: str, metric: str, mode: str = "min", log2_hp: bool = False, seed: str | None = None
 ) -> CommandResult:
     """The result of `muxfer verdict --table`. Exit code 0 if the optimum transfers, otherwise 6."""
     columns = Columns(path=path, axis=axis, hp=hp, metric=metric, seed=seed)

@@ -182,8 +182,7 @@ def _dit(model: Dit) -> Counterpart:
         *_layer("t_embedder.mlp.0", tuple(f"{own}.timestep_embedder.linear_1" for own in embedders)),
         *_layer("t_embedder.mlp.2", tuple(f"{own}.timestep_embedder.linear_2" for own in embedders)),
         *_tensor(
-            "y_embedder.embedding_table.weight",
-            *(f"{own}.class_embedder.embedding_table.weight" for own in embedders),
+            "y_embedder.embedding_table.weight", *(f"{own}.class_embedder.embedding_table.weight" for own in embedders)
         ),
         *_layer("final_layer.adaLN_modulation.1", "proj_out_1"),
         *_layer("final_layer.linear", "proj_out_2"),

@@ -253,9 +253,7 @@ def _matching(aliases: Mapping[str, Iterable[str]], patterns: Sequence[str], wha
 
 
 def _stock_scales(
-    scales: Mapping[str, Scale],
-    base: Mapping[str, Initialization | None],
-    used: Mapping[str, Initialization | None],
+    scales: Mapping[str, Scale], base: Mapping[str, Initialization | None], used: Mapping[str, Initialization | None]
 ) -> dict[str, Scale]:
     """The scales with the class's own change of deviation, for display only: `stock` applies nothing."""
     changed = {}
