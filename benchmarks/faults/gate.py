@@ -75,7 +75,7 @@ class Gate:
                 remaining = missing(row, tally, full=self._full) - self._underway[row.name]
                 num_new_failures = len(tally.failures) - self._num_again[row.name]
                 if row.waits == waiting and remaining > 0 and num_new_failures < MAX_FAILURES:
-                    faults = min(row.batch, remaining)
+                    faults = min(row.counts.batch, remaining)
                     seed, tally.next_seed = tally.next_seed, tally.next_seed + 1
                     self._underway[row.name] += faults
                     return Job(row=row, seed=seed, faults=faults)
@@ -146,7 +146,7 @@ def passed(row: Row, tally: Tally, *, full: bool) -> bool:
 
 def missing(row: Row, tally: Tally, *, full: bool) -> int:
     """How many faults are still to be caused."""
-    return max(0, (row.full if full else row.gate) - tally.caused)
+    return max(0, (row.counts.full if full else row.counts.gate) - tally.caused)
 
 
 def table(rows: Sequence[Row], tallies: Mapping[str, Tally], *, full: bool) -> str:
@@ -158,6 +158,7 @@ def table(rows: Sequence[Row], tallies: Mapping[str, Tally], *, full: bool) -> s
         failed = ", ".join(f"seed {failure['seed']}" for failure in tally.failures) or "none"
         if count := missing(row, tally, full=full):
             failed += f" ({count:,} still to be caused)"
-        cells = [f"`{row.name}`", row.fault, row.right, f"{tally.caused:,}", f"{row.gate:,}", f"{row.full:,}", failed]
+        counts = [f"{count:,}" for count in (tally.caused, row.counts.gate, row.counts.full)]
+        cells = [f"`{row.name}`", row.fault, row.right, *counts, failed]
         lines.append(f"| {' | '.join(cells)} | {tally.seconds / 60:.1f} |")
     return "\n".join(lines)

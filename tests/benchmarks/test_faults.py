@@ -38,7 +38,7 @@ def results(request, tmp_path_factory):
         for row in longest_first:
             case = row.brief or row.case
             if case not in futures:
-                futures[case] = lanes.submit(gate.run_case, row, SEED, row.test, cache=cache, brief=True)
+                futures[case] = lanes.submit(gate.run_case, row, SEED, row.counts.test, cache=cache, brief=True)
         yield futures
 
 
@@ -46,9 +46,9 @@ def results(request, tmp_path_factory):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_promise_holds_after(row, results):
     caused, error = results[row.brief or row.case].result()
-    command = f"{BRIEF}=1 python -m benchmarks.faults --case {row.name} {SEED} {row.test}"
+    command = f"{BRIEF}=1 python -m benchmarks.faults --case {row.name} {SEED} {row.counts.test}"
     assert error is None, f"{command}\n{error}"
-    assert caused == row.test
+    assert caused == row.counts.test
 
 
 def test_reliability_page_shows_the_recorded_gate_which_passed():
@@ -60,8 +60,8 @@ def test_reliability_page_shows_the_recorded_gate_which_passed():
 
 @pytest.mark.parametrize("full", [False, True], ids=["gate", "full bench"])
 def test_table_shows_how_many_faults_are_still_missing(full):
-    row = next(row for row in ROWS if row.full > row.gate > 1)
-    goal = row.full if full else row.gate
+    row = next(row for row in ROWS if row.counts.full > row.counts.gate > 1)
+    goal = row.counts.full if full else row.counts.gate
     failure = {"seed": 3, "faults": 1, "error": ""}
 
     def line(**tally):
@@ -75,8 +75,8 @@ def test_table_shows_how_many_faults_are_still_missing(full):
 
 @pytest.mark.parametrize("full", [False, True], ids=["gate", "full bench"])
 def test_a_row_passes_without_failures_and_only_the_full_bench_may_miss_some(full):
-    row = next(row for row in ROWS if row.full > row.gate > 1)
-    goal = row.full if full else row.gate
+    row = next(row for row in ROWS if row.counts.full > row.counts.gate > 1)
+    goal = row.counts.full if full else row.counts.gate
     failure = {"seed": 3, "faults": 1, "error": ""}
     assert gate.passed(row, gate.Tally(caused=goal), full=full)
     assert gate.passed(row, gate.Tally(caused=goal - 1), full=full) is full

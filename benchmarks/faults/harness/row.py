@@ -12,19 +12,24 @@ It raises AssertionError where the promise is broken.
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many faults the gate, the full bench, one case of the gate and the test suite cause."""
+
+    gate: int
+    full: int
+    batch: int = 1
+    test: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One fault, what is right after it, and how often the gate and the full bench cause it."""
+    """One fault, what is right after it, and how often it is caused."""
 
     name: str
     fault: str
     right: str
-    gate: int
-    full: int
+    counts: Counts
     case: Case
-    batch: int = 1
-    """How many faults one case of the gate causes."""
-    test: int = 1
-    """How many faults the one case of the test suite causes."""
     brief: Case | None = None
     """The case of the test suite, if it differs from `case`. Rows with the same brief case share one run of it."""
     waits: bool = False
