@@ -27,14 +27,8 @@ from muxfer.study.trials import make_trial
 from muxfer.training.optim import rate_multiplier
 
 TINY = [
-    "model.base_width=32",
-    "model.depth=1",
-    "model.patch=4",
-    "training.steps=60",
-    "training.warmup_steps=6",
-    "training.batch_size=16",
-    "training.report_every=3",
-    "training.checkpoint_every=100000",
+    *("model.base_width=32", "model.depth=1", "model.patch=4", "training.steps=60", "training.warmup_steps=6"),
+    *("training.batch_size=16", "training.report_every=3", "training.checkpoint_every=100000"),
     "evaluation.timesteps=2",
 ]
 STUDIES: Mapping[str, Sequence[str]] = {

@@ -13,24 +13,15 @@ CACHE = "MUXFER_FAULTS_CACHE"
 CHECKPOINT_EVERY = 10
 STEPS = 60
 GRID = (
-    f"search.width={'[16]' if BRIEF in os.environ else '[16,32]'}",
-    "search.base_lr=[2**-8,2**-6,2**-1]",
-    "model.base_width=32",
-    "model.depth=1",
-    "model.patch=4",
-    f"training.steps={STEPS}",
-    "training.batch_size=32",
-    f"training.checkpoint_every={CHECKPOINT_EVERY}",
-    "evaluation.timesteps=2",
+    *(f"search.width={'[16]' if BRIEF in os.environ else '[16,32]'}", "search.base_lr=[2**-8,2**-6,2**-1]"),
+    *("model.base_width=32", "model.depth=1", "model.patch=4", f"training.steps={STEPS}", "training.batch_size=32"),
+    *(f"training.checkpoint_every={CHECKPOINT_EVERY}", "evaluation.timesteps=2"),
 )
 """Six small trials (three in the tests). Some of them diverge. Only the trials are small; all else is real."""
 ADAPTIVE = (
     *(override for override in GRID if not override.startswith("search.")),
-    "search.width=[16]",
-    "search.base_lr={uniform:[-9,-3],log2:true}",
-    "search.sampler=tpe",
-    "search.num_settings=6",
-    "search.round_size=3",
+    *("search.width=[16]", "search.base_lr={uniform:[-9,-3],log2:true}"),
+    *("search.sampler=tpe", "search.num_settings=6", "search.round_size=3"),
 )
 """An adaptive search: its second round depends on the results of the first."""
 IDENTITY: Mapping[str, Any] = {

@@ -4,33 +4,18 @@ import copy
 import os
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 NAME = "mine"
 OVERRIDES = (
-    "training.steps=100",
-    "search.width=[16,32]",
-    "search.base_lr=[2**-8,1e-3]",
-    "search.base_lr={log_uniform:[1e-4,1e-2]}",
-    "search.sampler=tpe",
-    "search.num_settings=8",
-    "model.depth=2",
-    "model=pixart",
-    "+size=xl_2",
-    "scale=paper",
-    "optimizer.parametrization=standard",
-    "data=image_folder",
-    "data.path=pictures",
-    "output_dir=${oc.env:HOME}/x",
-    "ledger.tracking_uri=sqlite:///a.db",
-    "ledger.experiment=mine",
-    "description='a b'",
-    "target.width=256",
-    "~target",
-    "++evaluation.guidance=1.5",
-    "compute.slots=2",
-    "check=depth",
+    *("training.steps=100", "search.width=[16,32]", "search.base_lr=[2**-8,1e-3]"),
+    *("search.base_lr={log_uniform:[1e-4,1e-2]}", "search.sampler=tpe", "search.num_settings=8", "model.depth=2"),
+    *("model=pixart", "+size=xl_2", "scale=paper", "optimizer.parametrization=standard", "data=image_folder"),
+    *("data.path=pictures", "output_dir=${oc.env:HOME}/x", "ledger.tracking_uri=sqlite:///a.db"),
+    *("ledger.experiment=mine", "description='a b'", "target.width=256", "~target", "++evaluation.guidance=1.5"),
+    *("compute.slots=2", "check=depth"),
 )
 WORDS = """
 nan .nan inf -inf 1e400 -1e400 1e-400 0 -0.0 -1 0x10 0o7 1_000 1:30 null ~ true off '' 2^-7 2**-7 2^999 2^99999 2**9999
@@ -43,9 +28,7 @@ tag(log,1) {} [] [[]] {a:[]} [nan] [1,1] {uniform:[2,1]} {choice:[]} {grid:[1]} 
 LONG = ("9" * 5000, "[" * 60 + "]" * 60, "{a:" * 60 + "}" * 60, "x" * 1900, "a b", "a\tb", "'", '"', "\\", "1,2")
 SCALARS = (*WORDS.split(), *LONG)
 LETTERS = "=+~@.,:[]{}()'\"$\\/*&!|>%#-_ \t\n\0\x1b09azé\u202e\ud7ff"
-BOMB = "a: &a [x, x]\n" + "".join(
-    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)
-)
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijkl"))
 HIDDEN_BOMB = BOMB.replace("[*", "['#', *")
 FILES: tuple[str, ...] = (
     BOMB,
@@ -53,89 +36,29 @@ FILES: tuple[str, ...] = (
     "base: &b {x: 1}\nsearch:\n  <<: *b\n",
     "".join(f"k{i}: ${{k{i + 1}}}${{k{i + 1}}}\n" for i in range(40)) + "k40: x\n",
     "".join(f"k{i}: ['${{k{i + 1}}}', '${{k{i + 1}}}']\n" for i in range(40)) + "k40: [1]\n",
-    "description: ${description}\n",
-    "model: ${model}\n",
-    "a: ${b}\nb: ${a}\n",
-    "defaults: [base, mine, _self_]\n",
-    "defaults: [base, ../../../../etc/passwd, _self_]\n",
-    "defaults: [base, /model@a: ../../x, _self_]\n",
-    "defaults: 5\n",
-    "defaults: [5, null, [], {}]\n",
-    "defaults: [{a: {b: c}}]\n",
-    "defaults: [base, _self_, _self_]\n",
-    "defaults: [base, override model: [dit, pixart]]\n",
-    "hydra: {searchpath: ['file:///etc']}\n",
-    "# @package ../../x\na: 1\n",
-    "# @package _global_.hydra\na: 1\n",
+    *("description: ${description}\n", "model: ${model}\n", "a: ${b}\nb: ${a}\n", "defaults: [base, mine, _self_]\n"),
+    *("defaults: [base, ../../../../etc/passwd, _self_]\n", "defaults: [base, /model@a: ../../x, _self_]\n"),
+    *("defaults: 5\n", "defaults: [5, null, [], {}]\n", "defaults: [{a: {b: c}}]\n"),
+    *("defaults: [base, _self_, _self_]\n", "defaults: [base, override model: [dit, pixart]]\n"),
+    *("hydra: {searchpath: ['file:///etc']}\n", "# @package ../../x\na: 1\n", "# @package _global_.hydra\na: 1\n"),
     "_target_: os.system\nmodel: {_target_: subprocess.call, _args_: [[ls]]}\n",
-    "!!python/object/apply:os.system ['touch canary']\n",
-    "a: !!python/object/apply:pathlib.Path [canary]\n",
-    "a: !!binary aGVsbG8=\n",
-    "a: !!set {x, y}\n",
-    "? [1, 2]\n: x\n",
-    "? {a: 1}\n: x\n",
-    "{1: 2, true: 3, null: 4, 1.5: 5}\n",
-    "a: 2001-99-99\nb: 12:99:99\n",
-    "--- a\n--- b\n",
-    "%YAML 9.9\n---\na: 1\n",
-    "a: |\n  " + "x" * 49_000 + "\n",
-    "".join(f"k{i}: {i}\n" for i in range(4500)),
-    "x" * 200_000,
-    "[" * 20_000,
-    "- " * 20_000,
-    "{a: " * 12_000,
-    "a: " + "9" * 6000 + "\n",
-    "a: 'unclosed\n",
-    "\ta: 1\n",
-    "a: 1\na: 2\n",
-    "\x00",
-    "a: \x1b[2J\n",
-    "5\n",
-    "null\n",
-    "[]\n",
-    "",
+    *("!!python/object/apply:os.system ['touch canary']\n", "a: !!python/object/apply:pathlib.Path [canary]\n"),
+    *("a: !!binary aGVsbG8=\n", "a: !!set {x, y}\n", "? [1, 2]\n: x\n", "? {a: 1}\n: x\n"),
+    *("{1: 2, true: 3, null: 4, 1.5: 5}\n", "a: 2001-99-99\nb: 12:99:99\n", "--- a\n--- b\n"),
+    *("%YAML 9.9\n---\na: 1\n", "a: |\n  " + "x" * 49_000 + "\n", "".join(f"k{i}: {i}\n" for i in range(4500))),
+    *("x" * 200_000, "[" * 20_000, "- " * 20_000, "{a: " * 12_000, "a: " + "9" * 6000 + "\n", "a: 'unclosed\n"),
+    *("\ta: 1\n", "a: 1\na: 2\n", "\x00", "a: \x1b[2J\n", "5\n", "null\n", "[]\n", ""),
 )
 """None of these may be accepted as a sweep without a mutation."""
 VALUES: tuple[Any, ...] = (
-    *(
-        float("nan"),
-        float("inf"),
-        float("-inf"),
-        1e308,
-        5e-324,
-        -0.0,
-        0,
-        -1,
-        1,
-        True,
-        False,
-        None,
-        10**400,
-        -(10**5000),
-    ),
-    *(
-        2**63,
-        2**62,
-        10**18,
-        10**6,
-        7,
-        0.5,
-        1e400,
-        "",
-        " ",
-        "x" * 100_000,
-        "\0",
-        "\n",
-        "\x1b[2J",
-        "\ud800",
-        "\u202e",
-        "../x",
-    ),
-    *("2^-7", "2^99999", "2^-999.9", "nan", "1e5", "dit", "declared", "tpe", "gp", "isoflop", "completep", "~nobody/x"),
-    *([], {}, [[]], {"": 1}, {1: 2}, {None: None}, [None], [float("nan")] * 3, ["2^-7", "2^-5"], list(range(30_000))),
-    *({"uniform": [1, 2]}, {"choice": [1, 1]}, {"grid": []}, {"uniform": [0, float("nan")]}, {"integer": [1, 10**30]}),
-    *({"name": []}, {"name": "digits"}, {"family": {}}, b"bytes", 1j, ("a",), {"a", "b"}),
-    *("sqlite://///" + "x" * 300, "http://[::1", "http://h\u2100x/", "sqlite:///a\0b", "postgresql://u:p@h:99999999/x"),
+    *(float("nan"), float("inf"), float("-inf"), 1e308, 5e-324, -0.0, 0, -1, 1, True, False, None, 10**400),
+    *(-(10**5000), 2**63, 2**62, 10**18, 10**6, 7, 0.5, 1e400, "", " ", "x" * 100_000, "\0", "\n", "\x1b[2J"),
+    *("\ud800", "\u202e", "../x", "2^-7", "2^99999", "2^-999.9", "nan", "1e5", "dit", "declared", "tpe", "gp"),
+    *("isoflop", "completep", "~nobody/x", [], {}, [[]], {"": 1}, {1: 2}, {None: None}, [None], [float("nan")] * 3),
+    *(["2^-7", "2^-5"], list(range(30_000)), {"uniform": [1, 2]}, {"choice": [1, 1]}, {"grid": []}),
+    *({"uniform": [0, float("nan")]}, {"integer": [1, 10**30]}, {"name": []}, {"name": "digits"}, {"family": {}}),
+    *(b"bytes", 1j, ("a",), {"a", "b"}, "sqlite://///" + "x" * 300, "http://[::1", "http://h\u2100x/"),
+    *("sqlite:///a\0b", "postgresql://u:p@h:99999999/x"),
 )
 
 

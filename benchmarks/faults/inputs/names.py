@@ -16,50 +16,12 @@ from muxfer.errors import BadInput
 
 LETTERS = "ab01-_./\\'\"`$;&|<>*?~%{}[]()=,:# \t\n\r\0\x1b\u202e\u200b\u00e9\u0430\uff0f\u2215\u2024\U0001f4a3\ud800"
 NAMES = (
-    *(
-        "../evil",
-        "../../evil",
-        "..",
-        ".",
-        "/evil",
-        "//evil",
-        "~/evil",
-        "~nobody-here/evil",
-        "a/../../evil",
-        "-rf",
-        "--help",
-    ),
-    *(
-        "lr-width\0",
-        "lr\0width",
-        "lr-width\n",
-        "a\r\nb",
-        "\x1b[2Ja",
-        "'; drop table runs; --",
-        '"a"',
-        "`id`",
-        "$(id)",
-        "%s%n",
-    ),
-    *(
-        "lr-w\u0456dth",
-        "\uff4cr-width",
-        "lr\u2010width",
-        "lr-width\u200b",
-        "\u202ehtdiw-rl",
-        "..\uff0fevil",
-        "\u2025/evil",
-    ),
-    *("a" * 300, "\u00e9" * 150, "a" * 10_000, "x/" * 2000 + "evil", "", " ", ".hidden", "con", "a:b", "file:///evil"),
-    *(
-        "os:system",
-        "builtins:eval",
-        "subprocess:Popen",
-        "torch:load",
-        "muxfer.executors.worker:TrialRun",
-        "os",
-        "__main__",
-    ),
+    *("../evil", "../../evil", "..", ".", "/evil", "//evil", "~/evil", "~nobody-here/evil", "a/../../evil", "-rf"),
+    *("--help", "lr-width\0", "lr\0width", "lr-width\n", "a\r\nb", "\x1b[2Ja", "'; drop table runs; --", '"a"'),
+    *("`id`", "$(id)", "%s%n", "lr-w\u0456dth", "\uff4cr-width", "lr\u2010width", "lr-width\u200b", "\u202ehtdiw-rl"),
+    *("..\uff0fevil", "\u2025/evil", "a" * 300, "\u00e9" * 150, "a" * 10_000, "x/" * 2000 + "evil", "", " "),
+    *(".hidden", "con", "a:b", "file:///evil", "os:system", "builtins:eval", "subprocess:Popen", "torch:load"),
+    *("muxfer.executors.worker:TrialRun", "os", "__main__"),
 )
 
 

@@ -29,16 +29,9 @@ from benchmarks.faults.harness.sweep import Sweep, new_folder
 from muxfer.executors import ray_sessions
 
 NAMES = (
-    "PLANTED_RAW",
-    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD"),
-    *(
-        "PLANTED_DESCRIPTION",
-        "PLANTED_ARGUMENT",
-        "PLANTED_ADDRESS",
-        "PLANTED_URI",
-        "PLANTED_CONF",
-        "MLFLOW_TRACKING_TOKEN",
-    ),
+    *("PLANTED_RAW", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD"),
+    *("PLANTED_DESCRIPTION", "PLANTED_ARGUMENT", "PLANTED_ADDRESS", "PLANTED_URI", "PLANTED_CONF"),
+    "MLFLOW_TRACKING_TOKEN",
 )
 OVERRULING = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
 """In the environment these would overrule the password of a server's URI, so sweeps with a server do not have them."""

@@ -21,17 +21,15 @@ from muxfer.trial import Outcome, Record
 
 STEPS = 24
 STUDY = (
-    "search.width=[16]",
-    "search.base_lr=[2**-8,2**-7,2**-6]",
-    "model.base_width=16",
-    "model.depth=1",
-    "model.patch=4",
-    f"training.steps={STEPS}",
-    "training.warmup_steps=2",
-    "training.batch_size=8",
-    "training.checkpoint_every=8",
-    "training.report_every=4",
-    "evaluation.timesteps=2",
+    *(
+        "search.width=[16]",
+        "search.base_lr=[2**-8,2**-7,2**-6]",
+        "model.base_width=16",
+        "model.depth=1",
+        "model.patch=4",
+    ),
+    *(f"training.steps={STEPS}", "training.warmup_steps=2", "training.batch_size=8", "training.checkpoint_every=8"),
+    *("training.report_every=4", "evaluation.timesteps=2"),
 )
 TOO_HIGH = (*(word for word in STUDY if "base_lr" not in word and "steps=" not in word), "search.base_lr=[1,4,16]")
 """At these rates every trial diverges from its first loss. The default number of steps is enough to see it."""
