@@ -30,8 +30,7 @@ QUERY = re.compile(
 )
 BY_NAME = re.compile(rf"(?:(?:[^:@/]*|{VARIABLE.pattern}):)?{VARIABLE.pattern}", re.ASCII)
 """Matches of CREDENTIALS and QUERY that hold only names of variables, and so no secret."""
-MIN_SECRET, MIN_VALUE = 4, 6
-"""Shorter values are not redacted: they are words that appear everywhere."""
+MIN_SECRET, MIN_VALUE = 4, 6  # Shorter values are not redacted: they are words that appear everywhere
 
 OUR_WORDS = {"finished", "diverged", "failed", "running", "proxy", "target", "study", "transfers", "drifts", "abstains"}
 """muxfer's own words are never redacted. That would change results and protect nothing."""
@@ -41,8 +40,7 @@ PLACES = ("output_dir", "data.path", "ledger.experiment")
 UNUSED = ("ledger.", "compute.", "output_dir", "description")
 """Keys that are not used when they come out of a record. If their variable is not set, its name stays."""
 
-_variables: set[str] = set()
-"""Names of the variables that configurations have read in this process."""
+_variables: set[str] = set()  # Names of the variables that configurations have read in this process
 
 
 def remember_variables(variables: Mapping[str, str]) -> None:

@@ -17,8 +17,7 @@ from muxfer.validate import expect
 NUMERICS_VERSION = 1
 """Part of every trial key. It is raised whenever the same task would train to other numbers than before."""
 
-Setting = Mapping[str, float | int | str]
-"""What a study varies, by name: {"base_lr": 0.0078125, "width": 64}."""
+Setting = Mapping[str, float | int | str]  # What a study varies, by name: {"base_lr": 0.0078125, "width": 64}
 
 
 class Outcome(StrEnum):

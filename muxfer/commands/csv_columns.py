@@ -25,15 +25,9 @@ import numpy as np
 
 from muxfer.errors import BadInput, nearest
 
-MAX_ROWS = 50_000_000
-"""A column that is read takes 400 MB for so many rows."""
-
-MAX_LINE_BYTES = 1 << 17
-"""The longest field that the csv module takes."""
-
-ROWS_AT_ONCE = 256
-"""So few rows stay in the processor's cache while they become numbers: twice as fast as 16,384."""
-
+MAX_ROWS = 50_000_000  # A column that is read takes 400 MB for so many rows
+MAX_LINE_BYTES = 1 << 17  # The longest field that the csv module takes
+ROWS_AT_ONCE = 256  # So few rows stay in the processor's cache while they become numbers: twice as fast as 16,384
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
 NOT_A_NUMBER = frozenset(
     ("", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "null", "NULL", "None")
@@ -42,8 +36,7 @@ NOT_A_NUMBER = frozenset(
 
 MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip or xlsx", b"PAR1": "Parquet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
-_Row = tuple[int, list[str]]
-"""The line on which a row begins, and its fields."""
+_Row = tuple[int, list[str]]  # The line on which a row begins, and its fields
 
 
 def read_columns(path: str | Path, required: Sequence[str], *, optional: Sequence[str] = ()) -> Mapping[str, Any]:

@@ -37,8 +37,7 @@ GB = 1e9
 LITTLE_DISK_GB = 2.0
 SLOT_MEMORY_GB = 1.0
 """Memory for the process of a trial: Python, torch and Ray, without its model. A rule of thumb, not measured."""
-SHARED_MEMORY_GB = 0.12
-"""The size of Ray's object store as we start it, and a little more."""
+SHARED_MEMORY_GB = 0.12  # The size of Ray's object store as we start it, and a little more
 MIN_OPEN_FILES = 1024
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "fuse.sshfs", "9p"}
 VERSION = re.compile(r"\d+(\.\w+)*(\+[\w.]+)?", re.ASCII)

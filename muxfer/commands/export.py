@@ -34,8 +34,7 @@ from muxfer.trial import Outcome, Record, Study
 if TYPE_CHECKING:
     import torch
 
-EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
-"""Names of the files that an export consists of."""
+EXPORTED = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")  # Names of the files that an export consists of
 MOST_SHOWN = 5
 
 

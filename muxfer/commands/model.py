@@ -35,8 +35,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 INDENT = 2
 
-ROLES = ("input", "hidden", "readout", "finite")
-"""The order of the sections."""
+ROLES = ("input", "hidden", "readout", "finite")  # The order of the sections
 
 
 def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> CommandResult:

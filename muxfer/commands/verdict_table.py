@@ -21,22 +21,16 @@ from muxfer.report.format import TERMINAL
 from muxfer.report.text import cells_text
 from muxfer.trial import Outcome, Verdict
 
-MAX_VALUES = 2_000
-"""Distinct values of an axis or a setting. A column with more of them is no grid."""
-
+MAX_VALUES = 2_000  # Distinct values of an axis or a setting. A column with more of them is no grid.
 MAX_CELLS = 100_000
 
-MAX_SHOWN = 64
-"""The most rows or columns of a table that is printed in a terminal."""
-
-SAME = 1e-9
-"""Values of a grid whose relative difference is at most this are one value, written by two programs."""
+MAX_SHOWN = 64  # The most rows or columns of a table that is printed in a terminal
+SAME = 1e-9  # Values of a grid whose relative difference is at most this are one value, written by two programs
 
 SHUFFLER = 0x9E3779B97F4A7C15
 """An odd number. The bits of numbers times this, modulo 2^64, have no visible order; its inverse undoes that."""
 
-MAX_REPLICATES = 1_000
-"""A cell with more runs gives the judge the means of this many groups of them."""
+MAX_REPLICATES = 1_000  # A cell with more runs gives the judge the means of this many groups of them
 
 EXTREME = 1e20
 """The largest number, and 1 over the smallest above 0. The fourth power of a ratio of such numbers is still finite."""

@@ -15,8 +15,7 @@ from muxfer.training.guidance import guided_prediction
 from muxfer.training.objective import FLOW_TIMESTEPS, Model
 
 SAMPLE_BATCH = 256
-MIN_TILE_PIXELS = 64
-"""A smaller picture is enlarged by a whole factor, because an 8x8 digit is hard to see."""
+MIN_TILE_PIXELS = 64  # A smaller picture is enlarged by a whole factor, because an 8x8 digit is hard to see
 GAP_PIXELS, FONT_PIXELS = 4, 20
 
 

@@ -31,10 +31,8 @@ from muxfer.ledger.holder import Holder
 
 _logger = logging.getLogger(__name__)
 
-RACE_SECONDS = 0.5
-"""How long the losers of a race may take to withdraw their claims, before a holder is named."""
-WATCHES = 20
-"""How often a silent holder is looked at before it is taken over."""
+RACE_SECONDS = 0.5  # How long the losers of a race may take to withdraw their claims, before a holder is named
+WATCHES = 20  # How often a silent holder is looked at before it is taken over
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,14 +34,12 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
 }
 READ_ATTEMPTS = 2
-BUSY_SECONDS = 30.0
-"""How long a call is repeated while other processes write to the same SQLite file."""
+BUSY_SECONDS = 30.0  # How long a call is repeated while other processes write to the same SQLite file
 PAGE = 1000
 MAX_METRICS, MAX_TAGS, MAX_IDS = 1000, 100, 100
 MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS = 6000, 8000
 
-Metric = tuple[str, float, int, int]
-"""Name, value, timestamp in ms, step."""
+Metric = tuple[str, float, int, int]  # Name, value, timestamp in ms, step
 
 
 class Refused(LedgerUnreachable):

@@ -17,8 +17,7 @@ from muxfer.ledger.mlflow_tags import validate_key
 from muxfer.trial import Point, Record
 from muxfer.validate import expect
 
-MAX_INTEGER = 2**53
-"""The bound of a time, a step and an epoch: sums of them must fit into 63 bits."""
+MAX_INTEGER = 2**53  # The bound of a time, a step and an epoch: sums of them must fit into 63 bits
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that some database refuses in a text: NUL and unpaired surrogates."""
 

@@ -33,8 +33,7 @@ class StudyRuns:
         self._home = home
         self._parent_id = ""
         self._parent_is_running = False
-        self._known: dict[str, tuple[str, int, int]] = {}
-        """By trial key: run id, start in ms, highest claim."""
+        self._known: dict[str, tuple[str, int, int]] = {}  # By trial key: run id, start in ms, highest claim
         self._unverified: dict[str, int] = {}
         """By run id: the epoch of a status that was written and not yet verified by `_correct_late_writes`."""
 

@@ -14,16 +14,14 @@ from muxfer.errors import BadInput
 from muxfer.trial import Record, Trial
 from muxfer.validate import expect
 
-ERROR_CHARACTERS = 3000
-"""The longest text of an error in a record, in characters of JSON. A whole record is one tag."""
+ERROR_CHARACTERS = 3000  # The longest text of an error in a record, in characters of JSON. A whole record is one tag.
 RUN_NAME_CHARACTERS = 250
 PARAM_NAMES = ("name", "parametrization", "base_lr", "weight_decay", "steps", "batch_size", "schedule", "seed")
 """The values outside `model` that become params."""
 SCHEMA = 1
 """The version of all tags, params and operations that the ledger writes. A ledger with a higher version is refused.
 Raise it together with a reader for the old one."""
-TAG_CHARACTERS = 7000
-"""The longest part of a text that `split_tag` writes into one tag."""
+TAG_CHARACTERS = 7000  # The longest part of a text that `split_tag` writes into one tag
 KEY = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 

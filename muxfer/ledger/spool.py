@@ -13,8 +13,7 @@ from muxfer.errors import BadInput
 from muxfer.ledger.base import Operation
 
 _logger = logging.getLogger(__name__)
-CHUNK_BYTES = 1 << 20
-"""How much of a spool is read at a time, at most."""
+CHUNK_BYTES = 1 << 20  # How much of a spool is read at a time, at most
 
 
 class Spool:

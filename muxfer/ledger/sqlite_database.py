@@ -14,8 +14,7 @@ from muxfer.ledger.tracking_uri import MAX_NAME_BYTES, unreachable_error
 from muxfer.processes import locking_process, status, still_named
 from muxfer.trial import content_hash
 
-LOCKED = "database is locked"
-"""SQLite's error when another connection went on writing for as long as it waited."""
+LOCKED = "database is locked"  # SQLite's error when another connection went on writing for as long as it waited
 LOCK_SECONDS = 300.0
 """How long to wait for another process that makes the database. That takes 2 s, and half a minute on a busy disk."""
 

@@ -27,8 +27,7 @@ from muxfer.mup.slopes import CoordinateCheck
 from muxfer.training import objective
 from muxfer.training.optim import build_adamw
 
-PROBE_STEP = 1_000_000
-"""Number of the fixed batch that the check measures on and never trains on."""
+PROBE_STEP = 1_000_000  # Number of the fixed batch that the check measures on and never trains on
 CHECK_EPS = 1e-20
 """AdamW's eps in a coordinate check. With zero gates a block's first gradients are near the usual eps of 1e-8, which
 then hides the slope of a rate (QK-norm gains: -0.3). The rule for eps has tests of its own."""

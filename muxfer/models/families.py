@@ -25,8 +25,7 @@ from muxfer.models.plugins import allowed
 from proxy_models import FAMILIES, TEXT, Family
 
 MAX_EXPRESSION_CHARACTERS = 200
-MAX_SIZE = 2**31
-"""A size this large is a mistake: no layer has it, and building as many layers would never end."""
+MAX_SIZE = 2**31  # A size this large is a mistake: no layer has it, and building as many layers would never end
 
 
 def family_of(model: Model) -> Family:

@@ -33,10 +33,8 @@ class Run:
     plan: ScalePlan
     optimizer: torch.optim.Optimizer
     loss: Callable[[int], torch.Tensor]
-    probe: Callable[[], torch.Tensor]
-    """The loss on a batch that is never trained on."""
-    branch_ends: Collection[str] = ()
-    """Parameters that hold the depth factor, under depth scaling."""
+    probe: Callable[[], torch.Tensor]  # The loss on a batch that is never trained on
+    branch_ends: Collection[str] = ()  # Parameters that hold the depth factor, under depth scaling
 
 
 def coordinate_check(

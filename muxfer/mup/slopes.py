@@ -29,17 +29,14 @@ INCOHERENT_UPDATE = 0.8
 Gradients of a block with few heads are incoherent with their input. Such an update falls as m^-1/2 without a fault. A
 wrong role makes it fall as 1/m.
 """
-EXACT_RATE = 0.1
-"""A rate is right if the slope of RMS(dp) is at most this far from the slope of the role's rate."""
-
+EXACT_RATE = 0.1  # A rate is right if the slope of RMS(dp) is at most this far from the slope of the role's rate
 INIT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -0.5, "readout": -1.0, "finite": 0.0}
 RATE_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": -1.0, "readout": -1.0, "finite": 0.0}
 OUTPUT_SLOPE: Mapping[str, float] = {"input": 0.0, "hidden": 0.0, "readout": -0.5, "finite": 0.0}
 """Slope of RMS(W x) / RMS(x) at initialization over log width, by role."""
 
 
-Key = tuple[str, str, int | None]
-"""(measure, name, step)"""
+Key = tuple[str, str, int | None]  # (measure, name, step)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,7 @@ class _Check(TypedDict):
     sizes: Sequence[int]
     steps: int
     modules: Sequence[_Line]
-    control: NotRequired[Any]
-    """None, or a _Control."""
+    control: NotRequired[Any]  # None, or a _Control
 
 
 def coordinates(folder: Path, context: Context) -> Section | None:

@@ -6,8 +6,7 @@ from typing import Any
 from muxfer.report.format import show_hours, show_setting
 from muxfer.report.terminal import table_lines
 
-MANY = 8
-"""A table of more than twice as many sizes shows this many from either end."""
+MANY = 8  # A table of more than twice as many sizes shows this many from either end
 
 
 def plan_lines(data: Mapping[str, Any], why: str) -> list[str]:

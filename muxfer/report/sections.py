@@ -28,20 +28,14 @@ class Context(TypedDict, total=False):
     """What a page shows beside the records. The page leaves out what is missing."""
 
     description: str
-    points: Mapping[str, Sequence[Point]]
-    """Curves by trial key; `train_loss` is drawn."""
+    points: Mapping[str, Sequence[Point]]  # Curves by trial key; `train_loss` is drawn
     wall_seconds: float
     environment: Mapping[str, str]
-    command: str
-    """The command that made the study."""
-    next_command: str
-    """Default: muxfer transfer NAME."""
-    plan: Mapping[str, Any]
-    """As `muxfer plan --json`."""
-    importances: Mapping[str, float]
-    """Share of the loss's variation that each setting explains."""
-    front: ProxyFront
-    """Regret against cost."""
+    command: str  # The command that made the study
+    next_command: str  # Default: muxfer transfer NAME
+    plan: Mapping[str, Any]  # As `muxfer plan --json`
+    importances: Mapping[str, float]  # Share of the loss's variation that each setting explains
+    front: ProxyFront  # Regret against cost
     fit: IsoflopFit
     check: Mapping[str, Any] | Path
     """A coordinate check: its JSON as `muxfer check --json` prints it (its `figure` is a PNG with an SVG beside it), or

@@ -14,8 +14,7 @@ from muxfer.report.format import METRIC, brief_value, drift_unit, edge_text, num
 from muxfer.report.sections import Context
 from muxfer.trial import Record, Verdict
 
-Tile = tuple[str, str, str]
-"""A number on the page: its name, the number, and what it means."""
+Tile = tuple[str, str, str]  # A number on the page: its name, the number, and what it means
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ A cell is never cut or wrapped. A table that is too wide needs fewer columns: se
 import re
 from collections.abc import Sequence
 
-GAP = 2
-"""Spaces between two columns."""
+GAP = 2  # Spaces between two columns
 
 HELD = "\ue000"
 """Stands for a space while rich lays a table out: rich strips those at the end of a cell that is aligned right."""

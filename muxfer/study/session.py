@@ -26,8 +26,7 @@ from muxfer.study.resolve import Request, tracking_uri
 from muxfer.study.retention import Retention
 from muxfer.trial import Record, Study, Trial
 
-FAREWELL_SECONDS = 5.0
-"""How long a command that was stopped, or failed, waits for the ledger."""
+FAREWELL_SECONDS = 5.0  # How long a command that was stopped, or failed, waits for the ledger
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,12 +27,10 @@ from muxfer.training.divergence import DivergenceDetector
 from muxfer.training.optim import AveragedWeights, Clip, build_adamw, rate_multiplier, set_rates
 from muxfer.trial import Point
 
-CHUNK_STEPS_ON_GPU = 20
-"""Steps between two reads of losses from a GPU, which runs ahead of Python."""
+CHUNK_STEPS_ON_GPU = 20  # Steps between two reads of losses from a GPU, which runs ahead of Python
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
-Predict = Callable[..., torch.Tensor]
-"""`predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`."""
+Predict = Callable[..., torch.Tensor]  # `predict(model, x_BCHW, t_B, y_B)`: see `muxfer.training.conditioning`
 
 
 def call_model(model: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

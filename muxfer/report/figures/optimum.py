@@ -14,8 +14,7 @@ from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, 
 from muxfer.report.format import rows_csv, whole_powers, with_interval
 from muxfer.trial import Verdict
 
-DODGE = 1.1
-"""The grid's best stands this factor to the left of the fitted one, so that both are seen where they agree."""
+DODGE = 1.1  # The grid's best stands this factor to the left of the fitted one, so that both are seen where they agree
 
 STABLE: dict[str, Any] = {"color": SOFT, "linestyle": ":", "marker": "_", "markersize": 9, "markeredgewidth": 1.8}
 """The edge of stability: a dash at each axis value, because a line needs two of them."""

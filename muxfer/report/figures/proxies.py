@@ -15,8 +15,7 @@ from muxfer.report.figures import style as shared
 from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, SOFT, brief, palette
 from muxfer.report.format import rows_csv
 
-BANDS = ("diverges", "not known")
-"""Rows of the band above the panel, from the bottom."""
+BANDS = ("diverges", "not known")  # Rows of the band above the panel, from the bottom
 
 FACES = (1.0, 0.0, 0.45, 0.2, 0.7)
 """How much of its colour fills the marker, by rank in the third varied size from the largest."""

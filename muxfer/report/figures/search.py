@@ -27,11 +27,8 @@ from muxfer.report.figures.style import (
 )
 from muxfer.report.format import METRIC, rows_csv, whole_powers
 
-STRONG = 5
-"""This many of the best settings are drawn strong."""
-
-SPREAD = 8
-"""A positive setting whose values span at least this factor is drawn over its log2."""
+STRONG = 5  # This many of the best settings are drawn strong
+SPREAD = 8  # A positive setting whose values span at least this factor is drawn over its log2
 
 
 def parallel_figure(results: Sequence[SettingResult], names: Sequence[str], path_stem: Path) -> list[Path]:

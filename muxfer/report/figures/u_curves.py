@@ -18,15 +18,10 @@ from muxfer.report.figures.style import INK, LINE, MARKERS, PAPER, brief, palett
 from muxfer.report.format import METRIC, csv_text, rows_csv
 from muxfer.trial import Outcome, Record, Verdict
 
-Styles = Mapping[float, tuple[int, str, str]]
-"""Row, colour and marker by axis value."""
-
-Panel = tuple[str, Sequence[Record], Verdict]
-"""A title, and the study below it."""
-
+Styles = Mapping[float, tuple[int, str, str]]  # Row, colour and marker by axis value
+Panel = tuple[str, Sequence[Record], Verdict]  # A title, and the study below it
 Bands = Mapping[float, Band]
-MAX_TICKS = 14
-"""At most this many values have a tick each. A random search has more."""
+MAX_TICKS = 14  # At most this many values have a tick each. A random search has more.
 
 
 def u_curves_figure(records: Sequence[Record], verdict: Verdict, path_stem: Path, *, title: str) -> list[Path]:
