@@ -55,17 +55,6 @@ class Part:
         return f"{place}, {self.num_lines} lines"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Figures of imports up to one kind: arrows and levels of muxfer/, circles over every package."""
-
-    kind: Kind
-    num_arrows: int
-    num_room_pairs: int
-    num_levels: int
-    circles: Sequence[Sequence[str]]
-
-
 def files(root: Path, folders: Iterable[str] = FOLDERS) -> list[Path]:
     """Every Python file below these folders of the root."""
     return sorted(file for folder in folders for file in (root / folder).rglob("*.py"))
@@ -81,12 +70,8 @@ def modules(root: Path, packages: Iterable[str] = PACKAGES) -> dict[str, Path]:
 
 
 @cache
-def _parsed(text: str) -> ast.Module:
-    return ast.parse(text)
-
-
 def parsed(path: Path) -> ast.Module:
-    return _parsed(path.read_text(encoding="utf-8"))
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(path: Path, module: str, known: Collection[str]) -> set[Import]:
@@ -148,43 +133,34 @@ def graph_of(arrows: Iterable[Import], up_to: Kind = Kind.TYPING) -> dict[str, s
     return graph
 
 
-def components(graph: Graph) -> list[tuple[str, ...]]:
-    """Strongly connected components by Tarjan's algorithm, those that are imported first."""
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    done: list[tuple[str, ...]] = []
-
-    def visit(node: str) -> None:
-        order = low[node] = len(low)
-        stack.append(node)
-        for target in sorted(graph.get(node, ())):
-            if target not in low:
-                visit(target)
-            if target in stack:
-                low[node] = min(low[node], low[target])
-        if low[node] == order:
-            start = stack.index(node)
-            done.append(tuple(sorted(stack[start:])))
-            del stack[start:]
-
-    for node in sorted(graph):
-        if node not in low:
-            visit(node)
-    return done
+def _below(graph: Graph) -> dict[str, set[str]]:
+    """By module all that it imports, itself or through others. It holds the module itself if that is in a circle."""
+    below: dict[str, set[str]] = {}
+    for module in {*graph, *(target for targets in graph.values() for target in targets)}:
+        seen, remaining = set[str](), [module]
+        while remaining:
+            new = set(graph.get(remaining.pop(), ())) - seen
+            seen |= new
+            remaining += new
+        below[module] = seen
+    return below
 
 
 def circles(graph: Graph) -> list[tuple[str, ...]]:
     """The groups of modules that import each other in a circle."""
-    return sorted(component for component in components(graph) if len(component) > 1)
+    below = _below(graph)
+    return sorted({tuple(sorted(t for t in below[m] if m in below[t])) for m in below if m in below[m]})
 
 
 def levels(graph: Graph) -> int:
     """How many modules the longest chain of imports has. A circle counts as one module."""
-    height: dict[str, int] = {}
-    for component in components(graph):
-        below = {target for node in component for target in graph.get(node, ())} - set(component)
-        height |= dict.fromkeys(component, 1 + max((height[target] for target in below), default=0))
-    return max(height.values(), default=0)
+    below = _below(graph)
+
+    @cache
+    def height(module: str) -> int:
+        return 1 + max((height(target) for target in below[module] if module not in below[target]), default=0)
+
+    return max(map(height, below), default=0)
 
 
 def room_of(module: str) -> str:
@@ -192,11 +168,12 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def figures_up_to(arrows: Sequence[Import], kind: Kind) -> Figures:
+def _figures_line(arrows: Sequence[Import], kind: Kind) -> str:
+    """Figures of imports up to one kind: arrows and levels of muxfer/, circles over every package."""
     own = graph_of([one for one in arrows if _package(one.importer) == _package(one.imported) == "muxfer"], kind)
     rooms = [(room_of(a), room_of(b)) for a, below in own.items() for b in below if room_of(a) != room_of(b)]
-    found, height = circles(graph_of(arrows, kind)), levels(own)
-    return Figures(kind=kind, num_arrows=len(rooms), num_room_pairs=len(set(rooms)), num_levels=height, circles=found)
+    num_circles = len(circles(graph_of(arrows, kind)))
+    return f"{kind.name:<18}{len(rooms):22}{len(set(rooms)):16}{levels(own):8}{num_circles:9}"
 
 
 def _package(module: str) -> str:
@@ -207,16 +184,13 @@ def num_lines(path: Path) -> int:
     return len(path.read_bytes().splitlines())
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
 def num_code_lines(path: Path) -> int:
     """Lines without blank ones, comments, docstrings and imports: what a change of layout alone leaves the same."""
     skipped: set[int] = set()
     for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import | ast.ImportFrom) or (isinstance(node, ast.Expr) and _is_text(node.value)):
-            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        match node:
+            case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant(str())):
+                skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     code = (line.strip() for number, line in enumerate(path.read_text().splitlines(), 1) if number not in skipped)
     return sum(bool(line) and not line.startswith("#") for line in code)
 
@@ -281,9 +255,8 @@ def package_sizes(root: Path) -> Counter[str]:
 def text_of(root: Path) -> str:
     """The figures as plain text."""
     arrows = all_imports(root)
-    figures = [figures_up_to(arrows, kind) for kind in Kind]
     listed: dict[str, Sequence[object]] = {
-        "circles of imports of every kind": figures[-1].circles,
+        "circles of imports of every kind": circles(graph_of(arrows)),
         f"files above {MAX_FILE_LINES} lines": long_files(root),
         f"functions above {MAX_FUNCTION_LINES} lines": long_functions(root),
         'copies of "drive a study"': drives(root),
@@ -294,9 +267,8 @@ def text_of(root: Path) -> str:
         f"lines of code: {_sums(root, num_code_lines)}",
         "largest packages, in files: " + ", ".join(f"{name}/ {n}" for name, n in package_sizes(root).most_common(5)),
         f"\n{'imports up to':<18}{'arrows between rooms':>22}{'pairs of rooms':>16}{'levels':>8}{'circles':>9}",
+        *(_figures_line(arrows, kind) for kind in Kind),
     ]
-    for f in figures:
-        lines.append(f"{f.kind.name:<18}{f.num_arrows:22}{f.num_room_pairs:16}{f.num_levels:8}{len(f.circles):9}")
     lines += ["\n".join([f"\n{title}: {len(found)}", *(f"  {x}" for x in found)]) for title, found in listed.items()]
     return "\n".join(lines)
 
