@@ -8,6 +8,7 @@ from benchmarks.faults.harness.settings import GRID, STEPS
 from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.study.resolve import Request, resolve
+from muxfer.study.trials import grid_trials
 from muxfer.trial import Record
 
 
@@ -19,8 +20,6 @@ def make_request(folder: Path) -> Request:
 def make_job(folder: Path) -> TrialJob:
     """The first trial of the grid, of width 16, on one thread."""
     import torch
-
-    from muxfer.study.trials import grid_trials
 
     torch.set_num_threads(1)
     request = make_request(folder)

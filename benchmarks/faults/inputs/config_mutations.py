@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from muxfer.config.hydra_compose import packaged
+
 NAME = "mine"
 OVERRIDES = (
     *("training.steps=100", "search.width=[16,32]", "search.base_lr=[2**-8,1e-3]"),
@@ -89,8 +91,6 @@ def mutated_overrides(rng: random.Random) -> list[str]:
 
 def mutated_file(rng: random.Random, folder: Path) -> list[str]:
     """Write a file to ./sweeps or to a group of ./conf. Returns the overrides that select it."""
-    from muxfer.config.hydra_compose import packaged
-
     text = rng.choice(FILES)
     if rng.random() < 0.6:
         known = sorted(packaged("conf").rglob("*.yaml")) + sorted(packaged("sweeps").glob("*.yaml"))

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from benchmarks.faults.inputs.config_mutations import (
     special_file,
     write_file,
 )
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import with_num_classes
+from muxfer.config.parse import parse
 from muxfer.errors import BadInput
+from muxfer.redaction import one_line
+from muxfer.study.resolve import output_folder, resolve
+from muxfer.study.rounds import proposing
+from muxfer.study.trials import study_of
 
 MIN_REFUSED = 0.5
 """At least this share of a batch must be refused, else it tests few refusals. 96 to 98 of 100 were refused."""
@@ -32,8 +40,6 @@ MIN_REFUSED = 0.5
 
 def in_process(seed: int, folder: Path, faults: int) -> int:
     """Mutate, compose, parse, and list the trials: a plan, or BadInput in one line. No file may be made."""
-    from muxfer.redaction import one_line
-
     rng = random.Random(seed)
     os.environ.pop("NOT_SET", None)
     os.chdir(folder)
@@ -129,22 +135,11 @@ def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tup
 
 def _plan(name: str, overrides: Sequence[str]) -> None:
     """Do what `muxfer sweep NAME --dry-run` does, up to the list of trials."""
-    from muxfer.study.resolve import resolve
-    from muxfer.study.rounds import proposing
-
     request = resolve(name, overrides, planned=True)
     proposing(request.config, fingerprint=request.fingerprint)([])
 
 
 def _plan_of(data: Mapping[str, Any]) -> None:
-    from dataclasses import replace
-
-    from muxfer.config.models import with_num_classes
-    from muxfer.config.parse import parse
-    from muxfer.study.resolve import output_folder
-    from muxfer.study.rounds import proposing
-    from muxfer.study.trials import study_of
-
     config = parse(data)
     config = replace(config, model=with_num_classes(config.model, 10))
     study_of("lr-width", config, fingerprint="0" * 16)
@@ -153,6 +148,4 @@ def _plan_of(data: Mapping[str, Any]) -> None:
 
 
 def _composed() -> Mapping[str, Any]:
-    from muxfer.config.hydra_compose import compose
-
     return compose("lr-width")

@@ -13,10 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save
+
 from benchmarks.faults.harness.refusals import assert_refused
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs.ledger_files import artifacts, database_file, ledger_tags, ray_state, spool_file
 from benchmarks.faults.inputs.sources import assert_sources_run_no_files
+from muxfer.commands.export import model_of, weights_of
+from muxfer.commands.fit import fit
+from muxfer.commands.verdict_table import verdict
+from muxfer.config.hydra_compose import compose
+from muxfer.config.parse import parse
+from muxfer.config.task import ImageFolder
+from muxfer.data.source import load_dataset
+from muxfer.files import StudyFolder
+from muxfer.models.families import family_of
+from muxfer.study.resolve import resolve
+from muxfer.training import checkpoint
+from muxfer.trial import Outcome, Record, Study
 
 KEY = "0123456789abcdef"
 
@@ -59,12 +73,8 @@ def files(seed: int, folder: Path, faults: int) -> int:
 
 def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A checkpoint with a matching manifest. One of its files is a pickle, deep JSON, or not a regular file."""
-    from muxfer.training import checkpoint
-
     step = home / "trial" / "attempt-0001-00" / "step-00000010"
     step.mkdir(parents=True)
-    from safetensors.numpy import save
-
     tensors = save({})
     content = dict.fromkeys(("model.safetensors", "ema.safetensors", "optimizer.safetensors"), tensors)
     content["state.json"] = json.dumps({"key": KEY, "step": 10, "torch": "2"}).encode()
@@ -91,10 +101,6 @@ def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
     """`_target_` and `model.target`: with them other systems run whatever a configuration names."""
-    from muxfer.config.parse import parse
-    from muxfer.models.families import family_of
-    from muxfer.study.resolve import resolve
-
     canary = home.parents[1] / "canary"
     call = f"_target_: os.system\ncommand: touch {canary}\n_args_: ['touch {canary}']\n"
     target = rng.choice(["os:system", "posix:system", "subprocess:run", "torch:load", "builtins:exec", "pathlib:Path"])
@@ -124,8 +130,6 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _outside_folders(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A configuration outside the folders, named in an override, a defaults list, a package or a search path."""
-    from muxfer.config.hydra_compose import compose
-
     (home.parent / "outside" / "evil.yaml").write_text("family: dit\nwidth: 9999\n")
     up = rng.choice(
         ["../../outside/evil", "../" * 12 + str(home.parent / "outside/evil")[1:], f"{home.parent}/outside/evil"]
@@ -148,9 +152,6 @@ def _outside_folders(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
     """Tables for `verdict --table` and `fit --table`."""
-    from muxfer.commands.fit import fit
-    from muxfer.commands.verdict_table import verdict
-
     file = home / rng.choice(["runs.csv", "runs.pkl", "runs.csv.gz"])
     formula = b"flops,params,loss\n=cmd|' /C calc'!A0,1,1\n"
     file.write_bytes(rng.choice([bomb, b"a,b,c\n" + bomb, b"\x80\x04" + bomb, b"PK\x03\x04" + bomb, formula]))
@@ -160,9 +161,6 @@ def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
     """Files with the suffix of a picture that hold something else, such as a program in PostScript."""
-    from muxfer.config.task import ImageFolder
-    from muxfer.data.source import load_dataset
-
     canary = home.parents[1] / "canary"
     postscript = (
         f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({canary}) (w) file\n(%pipe%touch {canary}) (w) file\n"
@@ -179,10 +177,6 @@ def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
     """The files of a target, which `export` reads."""
-    from muxfer.commands.export import model_of, weights_of
-    from muxfer.files import StudyFolder
-    from muxfer.trial import Outcome, Record, Study
-
     record = Record(
         key=KEY, setting={}, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, kind="target", run_id="1"
     )

@@ -6,13 +6,16 @@ import os
 import random
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.faults.harness.refusals import assert_refused
 from benchmarks.faults.harness.sweep import Sweep
-
-if TYPE_CHECKING:
-    from muxfer.trial import Study, Trial
+from muxfer.config.study import LedgerConfig
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.study.resolve import resolve
+from muxfer.study.session import drive, open_ledger
+from muxfer.study.trials import grid_trials
+from muxfer.trial import Outcome, Record, Study, Trial
 
 PRIVATE = "a key of the user's own, outside the study"
 TINY = (
@@ -61,9 +64,6 @@ def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A pipe, a folder or other content in place of the database."""
-    from muxfer.config.study import LedgerConfig
-    from muxfer.ledger.mlflow_ledger import MlflowLedger
-
     file = home / "mlflow.db"
     kind = rng.randrange(4)
     if kind == 0:
@@ -79,9 +79,6 @@ def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
 
 def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A spool that somebody else wrote. Bad lines are skipped, and no file from outside the study is sent."""
-    from muxfer.study.resolve import resolve
-    from muxfer.study.session import drive
-
     study, trial, _ = _ledger_of_one()
     request = resolve("lr-width", TINY)
 
@@ -135,9 +132,6 @@ def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
             (folder / name).write_bytes(bomb)
-    from muxfer.study.resolve import resolve
-    from muxfer.study.session import open_ledger
-
     request = resolve("lr-width", TINY)
     with open_ledger(request) as ledger:
         assert ledger.studies() == [study]
@@ -146,13 +140,8 @@ def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
         assert ledger.curves(study, "train_loss") == {trial.key: []}
 
 
-def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
+def _ledger_of_one() -> tuple[Study, Trial, dict[str, Any]]:
     """Write a study with one finished trial to the ledger of the current folder: the study, the trial, its record."""
-    from muxfer.study.resolve import resolve
-    from muxfer.study.session import drive
-    from muxfer.study.trials import grid_trials
-    from muxfer.trial import Outcome, Record
-
     request = resolve("lr-width", TINY)
     [trial] = grid_trials(request.config, fingerprint=request.fingerprint)
     record = Record(
@@ -168,8 +157,6 @@ def _ledger_of_one() -> tuple["Study", "Trial", dict[str, Any]]:
 
 def ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
     """Files from which Tune would restore, in every folder of the study, before and while a real sweep runs there."""
-    from muxfer.study.resolve import resolve
-
     sweep = Sweep(home, TINY)
     study = resolve("lr-width", TINY).files.path
     for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):

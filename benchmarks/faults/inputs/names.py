@@ -12,7 +12,25 @@ from typing import Any
 
 from benchmarks.faults.harness.limits import run_command
 from benchmarks.faults.harness.settings import IDENTITY
+from muxfer.commands.csv_columns import read_columns
+from muxfer.commands.export import _new_folder
+from muxfer.commands.fit import _figure_stem
+from muxfer.commands.model import _write
+from muxfer.config.hydra_compose import compose, compose_model
+from muxfer.config.models import Declared
+from muxfer.config.parse import parse
+from muxfer.config.study import LedgerConfig
+from muxfer.config.task import ImageFolder
+from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
+from muxfer.files import user_path, validate_writable
+from muxfer.ledger.mlflow_ledger import MlflowLedger
+from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
+from muxfer.models.families import family_of
+from muxfer.models.plugins import allow
+from muxfer.redaction import one_line
+from muxfer.study.resolve import output_folder, words_of
+from muxfer.trial import Outcome, Record, Study, Trial
 
 LETTERS = "ab01-_./\\'\"`$;&|<>*?~%{}[]()=,:# \t\n\r\0\x1b\u202e\u200b\u00e9\u0430\uff0f\u2215\u2024\U0001f4a3\ud800"
 NAMES = (
@@ -57,8 +75,6 @@ def names(seed: int, folder: Path, faults: int) -> int:
 
 
 def _sweep(name: str) -> None:
-    from muxfer.config.hydra_compose import compose, compose_model
-
     for read in (compose, compose_model):
         with contextlib.suppress(BadInput):
             read(name)
@@ -66,8 +82,6 @@ def _sweep(name: str) -> None:
 
 
 def _group(name: str) -> None:
-    from muxfer.config.hydra_compose import compose
-
     for group in ("model", "+size", "scale", "training@model"):
         with contextlib.suppress(BadInput):
             compose("lr-width", [f"{group}={name}"])
@@ -75,31 +89,21 @@ def _group(name: str) -> None:
 
 
 def _plugin(name: str) -> None:
-    from muxfer.models.plugins import allow
-
     known = set(sys.modules)
     allow([name], folder=os.getcwd())
     assert name in known, f"{name!r} was imported"  # a module that is already imported may be named
 
 
 def _table(name: str) -> None:
-    from muxfer.commands.csv_columns import read_columns
-
     read_columns(name, ["a"])
     raise AssertionError(f"the table {name[:60]!r} was read")
 
 
 def _scales(name: str) -> None:
-    from muxfer.commands.model import _write
-    from muxfer.files import user_path
-
     _act_if_inside(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
 
 
 def _export_folder(name: str) -> None:
-    from muxfer.commands.export import _new_folder
-    from muxfer.files import user_path
-
     def act() -> None:
         with _new_folder(user_path(name, "--folder")) as temporary:
             (temporary / "config.json").write_text("{}")
@@ -108,42 +112,29 @@ def _export_folder(name: str) -> None:
 
 
 def _figure(name: str) -> None:
-    from muxfer.commands.fit import _figure_stem
-
     _figure_stem(name, "runs.csv")
 
 
 def _act_if_inside(name: str, act: Callable[[], object], path: str) -> None:
     """Perform the call only if the path lies inside the current folder. A user may type any path."""
-    from muxfer.files import user_path
-
     where = user_path(path, "here").resolve()
     if Path.cwd() in where.parents:
         act()
 
 
 def _target(name: str) -> None:
-    from muxfer.config.models import Declared
-    from muxfer.models.families import family_of
-
     sizes = {"family": "declared", "width": 4, "base_width": 4, "depth": 1, "head_dim": 4, "patch": 1, "image_size": 8}
     family_of(Declared(**sizes, channels=1, target=name, sizes={"w": "width"}, inputs={"x": "image"}))  # type: ignore[arg-type]
     raise AssertionError(f"{name[:60]!r} was accepted as a class, although its module is not registered")
 
 
 def _words(name: str) -> None:
-    from muxfer.config.hydra_compose import compose
-    from muxfer.study.resolve import words_of
-
     sweep, *overrides = words_of(name, "--against")
     compose(sweep, overrides)
     raise AssertionError(f"{name[:60]!r} was accepted as a sweep")
 
 
 def _uri(name: str) -> None:
-    from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
-    from muxfer.redaction import one_line
-
     for password in ("hunter22", "@hunter22", "hunter22@", "/hunter22", "hunter22/x@y", "a@/hunter22", "5/hunter22"):
         for uri in (f"http://u:{password}@{name}", f"postgresql://u:{password}@h/{name}"):
             with contextlib.suppress(BadInput):
@@ -157,21 +148,12 @@ def _uri(name: str) -> None:
 
 
 def _output_dir(name: str) -> None:
-    from muxfer.config.parse import parse
-    from muxfer.files import validate_writable
-    from muxfer.study.resolve import output_folder
-
     plain = {**_plain(), "output_dir": name}
     where = output_folder(parse(plain))
     _act_if_inside(name, lambda: validate_writable(where), name)
 
 
 def _data_path(name: str) -> None:
-    from muxfer.config.parse import parse
-    from muxfer.config.task import ImageFolder
-    from muxfer.data.source import load_dataset
-    from muxfer.files import user_path
-
     config = parse({**_plain(), "data": {"name": "image_folder", "path": name, "image_size": 8, "channels": 1}})
     assert isinstance(config.data, ImageFolder)
     if Path.cwd() not in user_path(name, "data.path").resolve().parents:
@@ -201,8 +183,6 @@ def _by_command(name: str) -> None:
 
 
 def _plain() -> dict[str, Any]:
-    from muxfer.config.hydra_compose import compose
-
     if not _PLAIN:
         _PLAIN.update(compose("lr-width"))
     return dict(_PLAIN)
@@ -233,10 +213,6 @@ class _Ledger:
         self._write(text=name)
 
     def _write(self, *, study: str = "lr-width", experiment: str = "muxfer", text: str = "x") -> None:
-        from muxfer.config.study import LedgerConfig
-        from muxfer.ledger.mlflow_ledger import MlflowLedger
-        from muxfer.trial import Outcome, Record, Study, Trial
-
         self._number += 1
         config = LedgerConfig(tracking_uri=f"sqlite:///{self._home}/mlflow.db", experiment=experiment)
         config.validate()

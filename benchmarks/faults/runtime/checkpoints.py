@@ -17,6 +17,7 @@ from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, SETTLE_SECONDS, STEPS
 from benchmarks.faults.harness.sweep import Sweep, new_folder
 from muxfer.executors.worker import TrialRun
+from muxfer.training import checkpoint
 
 CUTS, FLIPS = 50, 200
 RESUMED = 4
@@ -30,8 +31,6 @@ def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
     There are 253 damages; fewer faults are a random choice of them. With all 253, a killed sweep's checkpoints are
     damaged as well.
     """
-    from muxfer.training import checkpoint
-
     rng = random.Random(seed)
     logging.getLogger("muxfer.training.checkpoint").setLevel(logging.ERROR)
     job = make_job(folder)

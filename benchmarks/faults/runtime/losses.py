@@ -15,8 +15,17 @@ from typing import Any
 from benchmarks.faults.harness.database import runs_of
 from benchmarks.faults.harness.refusals import refusal
 from benchmarks.faults.harness.sweep import Sweep, new_folder
+from muxfer.commands import transfer as launch
+from muxfer.commands.report import report
+from muxfer.commands.verdict import verdict
 from muxfer.executors.base import TrialJob
+from muxfer.executors.inline import InlineExecutor
 from muxfer.executors.worker import TrialRun
+from muxfer.study.resolve import resolve
+from muxfer.study.retention import plan_retention
+from muxfer.study.rounds import proposing
+from muxfer.study.session import drive
+from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome, Record
 
 STEPS = 24
@@ -109,12 +118,6 @@ def losses(seed: int, folder: Path, faults: int) -> int:
 
 def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str) -> None:
     """Train, check the database, run the sweep again, judge, report, and try to transfer."""
-    from muxfer.commands import transfer as launch
-    from muxfer.commands.report import report
-    from muxfer.commands.verdict import verdict
-    from muxfer.study.resolve import resolve
-    from muxfer.study.trials import grid_trials
-
     request = resolve("lr-width", overrides)
     trials = grid_trials(request.config, fingerprint=request.fingerprint)
     hit = trials if kind.every else [rng.choice(trials)]
@@ -174,12 +177,6 @@ def _assert_outcome(name: str, record: Record, value: Value | None) -> None:
 def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dict[str, Record], int]:
     """Run a sweep up to its records, without Ray and without the page. Returns the records and how many were new."""
     import torch
-
-    from muxfer.executors.inline import InlineExecutor
-    from muxfer.study.resolve import resolve
-    from muxfer.study.retention import plan_retention
-    from muxfer.study.rounds import proposing
-    from muxfer.study.session import drive
 
     torch.set_num_threads(1)
     _injected.clear()

@@ -18,6 +18,8 @@ from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.settings import BRIEF
 from benchmarks.faults.harness.sweep import Exit, Sweep, new_folder
 from benchmarks.faults.harness.wrapped import STEPS_SECONDS
+from muxfer.config.study import LedgerConfig
+from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.processes import status
 
 BRIEF_LEASE = "ledger.lease_seconds=2"
@@ -172,9 +174,6 @@ def _assert_timestamps(sweep: Sweep) -> None:
 
 def _read(sweep: Sweep) -> tuple[dict[str, list[Any]], dict[str, list[list[Any]]]]:
     """Records and points as muxfer's own readers give them, in the shapes of `promise.reference`."""
-    from muxfer.config.study import LedgerConfig
-    from muxfer.ledger.mlflow_ledger import MlflowLedger
-
     ledger = MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{sweep.database}"), folder=sweep.folder / "muxfer")
     [study] = ledger.studies()
     records = {record.key: [str(record.outcome), record.metric, record.step] for record in ledger.records(study)}
