@@ -44,19 +44,26 @@ VERSION = re.compile(r"\d+(\.\w+)*(\+[\w.]+)?", re.ASCII)
 NO_RESPONSE = (OSError, http.client.HTTPException)
 """Errors of a request to a server that is down, or that does not speak HTTP."""
 
+State = Literal["ok", "warn", "fail"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One tested part, its state, and a remedy if the state is not ok."""
 
     part: str
-    state: Literal["ok", "warn", "fail"]
+    state: State
     message: str
     remedy: str = ""
 
     def to_dict(self) -> dict[str, str]:
         """The keys of the command's JSON, which scripts read."""
         return {"part": self.part, "state": self.state, "told": self.message, "mend": self.remedy}
+
+
+def finding(part: str, state: State, message: str, remedy: str = "") -> Finding:
+    """A finding of one part. The remedy is left out where the part is ok."""
+    return Finding(part=part, state=state, message=message, remedy="" if state == "ok" else remedy)
 
 
 def doctor(name: str, overrides: Sequence[str]) -> CommandResult:
@@ -73,17 +80,17 @@ def doctor(name: str, overrides: Sequence[str]) -> CommandResult:
         try:
             findings += test()
         except MuxferError as error:
-            findings.append(Finding(part=part, state="fail", message=str(error)))
+            findings.append(finding(part, "fail", str(error)))
     rows = []
-    for finding in findings:
-        rows.append([finding.state, finding.part, finding.message])
-        if finding.remedy:
-            rows.append(["", "", finding.remedy])
-    failed = sum(finding.state == "fail" for finding in findings)
+    for one in findings:
+        rows.append([one.state, one.part, one.message])
+        if one.remedy:
+            rows.append(["", "", one.remedy])
+    failed = sum(one.state == "fail" for one in findings)
     verdict = "fail" if failed else "pass"
     last = f"fail: {failed} of {len(findings)} failed" if failed else "pass: a sweep will run here"
     return CommandResult(
-        data={"verdict": verdict, "findings": [finding.to_dict() for finding in findings]},
+        data={"verdict": verdict, "findings": [one.to_dict() for one in findings]},
         text="\n".join([*table_lines(rows, align="lll"), last]),
         exit_code=NotConfirmed.exit_code if failed else 0,
     )
@@ -108,11 +115,9 @@ def versions() -> Iterator[Finding]:
         if not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} is {installed}, expected {requirement.specifier}")
     for fault in wrong:
-        yield Finding(part="versions", state="fail", message=fault, remedy="pip install -U muxfer")
+        yield finding("versions", "fail", fault, "pip install -U muxfer")
     if not wrong:
-        yield Finding(
-            part="versions", state="ok", message=f"python {platform.python_version()}, {', '.join(installed_versions)}"
-        )
+        yield finding("versions", "ok", f"python {platform.python_version()}, {', '.join(installed_versions)}")
 
 
 def machine(request: Request) -> Iterator[Finding]:
@@ -121,45 +126,27 @@ def machine(request: Request) -> Iterator[Finding]:
 
     slots = request.config.compute.slots or len(os.sched_getaffinity(0))
     available = psutil.virtual_memory().available / GB
-    need = slots * SLOT_MEMORY_GB
-    yield Finding(
-        part="memory",
-        state="ok" if available >= need else "warn",
-        message=f"{available:.1f} GB available for {slots} slots",
-        remedy="" if available >= need else f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}",
-    )
+    enough = available >= slots * SLOT_MEMORY_GB
+    remedy = f"fewer slots, compute.slots={max(1, int(available / SLOT_MEMORY_GB))}"
+    yield finding("memory", "ok" if enough else "warn", f"{available:.1f} GB available for {slots} slots", remedy)
     for what, folder in (("output", request.folder), ("Ray's", ray_sessions.parent_folder())):
         existing = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(existing).free / GB
         elsewhere = "output_dir=FOLDER" if what == "output" else "RAY_TMPDIR"
         if not os.access(existing, os.W_OK | os.X_OK):
             message = f"{existing} can't be written, but {what} files go there"
-            yield Finding(part="disk", state="fail", message=message, remedy=f"give another folder: {elsewhere}")
+            yield finding("disk", "fail", message, f"give another folder: {elsewhere}")
         remedy = f"free some, or give another folder: {elsewhere}"
-        state: Literal["ok", "warn"] = "ok" if free >= LITTLE_DISK_GB else "warn"
-        yield Finding(
-            part="disk",
-            state=state,
-            message=f"{free:.1f} GB free for {what} files",
-            remedy="" if state == "ok" else remedy,
-        )
+        state: State = "ok" if free >= LITTLE_DISK_GB else "warn"
+        yield finding("disk", state, f"{free:.1f} GB free for {what} files", remedy)
     if Path("/dev/shm").exists():
         shared = shutil.disk_usage("/dev/shm").free / GB
-        remedy = "in a container: docker run --shm-size=1g"
-        yield Finding(
-            part="memory",
-            state="ok" if shared >= SHARED_MEMORY_GB else "warn",
-            message=f"{shared:.1f} GB free in /dev/shm",
-            remedy="" if shared >= SHARED_MEMORY_GB else f"Ray will use the disk instead, slowly; {remedy}",
-        )
+        remedy = "Ray will use the disk instead, slowly; in a container: docker run --shm-size=1g"
+        state = "ok" if shared >= SHARED_MEMORY_GB else "warn"
+        yield finding("memory", state, f"{shared:.1f} GB free in /dev/shm", remedy)
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = 0 <= files < MIN_OPEN_FILES
-    yield Finding(
-        part="files",
-        state="warn" if few else "ok",
-        message=f"{files} files may be open at once",
-        remedy=f"ulimit -n {most}" if few else "",
-    )
+    state = "warn" if 0 <= files < MIN_OPEN_FILES else "ok"
+    yield finding("files", state, f"{files} files may be open at once", f"ulimit -n {most}")
     yield from _devices(request.config.compute)
 
 
@@ -170,7 +157,7 @@ def _devices(compute: Compute) -> Iterator[Finding]:
     message = ", ".join(names) if names else f"no GPU; {len(os.sched_getaffinity(0))} cores"
     lacking = compute.device == "cuda" and not names
     remedy = "use compute.device=auto, or a machine that has one (nvidia-smi shows what the driver sees)"
-    yield Finding(part="devices", state="fail" if lacking else "ok", message=message, remedy=remedy if lacking else "")
+    yield finding("devices", "fail" if lacking else "ok", message, remedy)
 
 
 def cluster(compute: Compute) -> Iterator[Finding]:
@@ -186,29 +173,22 @@ def cluster(compute: Compute) -> Iterator[Finding]:
             listening = executor.listening()
         finally:
             executor.close()
-    yield Finding(part="ray", state="ok", message=f"{how} in {seconds:.1f} s, {executor.slots} x {executor.device}")
+    yield finding("ray", "ok", f"{how} in {seconds:.1f} s, {executor.slots} x {executor.device}")
     if compute.address is not None:
-        message = (
-            "its token and the addresses where it listens were set where it was started, and can't be tested from here"
-        )
+        message = "its token and the addresses where it listens were set where it was started"
         remedy = "start its nodes with RAY_AUTH_MODE=token, in a private network"
-        yield Finding(part="ray", state="warn", message=message, remedy=remedy)
-        return
-    with_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    if with_token:
-        yield Finding(part="ray", state="ok", message="asks for a token")
+        yield finding("ray", "warn", f"{message}, and can't be tested from here", remedy)
+    elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        yield finding("ray", "ok", "asks for a token")
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         if token.exists() and token.stat().st_mode & 0o077:
-            remedy = f"chmod 600 {token}"
-            yield Finding(
-                part="ray", state="warn", message="other users of this host can read its token", remedy=remedy
-            )
+            yield finding("ray", "warn", "other users of this host can read its token", f"chmod 600 {token}")
     elif listening:
         message = f"asks for no token and listens beyond this machine ({', '.join(listening[:3])}): others can run code"
         remedy = "unset RAY_AUTH_MODE, or RAY_AUTH_MODE=token, on every node and for muxfer"
-        yield Finding(part="ray", state="fail", message=message, remedy=remedy)
+        yield finding("ray", "fail", message, remedy)
     else:
-        yield Finding(part="ray", state="ok", message="asks for no token, and listens on this machine only")
+        yield finding("ray", "ok", "asks for no token, and listens on this machine only")
 
 
 def ledger(request: Request) -> Iterator[Finding]:
@@ -218,16 +198,14 @@ def ledger(request: Request) -> Iterator[Finding]:
     database = sqlite_path(uri)
     if database is not None:
         if not database.exists():
-            yield Finding(part="ledger", state="ok", message=f"{where} does not exist yet: the first sweep creates it")
+            yield finding("ledger", "ok", f"{where} does not exist yet: the first sweep creates it")
         if (kind := _file_system(database)) in NETWORK_DISKS:
             message = f"{where} lies on a network disk ({kind}), where SQLite's locks may not hold"
-            yield Finding(
-                part="ledger", state="fail", message=message, remedy="an MLflow server, ledger.tracking_uri=http://..."
-            )
+            yield finding("ledger", "fail", message, "an MLflow server, ledger.tracking_uri=http://...")
         existing = next(place for place in (database, *database.parents) if place.exists())
         if not os.access(existing, os.W_OK):
             remedy = "give another, ledger.tracking_uri=sqlite:///FILE.db"
-            yield Finding(part="ledger", state="fail", message=f"{existing} can't be written", remedy=remedy)
+            yield finding("ledger", "fail", f"{existing} can't be written", remedy)
         if not database.exists():
             return
     began = time.monotonic()
@@ -235,7 +213,7 @@ def ledger(request: Request) -> Iterator[Finding]:
         studies = opened.studies()
     seconds = time.monotonic() - began
     message = f"{where} answers: {len(studies)} studies, read in {seconds:.1f} s, with the time to connect"
-    yield Finding(part="ledger", state="ok", message=message)
+    yield finding("ledger", "ok", message)
     if uri.startswith("http"):
         yield from _server(uri, where)
 
@@ -251,17 +229,14 @@ def _server(uri: str, where: str) -> Iterator[Finding]:
         urllib.request.urlopen(f"{bare}/api/2.0/mlflow/experiments/search?max_results=1", timeout=5).close()
     except urllib.error.HTTPError as error:
         is_closed = error.code in (401, 403)
-        yield Finding(
-            part="ledger", state="ok" if is_closed else "warn", message=f"answers {error.code} without credentials"
-        )
+        yield finding("ledger", "ok" if is_closed else "warn", f"answers {error.code} without credentials")
     except NO_RESPONSE as error:
-        yield Finding(part="ledger", state="warn", message=f"could not be tested without credentials ({error})")
+        yield finding("ledger", "warn", f"could not be tested without credentials ({error})")
     else:
         remedy = "mlflow server --app-name basic-auth, or a proxy that demands a login, or a private network"
-        yield Finding(part="ledger", state="fail", message="anyone who reaches it may read and write", remedy=remedy)
+        yield finding("ledger", "fail", "anyone who reaches it may read and write", remedy)
     if parts.scheme == "http" and ("@" in parts.netloc or os.environ.get("MLFLOW_TRACKING_PASSWORD")):
-        message = f"{where} takes the password unencrypted"
-        yield Finding(part="ledger", state="warn", message=message, remedy="serve it over https")
+        yield finding("ledger", "warn", f"{where} takes the password unencrypted", "serve it over https")
 
 
 def _version_finding(server_version: str) -> Finding:
@@ -269,14 +244,10 @@ def _version_finding(server_version: str) -> Finding:
     ours = importlib.metadata.version("mlflow")
     if not VERSION.fullmatch(server_version):
         remedy = f"bring the server to MLflow {ours}, or let its address's /version through to it"
-        return Finding(
-            part="ledger", state="warn", message="the server's answer to /version is no version", remedy=remedy
-        )
+        return finding("ledger", "warn", "the server's answer to /version is no version", remedy)
     same = server_version.split(".")[0] == ours.split(".")[0]
-    remedy = "" if same else f"pip install 'mlflow=={server_version}' here, or bring the server to {ours}"
-    return Finding(
-        part="ledger", state="ok" if same else "warn", message=f"server is MLflow {server_version}", remedy=remedy
-    )
+    remedy = f"pip install 'mlflow=={server_version}' here, or bring the server to {ours}"
+    return finding("ledger", "ok" if same else "warn", f"server is MLflow {server_version}", remedy)
 
 
 def _loopback(host: str) -> bool:
