@@ -202,8 +202,7 @@ def test_an_upward_import_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("importer", "imported"),
-    [("proxy_models/dit.py", "muxfer.trial"), ("muxfer/study/loop.py", "benchmarks.timing")],
+    ("importer", "imported"), [("proxy_models/dit.py", "muxfer.trial"), ("muxfer/study/loop.py", "benchmarks.timing")]
 )
 def test_an_upward_import_of_another_package_is_reported(importer, imported, tmp_path):
     target = f"{imported.replace('.', '/')}.py"

@@ -55,8 +55,7 @@ def test_unset_variable_is_refused_only_where_it_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["{}", "x{}y", '"{}"', "postgresql://u:{}@h/db", "https://s3/x?X-Amz-Signature={}&y=1", "key={}"],
+    "text", ["{}", "x{}y", '"{}"', "postgresql://u:{}@h/db", "https://s3/x?X-Amz-Signature={}&y=1", "key={}"]
 )
 def test_secret_is_redacted_in_every_text_and_form(monkeypatch, text):
     monkeypatch.setenv("MY_DATABASE_PASSWORD", "p@ss/w+rd'\"x")

@@ -120,8 +120,7 @@ def test_a_trainer_that_reads_the_scales_file_draws_the_same_deviations(parametr
 
 
 @pytest.mark.parametrize(
-    ("file", "message"),
-    [("scales.txt", "ends in .json"), ("/proc/nothing/scales.json", "can't be written")],
+    ("file", "message"), [("scales.txt", "ends in .json"), ("/proc/nothing/scales.json", "can't be written")]
 )
 def test_an_impossible_scales_file_is_refused(file, message):
     with pytest.raises(BadInput, match=message):

@@ -34,9 +34,7 @@ def run_trials(asked: Request, executor: InlineExecutor) -> None:
     """One driver's work on a study: the trials that are not settled yet."""
     with drive(asked) as session:
         session.run(
-            grid_trials(asked.config, fingerprint=asked.fingerprint),
-            session.records(),
-            start_executor=lambda: executor,
+            grid_trials(asked.config, fingerprint=asked.fingerprint), session.records(), start_executor=lambda: executor
         )
 
 

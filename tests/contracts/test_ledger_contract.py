@@ -5,17 +5,7 @@ import shutil
 from muxfer.config.study import LedgerConfig
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Outcome
-from tests.contracts.conftest import (
-    PATIENCE,
-    STUDY,
-    artifacts,
-    curve,
-    own_file,
-    points,
-    record,
-    runs_of,
-    trial,
-)
+from tests.contracts.conftest import PATIENCE, STUDY, artifacts, curve, own_file, points, record, runs_of, trial
 
 
 def test_another_driver_reads_back_what_was_written(drive, config, tmp_path):
@@ -65,11 +55,7 @@ def test_target_run_has_its_lineage_and_files(drive, tmp_path):
 
 def test_each_outcome_has_its_mlflow_status(drive):
     ledger, lease = drive()
-    wanted = {
-        Outcome.FINISHED: "FINISHED",
-        Outcome.DIVERGED: "FINISHED",
-        Outcome.FAILED: "FAILED",
-    }
+    wanted = {Outcome.FINISHED: "FINISHED", Outcome.DIVERGED: "FINISHED", Outcome.FAILED: "FAILED"}
     for number, outcome in enumerate(wanted):
         ledger.begin(trial(number))
         metric = 0.5 if outcome is Outcome.FINISHED else None

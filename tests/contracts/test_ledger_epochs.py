@@ -9,14 +9,7 @@ from muxfer.errors import StudyBusy
 from muxfer.ledger.holder import Holder
 from muxfer.ledger.lease import acquire
 from muxfer.ledger.mlflow_lease import LeaseRuns
-from tests.contracts.conftest import (
-    PATIENCE,
-    STUDY,
-    points,
-    record,
-    runs_of,
-    trial,
-)
+from tests.contracts.conftest import PATIENCE, STUDY, points, record, runs_of, trial
 
 
 def test_late_record_of_an_older_epoch_does_not_count(drive):

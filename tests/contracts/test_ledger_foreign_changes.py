@@ -9,15 +9,7 @@ from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.errors import BadInput, LedgerUnreachable
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.study.session import Session
-from tests.contracts.conftest import (
-    PATIENCE,
-    STUDY,
-    client_of,
-    points,
-    record,
-    runs_of,
-    trial,
-)
+from tests.contracts.conftest import PATIENCE, STUDY, client_of, points, record, runs_of, trial
 
 
 @pytest.mark.parametrize(

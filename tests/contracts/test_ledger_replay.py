@@ -9,17 +9,7 @@ import pytest
 from muxfer.errors import LedgerUnreachable
 from muxfer.ledger.mlflow_client import Refused
 from muxfer.ledger.mlflow_ledger import MlflowLedger
-from tests.contracts.conftest import (
-    PATIENCE,
-    STUDY,
-    artifacts,
-    curve,
-    own_file,
-    points,
-    record,
-    runs_of,
-    trial,
-)
+from tests.contracts.conftest import PATIENCE, STUDY, artifacts, curve, own_file, points, record, runs_of, trial
 
 STRANGE = (
     b"""{"op":"points","key":"key0"}

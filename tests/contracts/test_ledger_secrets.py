@@ -7,13 +7,7 @@ import pytest
 from muxfer.errors import BadInput
 from muxfer.ledger.mlflow_tags import ERROR_CHARACTERS
 from muxfer.trial import Outcome
-from tests.contracts.conftest import (
-    PATIENCE,
-    STUDY,
-    artifacts,
-    record,
-    trial,
-)
+from tests.contracts.conftest import PATIENCE, STUDY, artifacts, record, trial
 
 
 def test_configuration_reads_back_without_secrets_and_is_replaced_by_a_shorter_one(drive):

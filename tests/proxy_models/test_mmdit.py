@@ -113,10 +113,7 @@ def test_the_order_of_caption_tokens_does_not_matter() -> None:
     x_BCHW, t_B, text_BLE, pooled_BP = batch(length=6)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     torch.testing.assert_close(
-        model(x_BCHW, t_B, text_BLE[:, order], pooled_BP),
-        model(x_BCHW, t_B, text_BLE, pooled_BP),
-        rtol=1e-5,
-        atol=1e-5,
+        model(x_BCHW, t_B, text_BLE[:, order], pooled_BP), model(x_BCHW, t_B, text_BLE, pooled_BP), rtol=1e-5, atol=1e-5
     )
 
 
@@ -199,7 +196,7 @@ def test_a_plan_finds_the_roles(width: int, options: dict[str, Any]) -> None:
         finite |= {"projector.0.bias", *(f"projector.{i}.{kind}" for i in (2, 4) for kind in ("weight", "bias"))}
     assert roles["finite"] == finite
     assert {name for name in roles["input"] if name.endswith(".weight")} == {
-        *("x_embedder.proj.weight", "context_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.mlp.0.weight"),
+        *("x_embedder.proj.weight", "context_embedder.weight", "t_embedder.mlp.0.weight", "y_embedder.mlp.0.weight")
     }
     assert all(
         initialization is not None and initialization.recorded for initialization in plan.base_initializations.values()

@@ -16,10 +16,7 @@ def test_stable_diffusion_3_medium_has_its_size() -> None:
     model = composed("+size=sd3_medium")
     with torch.device("meta"):
         reference = diffusers.SD3Transformer2DModel(
-            num_layers=24,
-            num_attention_heads=24,
-            caption_projection_dim=1536,
-            pos_embed_max_size=64,
+            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=64
         )
     count = measure(model).parameters
     assert count == sum(parameter.numel() for parameter in reference.parameters()) == 2_028_328_000

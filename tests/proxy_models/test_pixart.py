@@ -15,15 +15,7 @@ from proxy_models import FAMILIES
 from proxy_models.pixart import PixArt
 from tests.proxy_models.random_weights import randomize
 
-SMALL = {
-    "width": 32,
-    "depth": 2,
-    "head_dim": 16,
-    "patch": 2,
-    "image_size": 8,
-    "channels": 3,
-    "text_dim": 12,
-}
+SMALL = {"width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3, "text_dim": 12}
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 

@@ -19,15 +19,7 @@ from proxy_models.dit import AdaLNZeroBlock
 from proxy_models.in_context import Block, InContextTransformer
 from tests.proxy_models.random_weights import randomize
 
-SMALL = {
-    "width": 32,
-    "depth": 2,
-    "head_dim": 16,
-    "patch": 2,
-    "image_size": 8,
-    "channels": 3,
-    "text_dim": 6,
-}
+SMALL = {"width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3, "text_dim": 6}
 BOTH = pytest.mark.parametrize("kind", [InContextTransformer, CrossAttentionTransformer])
 FAMILY = pytest.mark.parametrize("family", ["in_context", "cross_attention"])
 CONFIGS: Mapping[str, Callable[..., Any]] = {"in_context": InContext, "cross_attention": CrossAttention}

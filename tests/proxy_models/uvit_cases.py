@@ -6,14 +6,7 @@ from muxfer.config.models import Uvit
 from proxy_models.uvit import UViT
 from tests.proxy_models.random_weights import randomize
 
-SMALL = {
-    "width": 32,
-    "depth": 5,
-    "head_dim": 16,
-    "patch": 2,
-    "image_size": 8,
-    "channels": 3,
-}
+SMALL = {"width": 32, "depth": 5, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3}
 LABELS = {**SMALL, "num_classes": 5}
 TEXT = {**SMALL, "text_dim": 6, "text_length": 9}
 

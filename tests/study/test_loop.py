@@ -60,13 +60,7 @@ def run_trials(overrides, *, before_round_2=lambda: None, deadline=None):
             return propose(records)
 
         before = session.records()
-        ran = session.run(
-            propose(before),
-            before,
-            start_executor=InlineExecutor,
-            more=more,
-            deadline=deadline,
-        )
+        ran = session.run(propose(before), before, start_executor=InlineExecutor, more=more, deadline=deadline)
         session.ledger.flush(60)
         return ran, {record.key: record for record in session.records()}
 
@@ -133,9 +127,7 @@ def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(empty_fo
     rounds = []
     with drive(asked) as session:
         ran = session.run(
-            propose([]),
-            start_executor=InlineExecutor,
-            more=lambda records: rounds.append(records) or propose(records),
+            propose([]), start_executor=InlineExecutor, more=lambda records: rounds.append(records) or propose(records)
         )
         session.ledger.flush(60)
         assert propose(session.records()) == propose([])

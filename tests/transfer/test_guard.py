@@ -205,10 +205,7 @@ def test_transfer_halts_with_3_draws_the_band_and_goes_on_with_the_guard_off(tmp
     asked = resolve("lr-width", SMALL)
     trials = grid_trials(asked.config, fingerprint=asked.fingerprint)
     with drive(asked) as session:
-        session.run(
-            trials,
-            start_executor=InlineExecutor,
-        )
+        session.run(trials, start_executor=InlineExecutor)
     command = [sys.executable, "-m", "muxfer", "transfer", "lr-width", *SMALL, *WRONG, *BRIEF, "--force", "--json"]
     halted = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
