@@ -32,17 +32,8 @@ STEPS_A_REPORT = 10
 
 def finished(trial: Trial, *, metric: float, epoch: int) -> Record:
     """A finished trial's record, as a worker makes it."""
-    return Record(
-        key=trial.key,
-        setting=trial.setting,
-        replicate=trial.replicate,
-        outcome=Outcome.FINISHED,
-        metric=metric,
-        step=100,
-        train_seconds=1.5,
-        epoch=epoch,
-        num_parameters=100_000,
-    )
+    job = TrialJob(trial=trial, folder="", epoch=epoch)
+    return job.record(Outcome.FINISHED, metric=metric, step=100, train_seconds=1.5, num_parameters=100_000)
 
 
 def writing(*, quick: bool) -> list[Row]:

@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,8 @@ def _checkpoint(rng: random.Random, home: Path, bomb: bytes) -> None:
     files: Any = {n: {"sha256": hashlib.sha256(d).hexdigest(), "bytes": len(d)} for n, d in content.items()}
     if victim != "manifest.json":
         if rng.random() < 0.2:
-            files = rng.choice(
-                [list(files), {**files, "../../x": files["state.json"]}, {"state.json": 5}, "state.json"]
-            )
+            outside = {**files, "../../x": files["state.json"]}
+            files = rng.choice([list(files), outside, {"state.json": 5}, "state.json"])
         (step / "manifest.json").write_text(json.dumps({"files": files}))
     if rng.random() < 0.2:
         (step / victim).unlink()
@@ -109,21 +109,11 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
         f"image_size: 8\nchannels: 1\nsizes: {{hidden: width}}\narguments: {{command: 'touch {canary}'}}\n"
         "inputs: {x: image}\n"
     )
-    text = rng.choice(
-        [
-            call,
-            declared,
-            f"family: dit\nwidth:\n  {call.replace(chr(10), chr(10) + '  ')}",
-            "hydra:\n  callbacks: {x: {_target_: os.system}}\n",
-        ]
-    )
+    nested = f"family: dit\nwidth:\n  {call.replace(chr(10), chr(10) + '  ')}"
+    text = rng.choice([call, declared, nested, "hydra:\n  callbacks: {x: {_target_: os.system}}\n"])
     (home / "conf" / "model").mkdir(parents=True)
     (home / "conf" / "model" / "evil.yaml").write_text(text)
-
-    def act() -> None:
-        family_of(resolve("lr-width", ["model=evil"], planned=True).config.model)
-
-    assert_refused(act)
+    assert_refused(lambda: family_of(resolve("lr-width", ["model=evil"], planned=True).config.model))
     assert_refused(lambda: resolve("lr-width", [f"+model._target_={target}"]))
     assert_refused(lambda: parse({"_target_": target}))
 
@@ -131,20 +121,13 @@ def _target_key(rng: random.Random, home: Path, bomb: bytes) -> None:
 def _outside_folders(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A configuration outside the folders, named in an override, a defaults list, a package or a search path."""
     (home.parent / "outside" / "evil.yaml").write_text("family: dit\nwidth: 9999\n")
-    up = rng.choice(
-        ["../../outside/evil", "../" * 12 + str(home.parent / "outside/evil")[1:], f"{home.parent}/outside/evil"]
-    )
+    folder = f"{home.parent}/outside"
+    up = rng.choice(["../../outside/evil", "../" * 12 + f"{folder[1:]}/evil", f"{folder}/evil"])
     up = rng.choice([up, f"x/../{up}", f"./{up}", f"{up}.yaml"])
-    for override in (
-        f"model={up}",
-        f"+model@x={up}",
-        f"+../../outside={'evil'}",
-        f"hydra.searchpath=[{home.parent}/outside]",
-    ):
-        assert_refused(lambda override=override: compose("lr-width", [override]))  # type: ignore[misc]
-    entry = rng.choice(
-        [up, f"{{model@x: {up}}}", f"{{override model: {up}}}", f"{{/model@x: {up}}}", f"{{optional model@x: {up}}}"]
-    )
+    for override in (f"model={up}", f"+model@x={up}", "+../../outside=evil", f"hydra.searchpath=[{folder}]"):
+        assert_refused(partial(compose, "lr-width", [override]))
+    group = rng.choice(["", "model@x", "override model", "/model@x", "optional model@x"])
+    entry = f"{{{group}: {up}}}" if group else up
     (home / "sweeps").mkdir()
     (home / "sweeps" / "mine.yaml").write_text(f"defaults: [base, {entry}, _self_]\n")
     assert_refused(lambda: compose("mine"))
@@ -162,17 +145,13 @@ def _table(rng: random.Random, home: Path, bomb: bytes) -> None:
 def _picture(rng: random.Random, home: Path, bomb: bytes) -> None:
     """Files with the suffix of a picture that hold something else, such as a program in PostScript."""
     canary = home.parents[1] / "canary"
-    postscript = (
-        f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({canary}) (w) file\n(%pipe%touch {canary}) (w) file\n"
-    )
-    hostile = rng.choice(
-        [bomb, postscript.encode(), b"\x89PNG\r\n\x1a\n" + bomb, b"GIF89a" + bomb, b"\x93NUMPY" + bomb]
-    )
+    program = f"({canary}) (w) file\n(%pipe%touch {canary}) (w) file\n"
+    postscript = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{program}".encode()
+    hostile = rng.choice([bomb, postscript, *(head + bomb for head in (b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\x93NUMPY"))])
     for number in range(12):  # different ones: copies of one picture are refused before they are opened
         (home / f"{number}.{rng.choice(['png', 'jpg', 'tiff', 'gif', 'webp'])}").write_bytes(hostile + bytes([number]))
-    assert_refused(
-        lambda: load_dataset(ImageFolder(name="image_folder", path=str(home), image_size=8)), "can't be read"
-    )
+    pictures = ImageFolder(name="image_folder", path=str(home), image_size=8)
+    assert_refused(lambda: load_dataset(pictures), "can't be read")
 
 
 def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
@@ -186,8 +165,6 @@ def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
         (folder / name).write_bytes(bomb)
     assert_refused(lambda: weights_of(record, StudyFolder(home)), "not on this host, or damaged")
     if rng.random() < 0.7:
-        hostile = rng.choice(
-            [b"[" * 100_000, b"5", b"[]", b'{"task": 5}', b'{"task": {"model": {"family": "os"}}}', b"{}"]
-        )
-        (folder / "target.json").write_bytes(hostile)
+        tasks = (b'{"task": 5}', b'{"task": {"model": {"family": "os"}}}', b"{}")
+        (folder / "target.json").write_bytes(rng.choice([b"[" * 100_000, b"5", b"[]", *tasks]))
     assert_refused(lambda: model_of(Study(name="x", key=KEY, identity={}), record, StudyFolder(home)))

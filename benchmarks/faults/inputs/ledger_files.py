@@ -11,11 +11,12 @@ from typing import Any
 from benchmarks.faults.harness.refusals import assert_refused
 from benchmarks.faults.harness.sweep import Sweep
 from muxfer.config.study import LedgerConfig
+from muxfer.executors.base import TrialJob
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.study.resolve import resolve
 from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
-from muxfer.trial import Outcome, Record, Study, Trial
+from muxfer.trial import Outcome, Study, Trial
 
 PRIVATE = "a key of the user's own, outside the study"
 TINY = (
@@ -23,6 +24,7 @@ TINY = (
     *("training.steps=20", "training.batch_size=8", "training.warmup_steps=0", "training.checkpoint_every=10"),
     *("evaluation.timesteps=1", "compute.slots=1"),
 )
+TUNE_FILES = ("tuner.pkl", "experiment_state-1.json", "searcher-state-1.pkl", "params.pkl", ".is_under_restoration")
 
 
 def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
@@ -47,9 +49,8 @@ def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
         "muxfer.record.e1": [json.dumps(one) for one in records],
     }
     tag = rng.choice([*formed, "muxfer.identity.parts"])
-    text = rng.choice(
-        [bomb.decode("latin-1"), "[" * 7000, '{"a":' * 1200, "NaN", "5", '"x"', "[1]", "9" * 5000, "", "null"]
-    )
+    plain = ("NaN", "5", '"x"', "[1]", "9" * 5000, "", "null")
+    text = rng.choice([bomb.decode("latin-1"), "[" * 7000, '{"a":' * 1200, *plain])
     if tag in formed and (tag == "muxfer.study" or rng.random() < 0.7):
         text = rng.choice(formed[tag])
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as connection, connection:
@@ -72,9 +73,8 @@ def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
         file.mkdir()
     else:
         file.write_bytes([bomb, b"SQLite format 3\0" + bomb][kind - 2])
-    assert_refused(
-        lambda: MlflowLedger(LedgerConfig(tracking_uri=f"sqlite:///{file}"), folder=home / "muxfer").studies()
-    )
+    config = LedgerConfig(tracking_uri=f"sqlite:///{file}")
+    assert_refused(lambda: MlflowLedger(config, folder=home / "muxfer").studies())
 
 
 def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
@@ -103,16 +103,14 @@ def spool_file(rng: random.Random, home: Path, bomb: bytes) -> None:
     (request.files.path / "folder").symlink_to(private.parent)
     (request.files.path / "own.svg").write_text("own")
     up = os.path.relpath(private, request.files.path)
-    outside = rng.choice(
-        [str(private), up, f"{request.files.path}/{up}", f"{request.files.path}/link.svg", "link.svg", "folder/id_rsa"]
-    )
+    absolute = [f"{request.files.path}/{up}", f"{request.files.path}/link.svg"]
+    outside = rng.choice([str(private), up, *absolute, "link.svg", "folder/id_rsa"])
     key = rng.choice([None, trial.key])
     wrong: Any = {"epoch": "x", "points": 5, "path": [outside], "end_ms": 10**30, "paused": [[]], "record": {"step": 1}}
-    shapes = [
-        {"op": op, "key": key, "epoch": 1, "name": "x", "text": "x", **wrong} for op in ("points", "settle", "rest")
-    ]
+    shape = {"key": key, "epoch": 1, "name": "x", "text": "x", **wrong}
     operations: list[Any] = [
-        *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}, *shapes),
+        *({"op": "file", "key": key, "path": outside, "epoch": 1}, {"op": "file", **wrong}),
+        *({"op": op, **shape} for op in ("points", "settle", "rest")),
         {"op": "file", "key": None, "path": str(request.files.path / "own.svg"), "epoch": 1},
     ]
     lines = [bomb.replace(b"\n", b" "), *(json.dumps(operation).encode() for operation in operations)]
@@ -132,8 +130,7 @@ def artifacts(rng: random.Random, home: Path, bomb: bytes) -> None:
     for name in ("model.pkl", "python_model.pkl", "task.json", "config.json", "MLmodel", "report.html"):
         for folder in [path for path in (home / "mlruns").rglob("artifacts") if path.is_dir()]:
             (folder / name).write_bytes(bomb)
-    request = resolve("lr-width", TINY)
-    with open_ledger(request) as ledger:
+    with open_ledger(resolve("lr-width", TINY)) as ledger:
         assert ledger.studies() == [study]
         assert ledger.config(study)["training"]["steps"] == 20
         assert [record.metric for record in ledger.records(study)] == [1.0]
@@ -144,9 +141,7 @@ def _ledger_of_one() -> tuple[Study, Trial, dict[str, Any]]:
     """Write a study with one finished trial to the ledger of the current folder: the study, the trial, its record."""
     request = resolve("lr-width", TINY)
     [trial] = grid_trials(request.config, fingerprint=request.fingerprint)
-    record = Record(
-        key=trial.key, setting=trial.setting, replicate=0, outcome=Outcome.FINISHED, metric=1.0, step=1, epoch=1
-    )
+    record = TrialJob(trial=trial, folder="", epoch=1).record(Outcome.FINISHED, metric=1.0, step=1)
     with drive(request) as session:
         assert session.lease.epoch == 1
         session.ledger.begin(trial)
@@ -161,13 +156,7 @@ def ray_state(rng: random.Random, home: Path, bomb: bytes) -> None:
     study = resolve("lr-width", TINY).files.path
     for folder in (study, study / ".ray-x", study / "trials", home / "trials", home / "tune", home / "ray_results"):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (
-            "tuner.pkl",
-            "experiment_state-1.json",
-            "searcher-state-1.pkl",
-            "params.pkl",
-            ".is_under_restoration",
-        ):
+        for name in TUNE_FILES:
             (folder / name).write_bytes(bomb)
     trials = sweep.run().expect(0).result["trials"]
     assert [trial["outcome"] for trial in trials] == ["finished"]

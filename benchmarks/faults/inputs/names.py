@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from muxfer.config.study import LedgerConfig
 from muxfer.config.task import ImageFolder
 from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
+from muxfer.executors.base import TrialJob
 from muxfer.files import user_path, validate_writable
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
@@ -30,7 +32,7 @@ from muxfer.models.families import family_of
 from muxfer.models.plugins import allow
 from muxfer.redaction import one_line
 from muxfer.study.resolve import output_folder, words_of
-from muxfer.trial import Outcome, Record, Study, Trial
+from muxfer.trial import Outcome, Study, Trial
 
 LETTERS = "ab01-_./\\'\"`$;&|<>*?~%{}[]()=,:# \t\n\r\0\x1b\u202e\u200b\u00e9\u0430\uff0f\u2215\u2024\U0001f4a3\ud800"
 NAMES = (
@@ -100,7 +102,7 @@ def _table(name: str) -> None:
 
 
 def _scales(name: str) -> None:
-    _act_if_inside(name, lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}), f"{name}.json")
+    _act_if_inside(f"{name}.json", lambda: _write(user_path(f"{name}.json", "--scales"), {"a": 1}))
 
 
 def _export_folder(name: str) -> None:
@@ -108,17 +110,16 @@ def _export_folder(name: str) -> None:
         with _new_folder(user_path(name, "--folder")) as temporary:
             (temporary / "config.json").write_text("{}")
 
-    _act_if_inside(name, act, name)
+    _act_if_inside(name, act)
 
 
 def _figure(name: str) -> None:
     _figure_stem(name, "runs.csv")
 
 
-def _act_if_inside(name: str, act: Callable[[], object], path: str) -> None:
+def _act_if_inside(path: str, act: Callable[[], object]) -> None:
     """Perform the call only if the path lies inside the current folder. A user may type any path."""
-    where = user_path(path, "here").resolve()
-    if Path.cwd() in where.parents:
+    if Path.cwd() in user_path(path, "here").resolve().parents:
         act()
 
 
@@ -148,9 +149,8 @@ def _uri(name: str) -> None:
 
 
 def _output_dir(name: str) -> None:
-    plain = {**_plain(), "output_dir": name}
-    where = output_folder(parse(plain))
-    _act_if_inside(name, lambda: validate_writable(where), name)
+    where = output_folder(parse({**_plain(), "output_dir": name}))
+    _act_if_inside(name, lambda: validate_writable(where))
 
 
 def _data_path(name: str) -> None:
@@ -182,13 +182,9 @@ def _by_command(name: str) -> None:
     return None
 
 
+@cache
 def _plain() -> dict[str, Any]:
-    if not _PLAIN:
-        _PLAIN.update(compose("lr-width"))
-    return dict(_PLAIN)
-
-
-_PLAIN: dict[str, Any] = {}
+    return compose("lr-width")
 
 
 class _Ledger:
@@ -219,25 +215,15 @@ class _Ledger:
         identity = {**IDENTITY, "text": text.encode(errors="replace").decode()}
         studied = Study(name=study, key=f"{self._number:016x}", identity=identity)
         ledger = MlflowLedger(config, folder=self._home / "muxfer")
-        setting = {"width": 16}
-        trial = Trial(key="0" * 16, setting=setting, replicate=0, task={"model": {"a": text}}, lineage={"a": text})
+        task, lineage = {"model": {"a": text}}, {"a": text}
+        trial = Trial(key="0" * 16, setting={"width": 16}, replicate=0, task=task, lineage=lineage)
         lease = ledger.acquire(studied)
         try:
             ledger.open(studied, {"a": text}, lease)
-            if text.isprintable():  # a configuration with other characters is refused earlier
-                ledger.begin(trial)
-            else:
-                ledger.begin(replace(trial, task={"model": {}}, lineage={}))
-            failed = Record(
-                key=trial.key,
-                setting=setting,
-                replicate=0,
-                outcome=Outcome.FAILED,
-                metric=None,
-                step=0,
-                error=text[:99],
-            )
-            ledger.settle(replace(failed, epoch=lease.epoch))
+            # a configuration with other characters is refused earlier
+            ledger.begin(trial if text.isprintable() else replace(trial, task={"model": {}}, lineage={}))
+            job = TrialJob(trial=trial, folder="", epoch=lease.epoch)
+            ledger.settle(job.record(Outcome.FAILED, metric=None, step=0, error=text[:99]))
             ledger.flush(60)
             assert [record.error for record in ledger.records(studied)] == [text[:99]]
             assert [study.key for study in ledger.studies()].count(studied.key) == 1
@@ -247,5 +233,5 @@ class _Ledger:
 
     def close(self) -> None:
         """The folders of all experiments must differ, also where case is ignored."""
-        names = [path.name for path in (self._home / "mlruns").iterdir()] if (self._home / "mlruns").exists() else []
+        names = [path.name for path in self._home.glob("mlruns/*")]
         assert len({name.casefold() for name in names}) == len(names), names
