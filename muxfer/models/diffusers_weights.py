@@ -1,9 +1,8 @@
-"""Carries weights between our families and diffusers' classes: names change, numbers never do.
+"""Carries weights of our families to diffusers' classes: names change, numbers never do.
 
 Each family has one section below: a function from its configuration to a Counterpart, which maps the model and each of
-its tensors to diffusers' names. Both directions read that one table. Refuses families, options and shapes that
-diffusers' classes lack, and states whose tensors are not those of the configuration. Also refuses states whose copies
-of one tensor differ: diffusers' DiT keeps one copy of its embedders per block. Imports torch when it is imported.
+its tensors to diffusers' names. Refuses families, options and shapes that diffusers' classes lack, and states whose
+tensors are not those of the configuration. Imports torch when it is imported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,15 +36,13 @@ class Carried:
 class Counterpart:
     """Diffusers' class for a model of ours, the arguments that build it, and where each tensor goes.
 
-    `left_out` are prefixes of our tensors that diffusers does not use, because only training needs them. `computed` are
-    diffusers' names of tensors that the class computes from its arguments.
+    `left_out` are prefixes of our tensors that diffusers does not use, because only training needs them.
     """
 
     class_name: str
     config: Mapping[str, Any]
     tensors: Sequence[Carried]
     left_out: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
 
 
 def to_diffusers(model: Model, state: State) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
@@ -58,27 +55,10 @@ def to_diffusers(model: Model, state: State) -> tuple[str, dict[str, Any], dict[
     theirs: dict[str, torch.Tensor] = {}
     for carried in counterpart.tensors:
         tensor = given[carried.ours]
-        pieces = [_swap(tensor)] if carried.swapped else tensor.chunk(len(carried.theirs))
+        pieces = [swap(tensor)] if carried.swapped else tensor.chunk(len(carried.theirs))
         for names, piece in zip(carried.theirs, pieces, strict=True):
             theirs |= dict.fromkeys(names, piece)
     return counterpart.class_name, dict(counterpart.config), theirs
-
-
-def from_diffusers(model: Model, state: State) -> dict[str, torch.Tensor]:
-    """Our state of the model from diffusers' state, without the tensors that only training needs."""
-    if isinstance(model, Declared):
-        _declared_class(model)
-        return dict(state)
-    counterpart = counterpart_of(model)
-    given = {name: tensor for name, tensor in state.items() if name not in counterpart.computed}
-    known = {name for carried in counterpart.tensors for names in carried.theirs for name in names}
-    _validate_names(given, known, f"{counterpart.class_name} of this configuration")
-    ours = {}
-    for carried in counterpart.tensors:
-        pieces = [_the_same(names, given) for names in carried.theirs]
-        tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        ours[carried.ours] = _swap(tensor) if carried.swapped else tensor
-    return ours
 
 
 def counterpart_of(model: Model) -> Counterpart:
@@ -120,15 +100,7 @@ def _validate_names(state: State, known: set[str], what: str) -> None:
         raise BadInput(f"{difference}: these are weights of another model")
 
 
-def _the_same(names: Sequence[str], state: State) -> torch.Tensor:
-    first, *copies = names
-    for name in copies:
-        if not torch.equal(state[name], state[first]):
-            raise BadInput(f"{name} differs from {first}: our model has one tensor for both")
-    return state[first]
-
-
-def _swap(tensor: torch.Tensor) -> torch.Tensor:
+def swap(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(tensor.chunk(2)[::-1])
 
 
@@ -264,7 +236,6 @@ def _mmdit(model: Mmdit) -> Counterpart:
         config=_transformer(model) | config,
         tensors=tensors,
         left_out=("projector.",),
-        computed=("pos_embed.pos_embed",),
     )
 
 

@@ -8,8 +8,9 @@ import torch
 
 from muxfer.config.models import CrossAttention, Declared, Dit, InContext, Model, Pixart, Uvit
 from muxfer.errors import BadInput
-from muxfer.models.diffusers_weights import counterpart_of, from_diffusers, save, to_diffusers
+from muxfer.models.diffusers_weights import counterpart_of, save, to_diffusers
 from muxfer.models.families import family_of
+from tests.models.from_diffusers import from_diffusers
 
 SIZES = {"width": 32, "base_width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3}
 DIT = Dit(family="dit", **SIZES, num_classes=5, frequency_shift=1.0)
@@ -146,7 +147,7 @@ def test_a_declared_diffusers_class_keeps_names_and_configuration(tmp_path) -> N
     class_name, config, state = to_diffusers(DECLARED, dict(built.named_parameters()))
     assert class_name == "SD3Transformer2DModel"
     assert (config["num_attention_heads"], config["pos_embed_max_size"], config["qk_norm"]) == (2, 8, None)
-    assert from_diffusers(DECLARED, state).keys() == state.keys() == dict(built.named_parameters()).keys()
+    assert state.keys() == dict(built.named_parameters()).keys()
     save(tmp_path / "saved", class_name, config, state)
     loaded = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "saved")
     given = {name: tensor.detach() for name, tensor in built.state_dict().items()}
@@ -169,21 +170,14 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_models_that_diffusers_lacks_are_refused(case: str) -> None:
     model, message = REFUSED[case]
-    for carry in (to_diffusers, from_diffusers):
-        with pytest.raises(BadInput, match=message):
-            carry(model, {})
+    with pytest.raises(BadInput, match=message):
+        to_diffusers(model, {})
 
 
 def test_weights_of_another_model_are_refused() -> None:
     ours = randomized(DIT).state_dict()
-    _, _, theirs = to_diffusers(DIT, ours)
     deeper = dataclasses.replace(DIT, depth=3)
     with pytest.raises(BadInput, match=r"the configuration has blocks\.2\.\S+, the weights have not"):
         to_diffusers(deeper, ours)
-    with pytest.raises(BadInput, match=r"has transformer_blocks\.2\.\S+, the weights have not"):
-        from_diffusers(deeper, theirs)
     with pytest.raises(BadInput, match="the weights have extra, the configuration has not"):
         to_diffusers(DIT, {**ours, "extra": torch.zeros(1)})
-    theirs["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] = torch.ones(32)
-    with pytest.raises(BadInput, match=r"transformer_blocks\.1\.\S+ differs from transformer_blocks\.0\."):
-        from_diffusers(DIT, theirs)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from muxfer.config.models import Mmdit
-from muxfer.models.diffusers_weights import from_diffusers, to_diffusers
+from muxfer.models.diffusers_weights import to_diffusers
 from muxfer.models.families import family_of
 from muxfer.mup import make_plan
 from proxy_models import FAMILIES
 from proxy_models.mmdit import JointBlock, MMDiT
+from tests.models.from_diffusers import from_diffusers
 from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, config, randomized
 from tests.proxy_models.random_weights import randomize
 
