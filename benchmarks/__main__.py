@@ -6,11 +6,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks import commands
 from benchmarks.page import busy_cores, facts_line, machine, table
+from benchmarks.steps import step
+from benchmarks.storage import ledger, resume
 from benchmarks.timing import Row
 
 DOCS = commands.ROOT / "docs"
@@ -21,37 +23,15 @@ MISSING = (
 )
 
 
-class Benchmark(Protocol):
-    def __call__(self, *, quick: bool) -> list[Row]: ...
-
-
-def _step(*, quick: bool) -> list[Row]:
-    from benchmarks.steps import step
-
-    return step(quick=quick)
-
-
-def _resume(*, quick: bool) -> list[Row]:
-    from benchmarks.storage import resume
-
-    return resume(quick=quick)
-
-
-def _ledger(*, quick: bool) -> list[Row]:
-    from benchmarks.storage import ledger
-
-    return ledger(quick=quick)
-
-
-BENCHMARKS: Mapping[str, Benchmark] = {
+BENCHMARKS: Mapping[str, Callable[..., list[Row]]] = {
     "help": commands.help_,
     "model": commands.model,
-    "step": _step,
-    "resume": _resume,
-    "ledger": _ledger,
+    "step": step,
+    "resume": resume,
+    "ledger": ledger,
     "sweep": commands.sweep,
 }
-"""In the order of the page. A benchmark that needs torch or MLflow imports it when it runs."""
+"""In the order of the page."""
 
 
 def to_markdown(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -7,18 +7,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.timing import Row, interleaved, ratios, spread
 
 ROOT = Path(__file__).resolve().parents[1]
-SWEEP = ("-m", "muxfer", "sweep", "lr-width", "--json")
 
 
 def help_(*, quick: bool) -> list[Row]:
-    seconds = interleaved(
-        {"help": lambda: _python("-m", "muxfer", "--help"), "bare": lambda: _python("-c", "pass")},
-        rounds=5 if quick else 20,
-    )
+    contestants = {"help": lambda: python("-m", "muxfer", "--help"), "bare": lambda: python("-c", "pass")}
+    seconds = interleaved(contestants, rounds=5 if quick else 20)
     beside = {"python_c_pass_seconds": spread(seconds["bare"])}
     return [
         Row(name="`muxfer --help`", value=spread(seconds["help"]), unit=" s", at_most=0.4, contestants=beside),
@@ -29,7 +27,7 @@ def help_(*, quick: bool) -> list[Row]:
 def model(*, quick: bool) -> list[Row]:
     """`muxfer model dit +size=xl_2` plans and counts 675M parameters without allocating them."""
     command = ("-m", "muxfer", "model", "dit", "+size=xl_2", "--json")
-    seconds = interleaved({"model": lambda: _python(*command)}, rounds=2 if quick else 7)
+    seconds = interleaved({"model": lambda: python(*command)}, rounds=2 if quick else 7)
     return [Row(name="`muxfer model dit +size=xl_2`", value=spread(seconds["model"]), unit=" s", at_most=5)]
 
 
@@ -39,14 +37,11 @@ def sweep(*, quick: bool) -> list[Row]:
         return [Row(name="`muxfer sweep lr-width`", value=None, note="left out by --quick")]
     slots = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        first = json.loads(_python(*SWEEP, folder=folder))
-        wall_seconds = time.perf_counter() - began
+        first, wall_seconds = muxfer(folder, "sweep", "lr-width")
         again_seconds = []
         for _ in range(3):
-            began = time.perf_counter()
-            again = json.loads(_python(*SWEEP, folder=folder))
-            again_seconds.append(time.perf_counter() - began)
+            again, seconds = muxfer(folder, "sweep", "lr-width")
+            again_seconds.append(seconds)
             if again["ran"] != 0:
                 raise RuntimeError(f"the second sweep ran {again['ran']} trials, expected 0")
     note = f"{first['ran']} trials on {slots} slots, one run; verdict: {first['verdict']['verdict']}"
@@ -77,13 +72,19 @@ def sweep(*, quick: bool) -> list[Row]:
     ]
 
 
-def _python(*arguments: str, folder: str | None = None) -> str:
-    """Run this Python with this checkout's muxfer and a ledger in the folder. Returns its stdout."""
+def muxfer(folder: str | Path, *words: str, tree: Path = ROOT) -> tuple[dict[str, Any], float]:
+    """Run `muxfer WORDS --json` in this folder: its result and its wall seconds. `tree`: the checkout that it runs."""
+    began = time.perf_counter()
+    result = dict(json.loads(python("-m", "muxfer", *words, "--json", folder=folder, tree=tree)))
+    return result, time.perf_counter() - began
+
+
+def python(*arguments: str, folder: str | Path | None = None, tree: Path = ROOT) -> str:
+    """Run this Python with a checkout's muxfer and a ledger in the folder. Returns its stdout."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    environment["PYTHONPATH"] = str(tree)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-1000:]}")
     return done.stdout

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import replace_section
 from muxfer.config.task import Task
 
 WIDTHS = (32, 64, 128, 256)
@@ -27,6 +28,7 @@ BASE_LR = 2**-16
 BATCH_SIZE = 16
 HEALTHY_RUNS = 20
 DOCS = Path(__file__).parents[1] / "docs"
+START, END = "<!-- written by make models -->", "<!-- end -->"
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "dit": ("model=dit", "model.depth=2"),
@@ -242,15 +244,11 @@ def main() -> int:
     print(page)
     if arguments.only is None:
         (DOCS / "models.json").write_text(json.dumps(studies, indent=1, ensure_ascii=False) + "\n")
-        text = (DOCS / "models.md").read_text()
-        before, _, rest = text.partition(START)
-        (DOCS / "models.md").write_text(f"{before}{START}\n{page}\n{END}{rest.partition(END)[2]}")
+        models = DOCS / "models.md"
+        models.write_text(replace_section(models.read_text(), START, END, page))
     faults = [m["caught"] for each in studies for m in each["mutants"].values() if m["changes_training"]]
     bad = [each["name"] for each in studies if each["healthy_failed"] or each["control_passed"]]
     return 1 if bad or sum(faults) < 0.95 * len(faults) else 0
-
-
-START, END = "<!-- written by make models -->", "<!-- end -->"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import recorded
+from benchmarks.page import replace_section
 from muxfer.analysis.cells import percent, settled_table, shown
 from muxfer.analysis.proxy_size import parameters_times_samples
 from muxfer.analysis.quantiles import t_quantile
@@ -253,12 +254,6 @@ def tables() -> str:
     return "\n".join([*regret_table(mup), "", *comparison_table(mup, sp, shorts)])
 
 
-def written(page: Path, start: str, body: str) -> str:
-    """The page with the text between `start` and the end mark replaced by `body`."""
-    before, _, after = page.read_text().partition(start)
-    return f"{before}{start}\n{body}\n{END}{after.partition(END)[2]}"
-
-
 def draw() -> None:
     mup, sp, _ = load()
     panels = [(side.name, side.records, judge(side.records, axis="width", hp="base_lr")) for side in (mup, sp)]
@@ -277,7 +272,7 @@ def main() -> int:
         path, is_more = recorded.DATA / f"evidence-{name}.csv", name.endswith("-seeds")
         records = recorded.export("lr-width", overrides, path)
         recorded.write([record for record in records if (record.replicate >= NUM_SEEDS) == is_more], path)
-    PAGE.write_text(written(PAGE, START, tables()))
+    PAGE.write_text(replace_section(PAGE.read_text(), START, END, tables()))
     draw()
     print(tables())
     return 0

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.commands import ROOT
+from benchmarks.commands import ROOT, muxfer
 from benchmarks.page import busy_cores, facts_line, machine, replace_section, table
 from benchmarks.reporter import CURVES
 from benchmarks.reporters import finished, writing
@@ -34,6 +33,7 @@ from muxfer.trial import Point, Study, Trial, content_hash
 
 DATA = ROOT / "docs" / "data" / "load.json"
 PAGE = ROOT / "docs" / "reliability.md"
+START, END = "<!-- load: begin -->", "<!-- load: end -->"
 PAGE_TRIALS = 1000
 POINTS_A_TRIAL = 500
 METRIC = 0.2
@@ -71,18 +71,7 @@ def reading(*, quick: bool, rounds: int) -> list[Row]:
 
 def command(folder: Path, name: str, *arguments: str, num_trials: int) -> float:
     """Wall seconds of a command as a user types it. Every trial must be done."""
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "muxfer", name, "lr-width", *arguments, "--json"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
-        capture_output=True,
-        text=True,
-    )
-    seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        raise RuntimeError(f"muxfer {name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    result = json.loads(done.stdout)
+    result, seconds = muxfer(folder, name, "lr-width", *arguments)
     if name == "sweep":
         num_done = result["skipped"] if result["ran"] == 0 else 0
     else:
@@ -201,7 +190,7 @@ def main() -> int:
     print(body := f"{facts_line(facts)}\n\n{table(rows)}")
     if not arguments.quick and arguments.only is None:
         DATA.write_text(json.dumps({"machine": facts, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
-        PAGE.write_text(replace_section(PAGE.read_text(), "load", body))
+        PAGE.write_text(replace_section(PAGE.read_text(), START, END, body))
     return 0 if all(row.met is not False for row in rows) else 1
 
 

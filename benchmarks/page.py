@@ -50,8 +50,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def replace_section(page: str, name: str, body: str) -> str:
-    """The page with `body` between its comments `NAME: begin` and `NAME: end`."""
-    start, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
+def replace_section(page: str, start: str, end: str, body: str) -> str:
+    """The page with `body` between the comments `start` and `end`."""
     before, _, rest = page.partition(start)
     return f"{before}{start}\n{body}\n{end}{rest.partition(end)[2]}"

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import recorded
-from benchmarks.evidence import written
+from benchmarks.page import replace_section
 from muxfer.analysis.cells import percent, shown
 from muxfer.analysis.proxy_size import Candidate, ProxyFront, describe_task, parameters_times_samples, proxy_front
 from muxfer.files import replace_file
@@ -21,7 +21,7 @@ from muxfer.report.figures.proxies import proxies_figure
 CSV = recorded.DATA / "proxy-size.csv"
 PAGE = recorded.DATA.parent / "proxy-size.md"
 PICTURE = recorded.DATA.parent / "img" / "proxy-size.png"
-START = "<!-- written by python -m benchmarks.proxy_size -->"
+START, END = "<!-- written by python -m benchmarks.proxy_size -->", "<!-- end -->"
 BATCH_SIZE = 64
 """For studies that do not vary it. This one does."""
 
@@ -80,7 +80,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         png, *_ = proxies_figure(front(), Path(folder) / "proxy-size")
         replace_file(PICTURE, png.read_bytes())
-    PAGE.write_text(written(PAGE, START, table()))
+    PAGE.write_text(replace_section(PAGE.read_text(), START, END, table()))
     print(table())
     return 0
 

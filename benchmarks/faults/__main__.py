@@ -22,6 +22,7 @@ from benchmarks.page import machine, replace_section
 
 DATA = ROOT / "docs" / "data" / "faults.json"
 PAGE = ROOT / "docs" / "reliability.md"
+START, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def _run_here(row: Row, seed: int, faults: int) -> int:
 def _write(tallies: Mapping[str, Tally]) -> None:
     rows = {name: vars(tally) for name, tally in tallies.items()}
     DATA.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
-    PAGE.write_text(replace_section(PAGE.read_text(), "faults", table(ROWS, tallies, full=False)))
+    PAGE.write_text(replace_section(PAGE.read_text(), START, END, table(ROWS, tallies, full=False)))
 
 
 if __name__ == "__main__":

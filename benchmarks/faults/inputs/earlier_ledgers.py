@@ -8,7 +8,6 @@ for its folder. COMMIT.json holds the results that its commands printed.
 import gzip
 import json
 import math
-import os
 import random
 import socket
 import sqlite3
@@ -20,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import muxfer
 from benchmarks.faults.harness.promise import results
 from benchmarks.faults.harness.settings import ROOT
 from benchmarks.faults.harness.sweep import Sweep, new_folder
@@ -128,7 +128,9 @@ def make(commit: str) -> None:
         folder.mkdir()
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", str(tree)], input=archive, check=True)
-        said = {"commit": commit, "sweep": _run(tree, folder, "sweep"), "transfer": _run(tree, folder, "transfer")}
+        said: dict[str, Any] = {"commit": commit}
+        for command, more in (("sweep", ()), ("transfer", TARGET)):
+            said[command], _ = muxfer(folder, command, "lr-width", *OVERRIDES, *more, tree=tree)
         with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
             script = "\n".join(line for line in connection.iterdump() if "sqlite_sequence" not in line)
         private = {str(folder): FOLDER, socket.gethostname(): "host", sys.executable: "python"}
@@ -139,20 +141,6 @@ def make(commit: str) -> None:
     LEDGERS.mkdir(parents=True, exist_ok=True)
     (LEDGERS / f"{commit}.sql.gz").write_bytes(gzip.compress(script.encode(), 9, mtime=0))
     (LEDGERS / f"{commit}.json").write_text(text + "\n")
-
-
-def _run(tree: Path, folder: Path, command: str) -> dict[str, Any]:
-    arguments = [*OVERRIDES, *(TARGET if command == "transfer" else ()), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "muxfer", command, "lr-width", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(tree), "MLFLOW_TRACKING_URI": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
 
 
 if __name__ == "__main__":
