@@ -28,6 +28,10 @@ from muxfer.study.resolve import PrintLine, output_folder
 CONTROL = {"width": "standard", "depth": "mup"}
 """The parametrization that does not scale along the axis, which is drawn beside the checked one."""
 
+LINE_KEYS = {name: name for name in ("name", "measure", "step", "role", "expected", "slope", "low", "high")}
+LINE_KEYS |= {"pass": "passed"}
+"""The keys of a line in the JSON, and the fields that they show."""
+
 TITLES = {
     "change": "outputs change",
     "output_at_init": "fresh outputs",
@@ -80,20 +84,7 @@ def check_data(checked: CoordinateCheck, *, model: str, width: int) -> dict[str,
         "seeds": checked.seeds,
         "loss_change": checked.loss_change,
         "measures": checked.measures,
-        "modules": [
-            {
-                "name": line.name,
-                "measure": line.measure,
-                "step": line.step,
-                "role": line.role,
-                "expected": line.expected,
-                "slope": line.slope,
-                "low": line.low,
-                "high": line.high,
-                "pass": line.passed,
-            }
-            for line in checked.lines
-        ],
+        "modules": [{key: getattr(line, field) for key, field in LINE_KEYS.items()} for line in checked.lines],
     }
 
 

@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muxfer.commands.result import CommandResult
-from muxfer.config.hydra_compose import compose
 from muxfer.config.models import Model
-from muxfer.config.parse import parse, parse_part
+from muxfer.config.parse import parse_part
 from muxfer.config.settings import place_of
-from muxfer.config.study import Config
 from muxfer.errors import BadInput
 from muxfer.files import StudyFolder, content_of, user_path
 from muxfer.ledger.base import Ledger
-from muxfer.ledger.tracking_uri import redact_uri, sqlite_path
+from muxfer.ledger.tracking_uri import redact_uri
 from muxfer.processes import gone
 from muxfer.redaction import with_values
-from muxfer.study.resolve import output_folder, tracking_uri
+from muxfer.study.resolve import resolve_without_data, tracking_uri
+from muxfer.study.session import open_ledger
 from muxfer.transfer.outputs import verified_weights
 from muxfer.trial import Outcome, Record, Study
 
@@ -46,10 +45,10 @@ def export(run: str, overrides: Sequence[str], *, to: str, folder: str | None) -
     for override in overrides:
         if not override.startswith("ledger."):
             raise BadInput(f"override {override[:60]!r} has no effect on an export: give ledger.KEY=VALUE alone")
-    config = parse(compose("lr-width", overrides))  # any sweep will do: only its ledger is used
-    with _ledger(config) as ledger:
-        study, record = find(ledger, run, where=redact_uri(tracking_uri(config)))
-    files = _files(record, StudyFolder(output_folder(config) / study.label))
+    request = resolve_without_data("lr-width", overrides)  # any sweep will do: only its ledger is used
+    with open_ledger(request, existing=True, remedy="export where the sweep ran") as ledger:
+        study, record = find(ledger, run, where=redact_uri(tracking_uri(request.config)))
+    files = _files(record, request.files_of(study))
     model, weights = model_of(study, record, files), weights_of(record, files)
     class_name, arguments, state = to_diffusers(model, weights)
     final = files.path / f"diffusers-{record.key[:8]}" if folder is None else user_path(folder, "--folder")
@@ -151,22 +150,6 @@ def _not_here(record: Record, path: Path) -> BadInput:
         f"the weights of run {record.run_id} are not on this host, or damaged ({path}): export them where they were"
         " trained, or bring the study's folder here"
     )
-
-
-@contextmanager
-def _ledger(config: Config) -> Iterator[Ledger]:
-    """The ledger that a configuration names. It must exist: none is created."""
-    from muxfer.ledger.mlflow_ledger import MlflowLedger
-
-    uri = tracking_uri(config)
-    database = sqlite_path(uri)
-    if database is not None and not database.exists():
-        raise BadInput(f"no ledger at {redact_uri(uri)}: export where the sweep ran, or give ledger.tracking_uri=URI")
-    ledger = MlflowLedger(config.ledger, folder=output_folder(config))
-    try:
-        yield ledger
-    finally:
-        ledger.close()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Draw samples from a trained model with diffusers' schedulers, and draw them as a grid.
+"""Draw samples from a trained model by diffusers' schedulers and classifier-free guidance, and save them as a grid.
 
-Axes: N samples, C channels, H and W pixels.
+Axes: N samples, B batch, C channels, H and W pixels.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import torch
 
 from muxfer.config.task import DDPM, Evaluation, RectifiedFlow
 from muxfer.data.randomness import generator_of
-from muxfer.training.guidance import guided_prediction
 from muxfer.training.objective import FLOW_TIMESTEPS, Model
 
 SAMPLE_BATCH = 256
@@ -58,6 +57,21 @@ def sample(
             x_NCHW = scheduler.step(prediction, t, x_NCHW, **options).prev_sample
         images.append(x_NCHW.clamp(-1, 1).cpu())
     return torch.cat(images)
+
+
+def guided_prediction(
+    model: Model, x_BCHW: torch.Tensor, t_B: torch.Tensor, y_B: torch.Tensor, *, null_label: int, guidance: float
+) -> torch.Tensor:
+    """uncond + guidance (cond - uncond) in one doubled batch (Ho and Salimans 2022). Guidance 1 is the plain
+    prediction. A learned variance (channels C to 2C of the output) is the conditional one, without guidance.
+    """
+    if guidance == 1:
+        return model(x_BCHW, t_B, y_B)
+    labels = torch.cat([y_B, torch.full_like(y_B, null_label)])
+    conditional, unconditional = model(torch.cat([x_BCHW, x_BCHW]), torch.cat([t_B, t_B]), labels).chunk(2)
+    channels = x_BCHW.shape[1]
+    prediction = torch.lerp(unconditional[:, :channels], conditional[:, :channels], guidance)
+    return torch.cat([prediction, conditional[:, channels:]], dim=1)
 
 
 def _scheduler(objective: RectifiedFlow | DDPM, evaluation: Evaluation, *, learn_sigma: bool) -> Any:

@@ -94,17 +94,12 @@ class TrialRun:
         """The record of a trial that finished or diverged. Validation may be the step that diverges."""
         metric = self.trainer.validate() if self.trainer.finished else None
         diverged = self.trainer.diverged_at is not None
-        return Record(
-            key=self.job.trial.key,
-            setting=self.job.trial.setting,
-            replicate=self.job.trial.replicate,
-            outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
+        return self.job.record(
+            Outcome.DIVERGED if diverged else Outcome.FINISHED,
             metric=None if diverged else metric,
             step=self.trainer.step,
             resumed_at=self.resumed_at,
             train_seconds=self.trainer.train_seconds,
-            epoch=self.job.epoch,
-            kind=self.job.trial.kind,
             num_parameters=self.num_parameters,
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
         )

@@ -7,9 +7,9 @@ steps. A budget leaves out sizes that it can't train for MIN_STEPS steps, as lon
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,21 +21,13 @@ from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.trial import Record, Setting
 
+if TYPE_CHECKING:
+    from muxfer.models.count import Measure, ModelCost
+
 MIN_STEPS = 20
 MIN_SIZES = 3
 MAX_STRETCH = 2.0
 """The nearest model that can be built may have at most this many times more or fewer parameters than predicted."""
-
-
-class Cost(Protocol):
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates of one sample's forward pass."""
-
-
-Measure = Callable[[Model], Cost]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +41,7 @@ class TargetSize:
     loss: float
 
 
-def isoflop_settings(search: Search, task: Task, measure: Measure) -> list[Setting]:
+def isoflop_settings(search: Search, task: Task, measure: "Measure") -> list[Setting]:
     """Each budget with each size that it can train: {"flops", "width", "steps"}, and "depth" where depths are compared.
     With a warm-up, "warmup_steps" too. BadInput where a budget keeps fewer than three sizes.
     """
@@ -87,7 +79,7 @@ def target_size(
     fit: IsoflopFit,
     flops: float,
     task: Task,
-    measure: Measure,
+    measure: "Measure",
     *,
     width_per_depth: int | None = None,
     flops_by: str = "6nd",
@@ -119,7 +111,7 @@ def tokens_per_sample(model: Model) -> int:
     return (model.image_size // model.patch) ** 2
 
 
-def _step_flops(task: Task, cost: Cost, flops_by: str) -> float:
+def _step_flops(task: Task, cost: "ModelCost", flops_by: str) -> float:
     per_sample = cost.parameters * tokens_per_sample(task.model) if flops_by == "6nd" else cost.macs
     return 6.0 * per_sample * task.training.batch_size
 
@@ -140,7 +132,7 @@ def _setting(flops: float, model: Model, steps: int, search: Search, task: Task)
     return setting
 
 
-def _nearest(wanted: float, size: tuple[Model, str, int, int | None], measure: Measure) -> tuple[Model, int]:
+def _nearest(wanted: float, size: tuple[Model, str, int, int | None], measure: "Measure") -> tuple[Model, int]:
     """Double the size until its parameters, which grow with it, are too many; then bisect."""
     model, hp, unit, width_per_depth = size
 

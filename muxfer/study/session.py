@@ -89,14 +89,13 @@ class Session:
 
 
 @contextmanager
-def open_ledger(request: Request, *, existing: bool = False) -> Iterator[Ledger]:
-    """The ledger of a request. `existing`: BadInput where there is none yet; otherwise it is made."""
+def open_ledger(request: Request, *, existing: bool = False, remedy: str | None = None) -> Iterator[Ledger]:
+    """The ledger of a request. `existing`: BadInput with the `remedy` where there is none yet; otherwise it is made."""
     uri = tracking_uri(request.config)
     database = sqlite_path(uri)
     if existing and database is not None and not database.exists():
-        raise BadInput(
-            f"no ledger at {redact_uri(uri)}: run muxfer sweep {request.name} first, or give ledger.tracking_uri=URI"
-        )
+        remedy = remedy or f"run muxfer sweep {request.name} first"
+        raise BadInput(f"no ledger at {redact_uri(uri)}: {remedy}, or give ledger.tracking_uri=URI")
     from muxfer.ledger.mlflow_ledger import MlflowLedger
 
     ledger = MlflowLedger(request.config.ledger, folder=request.folder, variables=request.variables)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from muxfer.config.task import DDPM, RectifiedFlow
-from muxfer.training.guidance import guided_prediction
+from muxfer.evaluation.diffusers_sampling import guided_prediction
 from muxfer.training.objective import _table, losses, timesteps
 
 FLOW = RectifiedFlow(name="rectified_flow")
