@@ -43,7 +43,7 @@ def writing(*, quick: bool) -> list[Row]:
         Trial(key=content_hash(["load", n]), setting={"base_lr": 2.0**-7, "width": 64}, replicate=n, task={})
         for n in range(rounds * NUM_REPORTERS)
     ]
-    with tempfile.TemporaryDirectory(prefix="muxfer-load-") as folder, serving(Path(folder, "server")) as proxy:
+    with tempfile.TemporaryDirectory(prefix="muxfer-load-") as folder, serving(Path(folder)) as proxy:
         uri = f"http://127.0.0.1:{proxy.port}"
         request = resolve("lr-width", [f"ledger.tracking_uri={uri}", f"output_dir={folder}"])
         with drive(request) as session:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.harness.proxy import Proxy
+from benchmarks.faults.harness.server import Proxy
 from benchmarks.faults.runtime.outages import LOST
 from muxfer.config.study import LedgerConfig
 from muxfer.errors import LedgerUnreachable

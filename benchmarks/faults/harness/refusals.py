@@ -1,8 +1,59 @@
-"""Calls that must be refused with BadInput."""
+"""Bad input must be refused with BadInput, or with one line by the command, within limits on time."""
 
-from collections.abc import Callable
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+from benchmarks.faults.harness.settings import ROOT
 from muxfer.errors import BadInput
+
+CPU_SECONDS = 5.0
+"""Processor time of the call itself. Another case runs beside it, so wall time would measure that one too."""
+WALL_SECONDS = 60.0
+
+
+class TooLong(BaseException):
+    """A call exceeded its limit. Not an Exception: code that reads bad input turns those into refusals."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise TooLong after CPU_SECONDS of processor time, or after WALL_SECONDS if the call only waits."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise TooLong(f"it took more than {CPU_SECONDS:g} s")
+
+    for kind in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(kind, stop)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def run_command(home: Path, words: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[int, str, str, float]:
+    """Run `muxfer WORDS`: its exit code, its stdout and stderr, and the processor seconds it took.
+
+    `more` are environment variables of this command.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+    command: list[str | bytes] = [sys.executable, "-m", "muxfer", *(os.fsencode(word) for word in words)]
+    environment |= more or {}
+    done = subprocess.run(
+        command, cwd=home, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_SECONDS
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"), seconds
 
 
 def refusal(act: Callable[[], object]) -> str:

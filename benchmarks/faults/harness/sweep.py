@@ -6,17 +6,17 @@ import os
 import re
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.faults.harness.database import TrialRow, runs_of
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, ROOT, SETTLE_SECONDS, STEPS
 from muxfer.processes import start_time
 
@@ -48,6 +48,16 @@ class Exit:
     @property
     def last_line(self) -> str:
         return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A trial's run in the database. `points` are (name, step, value), in order."""
+
+    status: str
+    points: tuple[tuple[str, int, float], ...]
+    record: Mapping[str, Any]
+    epoch: int
 
 
 class Sweep:
@@ -152,7 +162,6 @@ class Sweep:
         return max(steps, default=0)
 
     def runs(self) -> dict[str, TrialRow]:
-        """The one active run of every trial, by trial key, see `runs_of`."""
         return runs_of(self.database)
 
     def weights(self) -> dict[str, str]:
@@ -169,7 +178,7 @@ class Sweep:
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 ours = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
-                if ours and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                if ours and start_time(int(folder.name)) is not None:
                     commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")[:100]
         return commands
 
@@ -179,12 +188,9 @@ class Sweep:
         The next command ends what a killed command left behind, but it may be killed itself before that.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (alive := self._started_since(since)) and time.monotonic() < deadline:
+        while alive := {pid: name for pid, name in self.processes().items() if (start_time(pid) or -1) >= since}:
+            assert time.monotonic() < deadline, f"processes were left behind: {alive}"
             time.sleep(0.2)
-        assert not alive, f"processes were left behind: {alive}"
-
-    def _started_since(self, since: int) -> dict[int, str]:
-        return {pid: name for pid, name in self.processes().items() if (start_time(pid) or -1) >= since}
 
     def assert_clean(self) -> None:
         """Fail if a process, a lock, a temporary file or a session's folder was left behind."""
@@ -197,6 +203,53 @@ class Sweep:
                 assert int(session.name.split("-")[1], 16) not in self._outputs, f"{session} was left behind"
 
 
+def query(database: Path, text: str, *values: object) -> list[Any]:
+    """The rows of a query of a SQLite database, without muxfer's own readers."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        return connection.execute(text, values).fetchall()
+
+
+def _query_if_made(database: Path, text: str) -> list[Any]:
+    """The rows of a query; none if the database or its tables do not exist yet."""
+    with suppress(sqlite3.OperationalError):
+        return query(database, text) if database.exists() else []
+    return []
+
+
+def runs_of(database: Path) -> dict[str, TrialRow]:
+    """The one active run of every trial, by trial key.
+
+    Two active runs of a trial, or a point that is there twice, break the promise.
+    """
+    rows = _query_if_made(
+        database,
+        "select r.run_uuid, r.status, t.value from runs r join tags t on t.run_uuid = r.run_uuid"
+        " where t.key = 'muxfer.key' and r.lifecycle_stage = 'active'",
+    )
+    runs: dict[str, TrialRow] = {}
+    for run_id, status, key in rows:
+        assert key not in runs, f"trial {key} has two runs"
+        tags = dict(query(database, "select key, value from tags where run_uuid = ?", run_id))
+        text = "select key, step, value from metrics where run_uuid = ? and key != 'train_seconds' order by key, step"
+        points = query(database, text, run_id)
+        assert len({point[:2] for point in points}) == len(points), f"trial {key}: a point is there twice"
+        epochs = [int(name[15:]) for name in tags if name.startswith("muxfer.record.e")]
+        record = json.loads(tags[f"muxfer.record.e{max(epochs)}"]) if epochs else {}
+        runs[key] = TrialRow(status=status, points=tuple(points), record=record, epoch=max(epochs, default=0))
+    return runs
+
+
+def holders_of(database: Path) -> list[int]:
+    """The pids of all drivers that held a lease in this database, by epoch. Drivers that lost a race are left out."""
+    pids = {}
+    lost = {key for (key,) in _query_if_made(database, "select key from tags where value = 'lost the race'")}
+    for key, value in _query_if_made(database, "select key, value from params where key like 'lease.e%'"):
+        holder, epoch = json.loads(value), key.removeprefix("lease.")
+        if f"lease.released.{epoch}.{holder['token']}" not in lost:
+            pids[int(epoch[1:])] = int(holder["pid"])
+    return [pids[epoch] for epoch in sorted(pids)]
+
+
 def listed(folder: Path, pattern: str) -> list[Path]:
     """Matching paths. `glob` raises when a folder is removed meanwhile; then it is called again."""
     while True:
@@ -204,7 +257,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
             return list(folder.glob(pattern))
 
 
-def new_folder(folder: Path, number: int) -> Path:
-    new = folder / f"{number:03d}"
+def new_folder(folder: Path, prefix: str = "") -> Path:
+    new = folder / f"{prefix}{len(os.listdir(folder)):03d}"
     new.mkdir()
     return new

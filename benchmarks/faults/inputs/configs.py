@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.limits import CPU_SECONDS, TooLong, limited, run_command
+from benchmarks.faults.harness.refusals import CPU_SECONDS, TooLong, limited, run_command
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs.config_mutations import (
     FILES,
@@ -83,7 +83,7 @@ def by_command(seed: int, folder: Path, faults: int) -> int:
     rng = random.Random(seed)
     refused = 0
     for number in range(faults):
-        home = new_folder(folder, number)
+        home = new_folder(folder)
         special = False
         if rng.random() < 0.5:
             arguments = mutated_overrides(rng)

@@ -85,7 +85,7 @@ def earlier_ledgers(seed: int, folder: Path, faults: int) -> int:
     rng = random.Random(seed)
     for number in range(faults):
         name = names()[(seed + number) % len(names())]
-        sweep = Recorded(new_folder(folder, number), OVERRIDES)
+        sweep = Recorded(new_folder(folder), OVERRIDES)
         earlier = restore(name, sweep.folder)
         recorded = results(earlier["sweep"])
         result = sweep.finish()

@@ -62,7 +62,7 @@ def files(seed: int, folder: Path, faults: int) -> int:
     ]
     first = rng.randrange(len(kinds))
     for number in range(faults):
-        home = new_folder(folder, number)
+        home = new_folder(folder)
         (home / "outside").mkdir()
         (home / "work").mkdir()
         os.chdir(home / "work")

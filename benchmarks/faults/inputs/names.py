@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.limits import run_command
+from benchmarks.faults.harness.refusals import run_command
 from benchmarks.faults.harness.settings import IDENTITY
 from muxfer.commands.csv_columns import read_columns
 from muxfer.commands.export import _new_folder

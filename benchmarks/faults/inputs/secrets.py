@@ -5,7 +5,6 @@ as it is, and as a URI, JSON or a shell would write it. The sweep's model is the
 argument and raises an error with it, because records must not keep secrets that other code writes either.
 """
 
-import itertools
 import json
 import os
 import random
@@ -21,11 +20,11 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from benchmarks.faults.harness.database import read_only
 from benchmarks.faults.harness.promise import assert_promise
+from benchmarks.faults.harness.refusals import run_command
 from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.settings import BRIEF, ROOT
-from benchmarks.faults.harness.sweep import Sweep, new_folder
+from benchmarks.faults.harness.sweep import Sweep, new_folder, query
 from muxfer.executors import ray_sessions
 
 NAMES = (
@@ -97,23 +96,19 @@ DESCRIPTION = (
 def planted_secrets(seed: int, folder: Path, faults: int) -> int:
     """Run sweeps with a secret in every place that they have. Those with an even number have a server."""
     rng = random.Random(seed)
-    done = 0
-    for number in itertools.count(seed):
-        server = number % 2 == 0
+    done, server = 0, seed % 2 == 0
+    while done < faults:
         names = [name for name in NAMES if name not in (OVERRULING if server else SERVER_ONLY)][: faults - done]
         values = {name: _raw(rng) if name == LITERAL else _value(rng) for name in NAMES}
-        _run_and_search(new_folder(folder, number), values, {name: values[name] for name in names}, server=server)
-        done += len(names)
-        if done == faults:
-            if BRIEF not in os.environ:
-                _secrets_that_are_words(folder / "words")
-            return done
-    raise AssertionError
+        _run_and_search(new_folder(folder), values, {name: values[name] for name in names}, server=server)
+        done, server = done + len(names), not server
+    if BRIEF not in os.environ:
+        _secrets_that_are_words(new_folder(folder))
+    return done
 
 
 def _secrets_that_are_words(home: Path) -> None:
     """With WORDS as secrets a sweep works as ever. They can't be kept out of records, and must not change them."""
-    home.mkdir()
     sweep = Sweep(home, environment=WORDS)
     assert_promise(sweep, sweep.finish())
 
@@ -138,7 +133,7 @@ def _run_and_search(home: Path, values: Mapping[str, str], secrets: Mapping[str,
             environment = {name: value for name, value in environment.items() if name not in OVERRULING}
         sweep = Sweep(home, OVERRIDES, environment=environment, database=database)
         with _watched(secrets) as seen:
-            outputs = _run_commands(sweep, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, values)
+            outputs = _run_commands(sweep, environment, values)
         assert not seen, seen
         for file in own:
             file.write_text("")  # the user's own files hold some secrets as they are, and muxfer did not write them
@@ -183,41 +178,30 @@ def _run_commands(sweep: Sweep, env: Mapping[str, str], values: Mapping[str, str
             ended = sweep.run("--plugin", "planted_model", *arguments, command=command)
         assert ended.code == code, f"{command}: exit {ended.code}, expected {code}: {ended.err[-1500:]}"
         outputs.append(f"{command}: {ended.out}\n{ended.err}")
-    shown = _muxfer(sweep.folder, env, "config", "lr-width", *OVERRIDES)
-    assert shown.returncode == 0, shown.stderr
-    assert "${oc.env:PLANTED_ARGUMENT}" in shown.stdout, shown.stdout
+    code, out, err, _ = run_command(sweep.folder, ["config", "lr-width", *OVERRIDES], env)
+    assert code == 0, err
+    assert "${oc.env:PLANTED_ARGUMENT}" in out, out
+    outputs.append(f"config: {out}{err}")
     away = {"MLFLOW_TRACKING_URI": f"postgresql://someone:{values[LITERAL]}@127.0.0.1:9/none"}
-    refused = _muxfer(sweep.folder, {**env, **away}, "status")
-    assert refused.returncode == 2, refused.stderr
-    outputs.append(f"config: {shown.stdout}{shown.stderr}")
-    outputs.append(f"status: {refused.stdout}{refused.stderr}")
-    return outputs
-
-
-def _muxfer(home: Path, env: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "muxfer", *arguments]
-    return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=120)
+    code, out, err, _ = run_command(sweep.folder, ["status"], {**env, **away})
+    assert code == 2, err
+    return [*outputs, f"status: {out}{err}"]
 
 
 def _assert_recorded_by_name(database: Path) -> None:
     """`${oc.env:NAME}` must be recorded as such."""
-    with read_only(database) as connection:
-        tags = "".join(value for (value,) in connection.execute("select value from tags where key like 'muxfer.%'"))
-        params = dict(connection.execute("select key, value from params"))
-    for text in (
-        "${oc.env:PLANTED_ARGUMENT}",
-        "of ${oc.env:PLANTED_DESCRIPTION}",
-        "${oc.decode:${oc.env:PLANTED_STEPS}}",
-    ):
+    tags = "".join(value for (value,) in query(database, "select value from tags where key like 'muxfer.%'"))
+    params = dict(query(database, "select key, value from params"))
+    argument = "${oc.env:PLANTED_ARGUMENT}"
+    for text in (argument, "of ${oc.env:PLANTED_DESCRIPTION}", "${oc.decode:${oc.env:PLANTED_STEPS}}"):
         assert text in tags, f"{text} was not recorded as such"
-    assert "${oc.env:PLANTED_ARGUMENT}" in params["model.arguments"], params
+    assert argument in params["model.arguments"], params
 
 
 def _search_cells(database: Path, secrets: Mapping[str, str]) -> None:
-    with read_only(database) as connection:
-        for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
-            for row in connection.execute(f'select * from "{table}"'):
-                _search(repr(row).encode(), f"table {table}", secrets)
+    for (table,) in query(database, "select name from sqlite_master where type = 'table'"):
+        for row in query(database, f'select * from "{table}"'):
+            _search(repr(row).encode(), f"table {table}", secrets)
 
 
 def _search(content: bytes, where: str, secrets: Mapping[str, str]) -> None:
@@ -285,7 +269,7 @@ def _user_interface(home: Path, env: Mapping[str, str], secret: str) -> Iterator
     with subprocess.Popen(
         [sys.executable, "-m", "muxfer", "ui", "--port", "0"],
         cwd=home,
-        env={**env, "MLFLOW_TRACKING_URI": uri},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env, "MLFLOW_TRACKING_URI": uri},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -308,5 +292,5 @@ def _database(home: Path) -> Iterator[tuple[str, Path]]:
 @contextmanager
 def _server(home: Path) -> Iterator[tuple[str, Path]]:
     """A real server on loopback. It has no users and accepts every name and password."""
-    with serving(home / "server") as proxy:
+    with serving(home) as proxy:
         yield proxy.uri, proxy.database

@@ -59,7 +59,7 @@ def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
             assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: resumed at {record.resumed_at}"
             assert weights_digest(job) == expected, f"{name}: weights differ from the uninterrupted trial's"
     if faults == len(damages):
-        _damage_below_a_sweep(new_folder(folder, 0), rng)
+        _damage_below_a_sweep(new_folder(folder), rng)
     return faults
 
 

@@ -41,7 +41,7 @@ def disk_full(seed: int, folder: Path, faults: int) -> int:
     caused = 0
     while caused < faults:
         pair = (_checkpoint_then_spool, _database_then_report)[(seed + caused // 2) % 2]
-        caused += pair(new_folder(folder, caused), rng, min(2, faults - caused))
+        caused += pair(new_folder(folder), rng, min(2, faults - caused))
     return caused
 
 

@@ -1,6 +1,5 @@
 """Processes that die or get a signal: the driver, the process of a trial, Ray's own."""
 
-import itertools
 import os
 import random
 import re
@@ -36,16 +35,14 @@ def interrupting(*kinds: Interruption, overrides: Callable[[int], Sequence[str]]
     def case(seed: int, folder: Path, faults: int) -> int:
         rng = random.Random(seed)
         caused = 0
-        for number in itertools.count():
-            sweep, ended = Sweep(new_folder(folder, number), overrides(seed)), None
+        while caused < faults:
+            sweep, ended = Sweep(new_folder(folder), overrides(seed)), None
             reference(sweep.name, sweep.overrides)  # made now, so that no interruption waits for it
             while caused < faults and ended is None:
                 ended = kinds[(seed + caused) % len(kinds)](sweep, rng)
                 caused += ended is None
             assert_promise(sweep, sweep.finish() if ended is None else ended.result)
-            if caused == faults:
-                return caused
-        raise AssertionError
+        return caused
 
     return case
 
@@ -117,15 +114,13 @@ def trial_killed(seed: int, folder: Path, faults: int) -> int:
     """kill -9 of processes of trials, many in one sweep, half of them as they begin to write a checkpoint."""
     rng = random.Random(seed)
     killed = cut = 0
-    for number in itertools.count():
-        sweep = Sweep(new_folder(folder, number))
+    while killed < faults:
+        sweep = Sweep(new_folder(folder))
         num_killed, num_cut, ended = _kill_trials(sweep, rng, most=faults - killed)
         killed, cut = killed + num_killed, cut + num_cut
         assert_promise(sweep, ended.result)
-        if killed == faults:
-            assert cut or faults < KILLS_WITH_CUT, f"none of {killed} kills fell into the write of a checkpoint"
-            return killed
-    raise AssertionError
+    assert cut or faults < KILLS_WITH_CUT, f"none of {killed} kills fell into the write of a checkpoint"
+    return killed
 
 
 def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[int, int, Exit]:
@@ -158,9 +153,8 @@ def _kill_trials(sweep: Sweep, rng: random.Random, *, most: int = 1) -> tuple[in
         attempts = sorted(attempt for known, attempt in newest if known == key)
         before = max((newest[key, attempt] for attempt in attempts[:-1]), default=0)
         resumed_at = run.record["resumed_at"]
-        assert resumed_at >= before, (
-            f"trial {key} started again at {resumed_at}, although it had a checkpoint at {before}"
-        )
+        shown = f"trial {key} started again at {resumed_at}, although it had a checkpoint at {before}"
+        assert resumed_at >= before, shown
     return len(victims), num_cut, ended
 
 
@@ -182,10 +176,10 @@ def _process_of_a_trial(sweep: Sweep, process: "subprocess.Popen[str]", but: set
 
     def look() -> bool:
         if writing:
-            for temporary in listed(sweep.folder, "muxfer/*/trials/*/attempt-*/.step-*.tmp"):
-                pids.append(int(temporary.name.split(".")[-2]))
+            halves = listed(sweep.folder, "muxfer/*/trials/*/attempt-*/.step-*.tmp")
+            pids[:] = [int(half.name.split(".")[-2]) for half in halves]
         else:
-            pids.extend(pid for pid, title in sweep.processes().items() if title.startswith("ray::TrialActor"))
+            pids[:] = [pid for pid, title in sweep.processes().items() if title.startswith("ray::TrialActor")]
         pids[:] = [pid for pid in pids if pid not in but]
         return bool(pids)
 
@@ -194,9 +188,8 @@ def _process_of_a_trial(sweep: Sweep, process: "subprocess.Popen[str]", but: set
 
 def _cut_a_write(sweep: Sweep, pid: int) -> bool:
     """Whether a process that was just killed left a half-written checkpoint."""
-    with suppress(OSError):
-        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-            time.sleep(0.001)
+    while start_time(pid) is not None:
+        time.sleep(0.001)
     return next(sweep.folder.glob(f"muxfer/*/trials/*/attempt-*/.step-*.{pid}.tmp"), None) is not None
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.database import runs_of
 from benchmarks.faults.harness.refusals import refusal
-from benchmarks.faults.harness.sweep import Sweep, new_folder
+from benchmarks.faults.harness.sweep import Sweep, new_folder, runs_of
 from muxfer.commands import transfer as launch
 from muxfer.commands.report import report
 from muxfer.commands.verdict import verdict
@@ -109,7 +108,7 @@ def losses(seed: int, folder: Path, faults: int) -> int:
     for number in range(faults):
         name = list(KINDS)[(seed + number) % len(KINDS)]
         if (kind := KINDS[name]) is None:
-            _rates_too_high(Sweep(new_folder(folder, number), TOO_HIGH))
+            _rates_too_high(Sweep(new_folder(folder), TOO_HIGH))
         else:
             with chdir(folder):
                 _study((*STUDY, f"training.seed={number}"), kind, random.Random(f"{seed} {number}"), name)

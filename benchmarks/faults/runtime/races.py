@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.database import holders_of, read_only
 from benchmarks.faults.harness.moments import random_moment, stop_between_writes, wait_for
 from benchmarks.faults.harness.promise import assert_promise, reference, results
 from benchmarks.faults.harness.row import Case
 from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.settings import BRIEF
-from benchmarks.faults.harness.sweep import Exit, Sweep, new_folder
+from benchmarks.faults.harness.sweep import Exit, Sweep, holders_of, new_folder, query
 from benchmarks.faults.harness.wrapped import STEPS_SECONDS
 from muxfer.config.study import LedgerConfig
 from muxfer.ledger.mlflow_ledger import MlflowLedger
@@ -33,9 +32,9 @@ def at_once(most: int, *, server: bool = False) -> Case:
 
     def case(seed: int, folder: Path, faults: int) -> int:
         rng = random.Random(seed)
-        for number in range(faults):
-            with serving(folder / f"server-{number:03d}") if server else nullcontext() as proxy:
-                home = new_folder(folder, number)
+        for _ in range(faults):
+            with serving(folder) if server else nullcontext() as proxy:
+                home = new_folder(folder)
                 environment = {} if proxy is None else {"MLFLOW_TRACKING_URI": proxy.uri}
                 database = None if proxy is None else proxy.database
                 _race(Sweep(home, environment=environment, database=database), rng.randint(2, most))
@@ -78,7 +77,7 @@ def holder_stopped(seed: int, folder: Path, faults: int) -> int:
     for number in range(faults):
         way, kind = divmod(seed + number, len(WRITES))
         early, apart = ((False, True), (True, False), (True, True), (False, False))[(way + kind) % 4]
-        _take_over_from_stopped(new_folder(folder, number), rng, write=WRITES[kind], early=early, apart=apart)
+        _take_over_from_stopped(new_folder(folder), rng, write=WRITES[kind], early=early, apart=apart)
     return faults
 
 
@@ -92,7 +91,7 @@ def _take_over_from_stopped(home: Path, rng: random.Random, *, write: str, early
     other, where = stopped, []
     if apart:
         other = OneOfSeveral(
-            new_folder(home, 0),
+            new_folder(home),
             environment={"MLFLOW_TRACKING_URI": f"sqlite:///{stopped.database}"},
             database=stopped.database,
         )
@@ -135,7 +134,7 @@ class OneOfSeveral(Sweep):
 def clock_steps(seed: int, folder: Path, faults: int) -> int:
     """Drivers whose wall clocks step by an hour, by a day and backwards. They are killed, or stopped and taken over."""
     rng = random.Random(seed)
-    sweep = Sweep(new_folder(folder, 0))
+    sweep = Sweep(new_folder(folder))
     stopped: list[subprocess.Popen[str]] = []
     for number in range(1, faults + 1):
         entry = (WRAPPED, "clock", str(rng.randrange(2**31)))
@@ -155,18 +154,15 @@ def clock_steps(seed: int, folder: Path, faults: int) -> int:
         stopped = []
         _assert_timestamps(sweep)
         assert_promise(sweep, result)
-        sweep = Sweep(new_folder(folder, number))
+        sweep = Sweep(new_folder(folder))
     return faults
 
 
 def _assert_timestamps(sweep: Sweep) -> None:
     """Every point's timestamp is its run's start plus its step in ms, whatever the clocks of the drivers showed."""
-    with read_only(sweep.database) as connection:
-        stamps = connection.execute("select start_time, coalesce(end_time, start_time) from runs").fetchall()
-        num_wrong = connection.execute(
-            "select count(*) from metrics m join runs r on r.run_uuid = m.run_uuid"
-            " where m.timestamp != r.start_time + m.step"
-        ).fetchone()[0]
+    stamps = query(sweep.database, "select start_time, coalesce(end_time, start_time) from runs")
+    joined = "metrics m join runs r on r.run_uuid = m.run_uuid"
+    [[num_wrong]] = query(sweep.database, f"select count(*) from {joined} where m.timestamp != r.start_time + m.step")
     furthest = max(abs(stamp / 1000 - time.time()) for pair in stamps for stamp in pair)
     assert furthest > min(STEPS_SECONDS, key=abs) / 2, "no clock that stamped these runs had stepped"
     assert not num_wrong, f"{num_wrong} points have another time than their run's start plus their step"
