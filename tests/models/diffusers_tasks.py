@@ -12,6 +12,7 @@ from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse
 from muxfer.config.task import Task
 from muxfer.models.build import build_model, conditioning
+from tests.proxy_models.every_family import randomize
 
 CLASSES = ("dit", "pixart", "sd3", "flux")
 CAPTION = "a scan of the digit seven"
@@ -39,10 +40,7 @@ def task_of(name, **changes) -> Task:
 
 def randomized(task: Task) -> nn.Module:
     model, _ = build_model(task, replicate=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize(model, std=0.1)
     return model.eval()
 
 

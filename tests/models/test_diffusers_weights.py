@@ -11,6 +11,7 @@ from muxfer.errors import BadInput
 from muxfer.models.diffusers_weights import counterpart_of, save, to_diffusers
 from muxfer.models.families import family_of
 from tests.models.from_diffusers import from_diffusers
+from tests.proxy_models.every_family import randomize
 
 SIZES = {"width": 32, "base_width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3}
 DIT = Dit(family="dit", **SIZES, num_classes=5, frequency_shift=1.0)
@@ -28,12 +29,8 @@ MODELS = {
 
 
 def randomized(model: Model) -> torch.nn.Module:
-    """The model with noise in every parameter: a zero gate would hide faults of its branch."""
     built = family_of(model).build(model.width).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    randomize(built)
     return built
 
 

@@ -1,6 +1,5 @@
 """Each family declares its residual branches and their ends rightly, and stock U-ViT is refused."""
 
-import inspect
 from collections.abc import Callable
 
 import pytest
@@ -12,38 +11,23 @@ from muxfer.errors import BadInput
 from muxfer.models.families import family_of
 from muxfer.mup import make_plan
 from proxy_models import FAMILIES
+from tests.proxy_models.every_family import SMALL, batch, build
 
-SIZES = {"width": 32, "depth": 3, "head_dim": 16, "patch": 4, "image_size": 8, "channels": 1}
-NEEDED = {"labels": {"num_classes": 10}, "text": {"text_dim": 6}, "pooled": {"pooled_dim": 5}}
-"""Arguments by the source that needs them."""
+CHANGES = {"depth": 3, "patch": 4, "channels": 1}
 
 
 def build_family(family: str, width: int) -> nn.Module:
-    entry = FAMILIES[family]
-    wanted = {**SIZES, "width": width}
-    for source in entry.inputs.values():
-        wanted |= NEEDED.get(source, {})
-    if "skip" in inspect.signature(entry.build).parameters:
-        wanted["skip"] = "residual"
-    return entry.build(**wanted)
+    return build(family, width=width, **CHANGES, **({"skip": "residual"} if family == "uvit" else {}))
 
 
 def forward_family(family: str) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
     """A family's model in float64 with nothing zero in it, and its forward on one batch."""
     torch.manual_seed(1)
-    model = build_family(family, SIZES["width"]).double()
+    model = build_family(family, 32).double()
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.2)
-    batch = {
-        "image": torch.randn(2, 1, 8, 8, dtype=torch.float64),
-        "timestep": torch.tensor([100.0, 700.0], dtype=torch.float64),
-        "labels": torch.tensor([3, 7]),
-        "text": torch.randn(2, 3, 6, dtype=torch.float64),
-        "text_mask": torch.tensor([[True, True, False], [True, True, True]]),
-        "pooled": torch.randn(2, 5, dtype=torch.float64),
-    }
-    given = {argument: batch[source] for argument, source in FAMILIES[family].inputs.items()}
+    given = {name: x.double() if x.is_floating_point() else x for name, x in batch(family, **CHANGES).items()}
     return model, lambda: model(**given)
 
 
@@ -94,7 +78,7 @@ def test_branch_ends_of_each_family_close_all_branches_once(family: str) -> None
 
 def test_stock_uvit_is_refused_with_the_remedy() -> None:
     for skip in ("linear", "residual"):
-        model = Uvit(family="uvit", num_classes=10, skip=skip, base_width=32, **SIZES)
+        model = Uvit(family="uvit", num_classes=10, skip=skip, base_width=32, **{**SMALL, **CHANGES})
         family = family_of(model)
         arguments = {
             "width": 64,

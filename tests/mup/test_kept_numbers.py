@@ -2,45 +2,27 @@
 
 from collections.abc import Callable
 
-import diffusers
 import numpy
 import pytest
 import torch
 from torch import nn
 
 from muxfer.errors import BadInput
+from muxfer.models.families import family_of
 from muxfer.mup.shapes import outline
 from proxy_models import FAMILIES
-from tests.mup.shape_cases import Stack, dit, pixart, plan_of, roles_of, sd3
-
-
-def flux(width: int) -> nn.Module:
-    return diffusers.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=width // 16,
-        joint_attention_dim=24,
-        pooled_projection_dim=24,
-        axes_dims_rope=(4, 6, 6),
-    )
+from tests.models.diffusers_tasks import CLASSES, task_of
+from tests.mup.shape_cases import Stack, plan_of, roles_of
+from tests.proxy_models.every_family import build
 
 
 def encoder(width: int) -> nn.Module:
     return nn.TransformerEncoderLayer(width, width // 16, 4 * width)
 
 
-def family(name: str) -> Callable[[int], nn.Module]:
-    sizes = {"labels": {"num_classes": 10}, "text": {"text_dim": 24}, "pooled": {"pooled_dim": 24}}
-    given = {key: size for source in FAMILIES[name].inputs.values() for key, size in sizes.get(source, {}).items()}
-    return lambda width: FAMILIES[name].build(
-        width=width, depth=3, head_dim=16, patch=2, image_size=8, channels=1, **given
-    )
-
-
-AS_THEY_ARE = {"DiT": dit, "PixArt": pixart, "SD3": sd3, "FLUX": flux, "encoder layer": encoder}
-AS_THEY_ARE |= {name: family(name) for name in FAMILIES}
+AS_THEY_ARE: dict[str, Callable[[int], nn.Module]] = {"encoder layer": encoder}
+AS_THEY_ARE |= {f"diffusers' {name}": family_of(task_of(name).model).build for name in CLASSES}
+AS_THEY_ARE |= {name: lambda width, name=name: build(name, width=width, depth=3) for name in FAMILIES}
 
 
 @pytest.mark.parametrize("build", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())

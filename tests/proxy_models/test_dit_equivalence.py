@@ -1,16 +1,12 @@
-"""DiT computes what diffusers' class computes, and each block what torch's own layer computes."""
-
-from functools import partial
+"""DiT computes what diffusers' class computes, and two of its blocks are one with gates of one."""
 
 import diffusers
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from proxy_models.dit import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, DiT, InContextBlock
+from proxy_models.dit import AdaLNBlock, AdaLNZeroBlock, DiT
 from tests.proxy_models.dit_cases import SMALL, batch
-from tests.proxy_models.random_weights import randomize
+from tests.proxy_models.every_family import randomize
 
 
 def to_diffusers(model: DiT, reference: diffusers.DiTTransformer2DModel) -> None:
@@ -72,52 +68,6 @@ def test_outputs_equal_those_of_diffusers(shape: dict[str, int], learn_sigma: bo
     assert ours.shape == (3, 2 * channels if learn_sigma else channels, side, side)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def to_torch(block: CrossAttentionBlock | InContextBlock) -> nn.Module:
-    """torch's own pre-norm layer with the weights of a block: a decoder's where it attends to a context."""
-    crosses = isinstance(block, CrossAttentionBlock)
-    layer = (nn.TransformerDecoderLayer if crosses else nn.TransformerEncoderLayer)(
-        d_model=32,
-        nhead=2,
-        dim_feedforward=128,
-        dropout=0.0,
-        activation=partial(F.gelu, approximate="tanh"),
-        layer_norm_eps=1e-6,
-        batch_first=True,
-        norm_first=True,
-    )
-    names = {"norm1": "norm1", "self_attn.out_proj": "attn.proj", "linear1": "mlp.fc1", "linear2": "mlp.fc2"}
-    if crosses:
-        names |= {"norm2": "norm_cross", "norm3": "norm2", "multihead_attn.out_proj": "cross_attn.proj"}
-    else:
-        names |= {"norm2": "norm2"}
-    own = block.state_dict()
-    state = {f"{theirs}.{kind}": own[f"{ours}.{kind}"] for theirs, ours in names.items() for kind in ("weight", "bias")}
-    for kind in ("weight", "bias"):
-        state[f"self_attn.in_proj_{kind}"] = own[f"attn.qkv.{kind}"]
-        if crosses:
-            parts = [own[f"cross_attn.{part}.{kind}"] for part in ("q_linear", "kv_linear")]
-            state[f"multihead_attn.in_proj_{kind}"] = torch.cat(parts)
-    layer.load_state_dict(state)
-    return layer.double().eval()
-
-
-def test_cross_attention_block_equals_torchs_decoder_layer() -> None:
-    block = CrossAttentionBlock(32, 16, 4.0).double()
-    randomize(block)
-    generator = torch.Generator().manual_seed(2)
-    x_BTD, c_BSD = (torch.randn(3, tokens, 32, generator=generator).double() for tokens in (16, 2))
-    with torch.no_grad():
-        torch.testing.assert_close(block(x_BTD, c_BSD), to_torch(block)(x_BTD, c_BSD), rtol=1e-12, atol=1e-12)
-
-
-def test_in_context_block_equals_torchs_encoder_layer() -> None:
-    block = InContextBlock(32, 16, 4.0).double()
-    randomize(block)
-    x_BTD = torch.randn(3, 18, 32, generator=torch.Generator().manual_seed(2)).double()
-    with torch.no_grad():
-        torch.testing.assert_close(block(x_BTD), to_torch(block)(x_BTD), rtol=1e-12, atol=1e-12)
 
 
 def test_adaln_equals_adaln_zero_with_gates_of_one() -> None:

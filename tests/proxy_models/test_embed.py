@@ -5,7 +5,7 @@ import torch
 
 from proxy_models.attention import CrossAttention, attend
 from proxy_models.embed import PatchEmbed, sincos_positions
-from tests.proxy_models.random_weights import randomize
+from tests.proxy_models.every_family import randomize
 
 
 def test_initial_patch_embedding_does_not_depend_on_the_width() -> None:

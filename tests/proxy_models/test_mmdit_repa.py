@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from muxfer.mup import make_plan, parametrize
 from proxy_models.mmdit import MMDiT, Projector
+from tests.proxy_models.every_family import randomize
 from tests.proxy_models.mmdit_cases import REPA, SMALL, batch, randomized
-from tests.proxy_models.random_weights import randomize
 
 
 def test_a_projector_changes_no_other_weight_and_no_output() -> None:

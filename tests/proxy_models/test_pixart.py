@@ -1,7 +1,6 @@
 """PixArt-α is the paper's: its sizes, its initialization, what reaches its output, and its table under μP."""
 
 import math
-from fnmatch import fnmatch
 from functools import partial
 
 import pytest
@@ -9,23 +8,13 @@ import torch
 
 from muxfer.config.hydra_compose import compose
 from muxfer.config.parse import parse_part
-from muxfer.models.families import family_of
+from muxfer.models.count import measure
 from muxfer.mup import make_plan, parametrize
 from proxy_models import FAMILIES
 from proxy_models.pixart import PixArt
-from tests.proxy_models.random_weights import randomize
+from tests.proxy_models.every_family import batch, randomized, sizes_of
 
-SMALL = {"width": 32, "depth": 2, "head_dim": 16, "patch": 2, "image_size": 8, "channels": 3, "text_dim": 12}
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def batch(size: int = 3, *, length: int = 5) -> Batch:
-    """Captions of different lengths, the first one full."""
-    generator = torch.Generator().manual_seed(1)
-    x_BCHW = torch.randn(size, 3, 8, 8, generator=generator)
-    text_BLE = torch.randn(size, length, 12, generator=generator)
-    mask_BL = torch.arange(length)[None] < torch.tensor([length, 1, 3])[:size, None]
-    return x_BCHW, torch.tensor([0.0, 500.0, 999.0])[:size], text_BLE, mask_BL
+SMALL = sizes_of("pixart")
 
 
 @pytest.mark.parametrize(("width", "billions"), [(1152, 0.61), (288, 0.04)])
@@ -33,9 +22,7 @@ def test_the_packaged_size_has_the_papers_parameter_counts(width: int, billions:
     plain = compose("lr-width", ["model=pixart", "+size=pixart_xl_2", f"model.width={width}"])
     model = parse_part("model", plain)
     assert (model.family, model.base_width) == ("pixart", 288)
-    with torch.device("meta"):
-        built = family_of(model).build(model.width)
-    assert round(sum(parameter.numel() for parameter in built.parameters()) / 1e9, 2) == billions
+    assert round(measure(model).parameters / 1e9, 2) == billions
 
 
 def test_initialization_is_the_references() -> None:
@@ -44,11 +31,8 @@ def test_initialization_is_the_references() -> None:
     named = dict(model.named_parameters())
     zero = {name for name, parameter in named.items() if not parameter.any()}
     biases = {name for name in named if name.endswith(".bias")}
-    assert zero - biases == {
-        "final_layer.linear.weight",
-        "blocks.0.cross_attn.proj.weight",
-        "blocks.1.cross_attn.proj.weight",
-    }
+    crossing = {f"blocks.{i}.cross_attn.proj.weight" for i in (0, 1)}
+    assert zero - biases == {"final_layer.linear.weight", *crossing}
     assert biases <= zero
     expected = {
         "x_embedder.proj.weight": 12**-0.5,  # the reference's Xavier would know the width
@@ -92,26 +76,8 @@ def test_under_mup_tables_keep_the_deviation_of_the_base_width() -> None:
         assert kept.std().item() == pytest.approx(64**-0.5, rel=5 / math.sqrt(2 * kept.numel()))
 
 
-def test_branches_and_their_ends_are_parameters_of_every_block() -> None:
-    family = FAMILIES["pixart"]
-    names = [name for name, _ in PixArt(**SMALL).named_parameters()]
-    inside = {name for name in names if any(fnmatch(name, pattern) for pattern in family.branches)}
-    ends = {name for name in names if any(fnmatch(name, pattern) for pattern in family.branch_ends)}
-    assert ends == {
-        f"blocks.{i}.{layer}.{kind}"
-        for i in range(2)
-        for layer in ("attn.proj", "cross_attn.proj", "mlp.fc2")
-        for kind in ("weight", "bias")
-    }
-    assert ends <= inside
-    assert "blocks.1.scale_shift_table" in inside
-    assert not {"t_block.1.weight", "final_layer.scale_shift_table"} & inside
-
-
 def test_time_caption_and_position_each_reach_the_output() -> None:
-    model = PixArt(**SMALL)
-    randomize(model)
-    x_BCHW, t_B, text_BLE, mask_BL = batch()
+    model, (x_BCHW, t_B, text_BLE, mask_BL) = randomized("pixart"), batch("pixart").values()
     out = model(x_BCHW, t_B, text_BLE, mask_BL)
     others = {
         "time": model(x_BCHW, t_B + 1, text_BLE, mask_BL),
@@ -124,21 +90,17 @@ def test_time_caption_and_position_each_reach_the_output() -> None:
 
 
 def test_tokens_reach_the_output_and_padding_does_not() -> None:
-    model = PixArt(**SMALL)
-    randomize(model)
-    x_BCHW, t_B, text_BLE, mask_BL = batch()
+    model, (x_BCHW, t_B, text_BLE, mask_BL) = randomized("pixart"), batch("pixart").values()
     out = model(x_BCHW, t_B, text_BLE, mask_BL)
     noise_BLE = 100 * torch.randn(text_BLE.shape, generator=torch.Generator().manual_seed(2))
     assert torch.equal(out, model(x_BCHW, t_B, torch.where(mask_BL[..., None], text_BLE, noise_BLE), mask_BL))
-    alone = model(x_BCHW[1:2], t_B[1:2], text_BLE[1:2, :1], mask_BL[1:2, :1])
+    alone = model(x_BCHW[1:2], t_B[1:2], text_BLE[1:2, :3], mask_BL[1:2, :3])
     torch.testing.assert_close(alone, out[1:2], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(out, model(x_BCHW, t_B, torch.where(mask_BL[..., None], noise_BLE, text_BLE), mask_BL))
 
 
 def test_the_blocks_share_one_modulation_and_each_adds_its_table() -> None:
-    model = PixArt(**SMALL)
-    randomize(model)
-    x_BCHW, t_B, text_BLE, mask_BL = batch()
+    model, (x_BCHW, t_B, text_BLE, mask_BL) = randomized("pixart"), batch("pixart").values()
     out = model(x_BCHW, t_B, text_BLE, mask_BL)
     shift_6D = torch.randn(6, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -151,30 +113,9 @@ def test_the_blocks_share_one_modulation_and_each_adds_its_table() -> None:
     assert not torch.allclose(model(x_BCHW, t_B, text_BLE, mask_BL), out, rtol=1e-2, atol=1e-2)
 
 
-def test_the_output_starts_at_zero_and_random_weights_all_get_gradients() -> None:
-    torch.manual_seed(0)
-    model = PixArt(**SMALL, learn_sigma=True)
-    given = batch()
-    assert torch.equal(model(*given), torch.zeros(3, 6, 8, 8))
-    randomize(model)
-    model(*given).square().mean().backward()
+def test_random_weights_all_get_gradients() -> None:
+    model = randomized("pixart", learn_sigma=True)
+    out = model(**batch("pixart"))
+    assert out.shape == (3, 6, 8, 8)
+    out.square().mean().backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
-
-
-def test_forward_draws_no_random_numbers() -> None:
-    model = PixArt(**SMALL).train()
-    state = torch.get_rng_state()
-    model(*batch())
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 40}, "width 40 is not divisible by head_dim 16"),
-        ({"patch": 3}, "image_size 8 is not divisible by patch 3"),
-    ],
-)
-def test_impossible_sizes_are_refused(change: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PixArt(**{**SMALL, **change})

@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from proxy_models.uvit import Block, UViT
-from tests.proxy_models.random_weights import randomize
-from tests.proxy_models.uvit_cases import LABELS, TEXT, batch, built, captions
+from tests.proxy_models.every_family import batch, randomize, sizes_of
+
+LABELS = sizes_of("uvit", depth=5)
+TEXT = {**sizes_of("in_context", depth=5), "text_length": 9}
+
+
+def built(**arguments) -> UViT:
+    model = UViT(**arguments)
+    randomize(model)
+    return model
 
 
 def test_parameter_names_are_the_references() -> None:
@@ -16,29 +24,6 @@ def test_parameter_names_are_the_references() -> None:
     assert names == blocks | {"patch_embed.proj", "label_emb", "pos_embed", "norm", "decoder_pred", "final_layer"}
     assert "context_embed.weight" in UViT(**TEXT).state_dict()
     assert "mid_block.attn.qkv.bias" not in UViT(**LABELS).state_dict()
-
-
-def test_a_block_equals_torchs_encoder_layer() -> None:
-    block = Block(32, 16, 4.0)
-    randomize(block)
-    reference = torch.nn.TransformerEncoderLayer(
-        32, 2, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
-    ours = block.state_dict()
-    theirs = {"attn.qkv.weight": "self_attn.in_proj_weight", "mlp": "linear", "attn.proj": "self_attn.out_proj"}
-    state = {"self_attn.in_proj_bias": torch.zeros(96)}
-    for name, value in ours.items():
-        renamed = name.replace("mlp.fc", "linear")
-        for own, other in theirs.items():
-            renamed = renamed.replace(own, other)
-        state[renamed] = value
-    reference.load_state_dict(state)
-    x_BTD = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
-    mask_BT = torch.arange(7) < torch.tensor([[7], [4]])
-    torch.testing.assert_close(block(x_BTD), reference(x_BTD), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        block(x_BTD, mask_BT=mask_BT), reference(x_BTD, src_key_padding_mask=~mask_BT), rtol=1e-5, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("skip", ["linear", "residual"])
@@ -57,8 +42,7 @@ def test_a_skip_is_joined_before_the_block(skip: str) -> None:
 def test_skips_join_the_last_in_block_to_the_first_out_block() -> None:
     """Out-block j cut off from the trunk sees in-blocks 0 to n-1-j, through its own skip and the later ones, only."""
     n = 3
-    x_BCHW, t_B = batch()
-    y_B = torch.tensor([0, 3, 5])
+    x_BCHW, t_B, y_B = batch("uvit").values()
 
     def output(*, cut: int, change: int | None) -> torch.Tensor:
         model = built(**{**LABELS, "depth": 2 * n + 1})
@@ -77,7 +61,7 @@ def test_skips_join_the_last_in_block_to_the_first_out_block() -> None:
 @pytest.mark.parametrize("depth", [1, 3])
 def test_every_odd_depth_gives_an_image(skip: str, depth: int) -> None:
     model = built(**{**LABELS, "skip": skip, "depth": depth, "learn_sigma": True})
-    out = model(*batch(), torch.tensor([0, 3, 5]))
+    out = model(**batch("uvit"))
     assert out.shape == (3, 6, 8, 8)
     assert out.std() > 0.1
     assert len(model.in_blocks) == len(model.out_blocks) == depth // 2
@@ -85,30 +69,16 @@ def test_every_odd_depth_gives_an_image(skip: str, depth: int) -> None:
 
 def test_time_and_label_reach_the_output() -> None:
     model = built(**LABELS)
-    x_BCHW, t_B = batch()
-    y_B = torch.tensor([0, 3, 5])
+    x_BCHW, t_B, y_B = batch("uvit").values()
     out = model(x_BCHW, t_B, y_B)
     for changed in (model(x_BCHW, t_B + 100, y_B), model(x_BCHW, t_B, (y_B + 1) % 6)):
         assert (changed - out).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
-def test_every_patch_sees_every_patch_and_every_caption_token() -> None:
-    model = built(**{**TEXT, "depth": 1})
-    x_BCHW, t_B = batch(1)
-    text_BLE, _ = captions(1)
-    x_BCHW.requires_grad_()
-    text_BLE.requires_grad_()
-    out = model(x_BCHW, t_B, text_BLE=text_BLE)[0, 0, 0, 0]
-    dx_BCHW, dtext_BLE = torch.autograd.grad(out, [x_BCHW, text_BLE])
-    assert (dx_BCHW.abs().amax(dim=1) > 0).all()
-    assert (dtext_BLE.abs().amax(dim=-1) > 0).all()
-
-
 def test_the_order_of_tokens_enters_by_positions_only() -> None:
     """Without positions, and with a convolution that passes each pixel, permuted patches give permuted patches."""
     model = built(**TEXT)
-    x_BCHW, t_B = batch()
-    text_BLE, _ = captions()
+    x_BCHW, t_B, text_BLE, _ = batch("in_context").values()
     rolled = x_BCHW.roll(2, dims=-1)
     with torch.no_grad():
         torch.nn.init.dirac_(model.final_layer.weight)
@@ -122,26 +92,10 @@ def test_the_order_of_tokens_enters_by_positions_only() -> None:
     torch.testing.assert_close(out, flipped, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_has_no_influence() -> None:
-    model = built(**TEXT)
-    x_BCHW, t_B = batch()
-    text_BLE, mask_BL = captions()
-    out = model(x_BCHW, t_B, text_BLE=text_BLE, mask_BL=mask_BL)
-    other = torch.where(mask_BL[..., None], text_BLE, text_BLE + 5)
-    assert torch.equal(out, model(x_BCHW, t_B, text_BLE=other, mask_BL=mask_BL))
-    longer = torch.cat([text_BLE, text_BLE], dim=1)
-    mask = torch.cat([mask_BL, torch.zeros_like(mask_BL)], dim=1)
-    torch.testing.assert_close(out, model(x_BCHW, t_B, text_BLE=longer, mask_BL=mask), rtol=1e-4, atol=1e-5)
-    whole = model(x_BCHW, t_B, text_BLE=text_BLE)
-    assert not torch.allclose(out[1:], whole[1:], atol=1e-3)
-    torch.testing.assert_close(out[0], whole[0], rtol=1e-4, atol=1e-5)
-
-
 def test_output_starts_constant_and_one_readout_step_gives_all_weights_gradients() -> None:
     torch.manual_seed(0)
     model = UViT(**LABELS)
-    x_BCHW, t_B = batch()
-    y_B = torch.tensor([0, 3, 5])
+    x_BCHW, t_B, y_B = batch("uvit").values()
     out = model(x_BCHW, t_B, y_B)
     assert torch.equal(out, model.final_layer.bias[None, :, None, None].expand_as(out))
     (out - x_BCHW).square().mean().backward()
@@ -155,8 +109,6 @@ def test_output_starts_constant_and_one_readout_step_gives_all_weights_gradients
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 40}, "width 40 is not divisible by head_dim 16"),
-        ({"patch": 3}, "image_size 8 is not divisible by patch 3"),
         ({"depth": 4}, "depth 4 is even: .* use 5"),
         ({"skip": "none"}, "skip 'none': expected linear or residual"),
         ({"num_classes": None}, "takes labels or text, give one"),
@@ -170,13 +122,6 @@ def test_impossible_models_are_refused(change: dict, message: str) -> None:
 
 def test_a_caption_longer_than_the_positions_is_refused() -> None:
     model = UViT(**TEXT)
-    text_BLE, _ = captions(length=10)
+    given = batch("in_context", length=10)
     with pytest.raises(ValueError, match="a caption of 10 tokens: positions are learned for 9"):
-        model(*batch(), text_BLE=text_BLE)
-
-
-def test_forward_draws_no_random_numbers() -> None:
-    model = UViT(**LABELS).train()
-    state = torch.get_rng_state()
-    model(*batch(), torch.tensor([0, 3, 5]))
-    assert torch.equal(state, torch.get_rng_state())
+        model(**given)
