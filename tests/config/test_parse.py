@@ -8,6 +8,7 @@ from muxfer.config.parse import parse, parse_task, setting_value
 from muxfer.config.study import Space
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
+from tests.refusals import refused
 
 DRAWN = ["search.sampler=tpe", "search.num_settings=4", "search.base_lr={uniform:[0.1,1]}"]
 
@@ -80,11 +81,9 @@ BAD_OTHER = [
 
 @pytest.mark.parametrize(("overrides", "message"), [*BAD_SEARCH, *BAD_OTHER])
 def test_bad_override_is_refused_in_one_line(make_config, overrides, message):
-    with pytest.raises(BadInput) as refused:
+    with refused(message) as caught:
         make_config(*overrides)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 400
+    assert len(str(caught.value)) < 400
 
 
 def test_grid_reads_numbers_and_powers_of_two_and_is_sorted(make_config):

@@ -28,13 +28,11 @@ from muxfer.study.rounds import proposing
 
 
 @pytest.fixture(params=names())
-def earlier(request, tmp_path, monkeypatch):
+def earlier(request, empty_folder):
     """(the results that the version reported, its ledger, the overrides that name its study)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    reported = restore(request.param, tmp_path)
-    config = LedgerConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    return reported, MlflowLedger(config, folder=tmp_path / "muxfer"), OVERRIDES
+    reported = restore(request.param, empty_folder)
+    config = LedgerConfig(tracking_uri=f"sqlite:///{empty_folder}/mlflow.db")
+    return reported, MlflowLedger(config, folder=empty_folder / "muxfer"), OVERRIDES
 
 
 def test_every_earlier_version_has_a_ledger():

@@ -64,12 +64,9 @@ def test_raw_slash_in_a_password_is_reported_without_the_password(tmp_path):
     assert short_reason(error, uri_secrets("postgresql://bob:hunter/22secret@db.lab/x")).endswith("is not of *** (***)")
 
 
-def test_reading_a_missing_ledger_creates_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    ledger = MlflowLedger(LedgerConfig(), folder=tmp_path)
-    assert ledger.studies("lr-width") == []
-    assert list(tmp_path.iterdir()) == []
+def test_reading_a_missing_ledger_creates_nothing(empty_folder):
+    assert MlflowLedger(LedgerConfig(), folder=empty_folder).studies("lr-width") == []
+    assert list(empty_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

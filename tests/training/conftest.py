@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from muxfer.config.task import Digits, Evaluation, RectifiedFlow, Training
+from muxfer.config.task import Evaluation, RectifiedFlow, Training
 from muxfer.data.dataset import Dataset
-from muxfer.data.source import load_dataset
 from muxfer.training.loop import Trainer
 
 torch.set_num_threads(1)
@@ -29,11 +28,6 @@ class TinyModel(nn.Module):
         h_BD = self.embed(x_BCHW.flatten(1)) + self.label(y_B) + self.time(t_B[:, None] / 1000)
         batch, _, height, width = x_BCHW.shape
         return self.readout(torch.tanh(h_BD)).reshape(batch, -1, height, width)
-
-
-@pytest.fixture(scope="session")
-def digits() -> Dataset:
-    return load_dataset(Digits(name="digits"))
 
 
 @pytest.fixture
