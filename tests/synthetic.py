@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,13 @@ from muxfer.analysis.isoflop_points import Points
 from muxfer.analysis.scaling_law import fit_isoflop
 from muxfer.analysis.transferability import judge
 from muxfer.trial import Outcome, Point, Record
+
+
+def settled(setting: Any, metric: float | None, *, key: str = "k", step: int = 200, **more: Any) -> Record:
+    """What a trial leaves: it finished with a metric, or diverged without one."""
+    outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
+    given = {"key": key, "setting": setting, "replicate": 0, "outcome": outcome, "metric": metric, "step": step}
+    return Record(**given | more)
 
 
 def make_study(widths=(32, 64, 128), exponents=range(-9, -3), seeds=2, shift=0.0):
@@ -19,18 +27,9 @@ def make_study(widths=(32, 64, 128), exponents=range(-9, -3), seeds=2, shift=0.0
                 diverged = e >= -4 and width > 32
                 metric = None if diverged else 0.3 + 4 / width + 0.01 * (e + 7 - shift) ** 2 + 0.001 * seed
                 metric = 31.5 if e >= -4 and width == 32 else metric
-                records.append(
-                    Record(
-                        key=f"key{width}x{-e}x{seed}",
-                        setting={"base_lr": 2.0**e, "width": width},
-                        replicate=seed,
-                        outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
-                        metric=metric,
-                        step=17 if diverged else 200,
-                        train_seconds=2.0,
-                        num_parameters=100 * width,
-                    )
-                )
+                more = {"replicate": seed, "train_seconds": 2.0, "num_parameters": 100 * width}
+                setting, key = {"base_lr": 2.0**e, "width": width}, f"key{width}x{-e}x{seed}"
+                records.append(settled(setting, metric, key=key, step=17 if diverged else 200, **more))
     return records
 
 
@@ -52,10 +51,7 @@ def make_search(num=24, seed=0):
         setting = {"base_lr": lr, "gradient_clip": clip, "warmup_steps": int(draw.integers(1, 99)), "width": 64}
         setting["sampler"] = "late" if i % 3 else "early"
         metric = None if i % 6 == 0 else 0.5 + 0.02 * (np.log2(lr) + 7) ** 2 + 0.005 * np.log10(clip) ** 2
-        outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
-        records.append(
-            Record(key=f"s{i}", setting=setting, replicate=0, outcome=outcome, metric=metric, step=9, train_seconds=1.0)
-        )
+        records.append(settled(setting, metric, key=f"s{i}", step=9, train_seconds=1.0))
     return records
 
 
@@ -103,18 +99,10 @@ def front_study():
                 for seed in range(2):
                     diverged = e == -4 and width == 128
                     loss = (0.45 + 6 / width + 20 / steps) * (1 + 0.02 * (e + 6.4 - 1.2 * (steps < 100)) ** 2)
-                    records.append(
-                        Record(
-                            key=f"p{width}x{steps}x{-e}x{seed}",
-                            setting={"base_lr": 2.0**e, "width": width, "steps": steps},
-                            replicate=seed,
-                            outcome=Outcome.DIVERGED if diverged else Outcome.FINISHED,
-                            metric=None if diverged else float(loss * (1 + 0.004 * draw.normal())),
-                            step=17 if diverged else steps,
-                            train_seconds=4.0,
-                            num_parameters=100 * width**2,
-                        )
-                    )
+                    metric = None if diverged else float(loss * (1 + 0.004 * draw.normal()))
+                    more = {"replicate": seed, "train_seconds": 4.0, "num_parameters": 100 * width**2}
+                    setting, key = {"base_lr": 2.0**e, "width": width, "steps": steps}, f"p{width}x{steps}x{-e}x{seed}"
+                    records.append(settled(setting, metric, key=key, step=17 if diverged else steps, **more))
     return records
 
 
@@ -127,18 +115,7 @@ def isoflop_study():
             loss = 2.39 * flops**-0.03 * (1 + 0.03 * np.log(params / (1.1e6 * (flops / 5e11) ** 0.4)) ** 2)
             loss = float(loss * (1 + 0.002 * draw.normal()))
             setting = {"flops": flops, "width": width}
-            key = f"i{flops:g}x{width}"
-            records.append(
-                Record(
-                    key=key,
-                    setting=setting,
-                    replicate=0,
-                    outcome=Outcome.FINISHED,
-                    metric=loss,
-                    step=100,
-                    num_parameters=params,
-                )
-            )
+            records.append(settled(setting, loss, key=f"i{flops:g}x{width}", step=100, num_parameters=params))
             rows.append((flops, params, flops / 6 / params, loss))
     columns = np.array(rows).T
     return records, fit_isoflop(Points(**dict(zip(("flops", "params", "tokens", "loss"), columns, strict=True))))

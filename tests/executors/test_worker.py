@@ -15,6 +15,7 @@ from muxfer.executors.worker import TrialRun
 from muxfer.study.trials import grid_trials
 from muxfer.training.checkpoint import resume_step
 from muxfer.trial import Outcome
+from tests.small_sweeps import run_attempt
 
 TINY = ["search.width=[16]", "search.base_lr=[2**-6]", "model.base_width=16", "model.depth=1", "model.patch=4"]
 TINY += ["training.steps=20", "training.warmup_steps=2", "training.checkpoint_every=8", "evaluation.timesteps=2"]
@@ -48,24 +49,8 @@ def job(make_job):
     return make_job()
 
 
-def run(job):
-    """The record and the points of a whole attempt."""
-    trial_run, points = TrialRun(job), []
-    while True:
-        update = trial_run.advance(0.0)
-        points += update.points
-        if update.record is not None:
-            return update.record, points
-
-
-def run_partly(job, *, steps):
-    trial_run = TrialRun(job)
-    while trial_run.trainer.step < steps:
-        trial_run.advance(0.0)
-
-
 def test_a_trial_ends_in_a_record_with_its_curves(job):
-    record, points = run(job)
+    _, record, points = run_attempt(job)
     assert (record.outcome, record.step, record.resumed_at) == (Outcome.FINISHED, 20, 0)
     assert 0 < record.metric < 2
     assert [point.step for point in points if point.name == "train_loss"] == [10, 20]
@@ -75,9 +60,9 @@ def test_a_trial_ends_in_a_record_with_its_curves(job):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_and_its_resumed_run_equals_the_uninterrupted_one(make_job, name):
     job = make_job(f"model={name.split()[0]}", *FAMILIES[name])
-    run_partly(job, steps=12)
-    resumed, points = run(job)
-    straight, all_points = run(dataclasses.replace(job, folder=f"{job.folder}-other"))
+    run_attempt(job, stop_at=12)
+    _, resumed, points = run_attempt(job)
+    _, straight, all_points = run_attempt(dataclasses.replace(job, folder=f"{job.folder}-other"))
     assert (resumed.outcome, resumed.resumed_at) == (Outcome.FINISHED, 8)
     assert (resumed.metric, points) == (straight.metric, all_points), "bit for bit"
     assert 0 < resumed.metric < 2
@@ -88,9 +73,7 @@ def test_a_dropped_trial_frees_its_memory_without_garbage_collection(job):
     gc.collect()
     gc.disable()
     try:
-        trial_run = TrialRun(job)
-        while not trial_run.advance(0.0).final:
-            pass
+        trial_run, _, _ = run_attempt(job)
         tensors = trial_run.trainer.state().tensors
         held = [trial_run.trainer, *trial_run.trainer.model.parameters()]
         held += [*tensors["ema"].values(), *tensors["optimizer"].values()]

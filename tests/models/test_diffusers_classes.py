@@ -9,14 +9,12 @@ from torch import nn
 
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-from muxfer.data.source import load_dataset
-from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
 from muxfer.models.build import conditioning, scale_plan
 from muxfer.models.count import measure
-from muxfer.study.trials import make_trial
 from muxfer.trial import Outcome
 from tests.models.diffusers_tasks import CAPTION, CLASSES, predicted, randomized, task_of
+from tests.small_sweeps import job_of, run_attempt
 
 torch.set_num_threads(1)
 
@@ -135,19 +133,6 @@ def test_learned_variance_doubles_the_output_channels(name):
         assert predicted(task, randomized(task)).shape == (2, channels, 8, 8)
 
 
-def job_of(task: Task, folder) -> TrialJob:
-    data = load_dataset(task.data)
-    return TrialJob(trial=make_trial(task, {}, replicate=0, fingerprint=data.fingerprint), folder=str(folder), epoch=1)
-
-
-def run(job, *, stop_at=None):
-    trial_run = TrialRun(job)
-    while True:
-        report = trial_run.advance(0.0)
-        if report.record is not None or trial_run.trainer.step == stop_at:
-            return trial_run, report.record
-
-
 def assert_same(left: TrialRun, right: TrialRun) -> None:
     ours, theirs = left.trainer.state().tensors, right.trainer.state().tensors
     for group in ("model", "ema", "optimizer"):
@@ -159,17 +144,17 @@ def assert_same(left: TrialRun, right: TrialRun) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_training_is_repeatable_and_resume_equals_uninterrupted_run(name, tmp_path):
     task = task_of(name, depth=1)
-    whole, record = run(job_of(task, tmp_path / "whole"))
+    whole, record, _ = run_attempt(job_of(task, tmp_path / "whole"))
     assert (record.outcome, record.step) == (Outcome.FINISHED, 5)
     losses = [point.value for point in whole.trainer.points if point.name == "train_loss"]
     assert len(losses) == 5
     assert 0 < record.metric < losses[0] < 5
     torch.rand(5)  # what the process drew before is nothing to a trial
-    again, _ = run(job_of(task, tmp_path / "again"))
+    again, _, _ = run_attempt(job_of(task, tmp_path / "again"))
     assert_same(whole, again)
-    run(job_of(task, tmp_path / "stopped"), stop_at=4)
+    run_attempt(job_of(task, tmp_path / "stopped"), stop_at=4)
     torch.rand(5)
-    resumed, resumed_record = run(job_of(task, tmp_path / "stopped"))
+    resumed, resumed_record, _ = run_attempt(job_of(task, tmp_path / "stopped"))
     assert resumed.resumed_at == 3
     assert_same(whole, resumed)
     assert resumed_record.metric == record.metric

@@ -18,8 +18,8 @@ from muxfer.models.build import build_model, scale_plan
 from muxfer.mup import ScalePlan, fold_factors, make_plan, parametrize, validate_same_base
 from muxfer.study.trials import grid_trials, study_of
 from muxfer.transfer.target import target_run
-from muxfer.trial import Outcome, Record
 from tests.mup.depth_cases import BASE, BASE_DEPTH, CASES, DEPTH, Residual, S, is_end, right_plan
+from tests.synthetic import settled
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,18 +181,9 @@ def test_a_task_with_a_base_depth_gets_a_plan_and_a_model(make_config: Callable)
 
 def test_a_deeper_target_has_the_base_depth_of_its_proxies(make_config: Callable) -> None:
     config = make_config(*IN_DEPTH, "target.depth=6", "search.base_lr=[2**-8,2**-7,2**-6]")
-    trials = grid_trials(config, fingerprint="0")
     records = [
-        Record(
-            key=trial.key,
-            setting=trial.setting,
-            replicate=0,
-            outcome=Outcome.FINISHED,
-            metric=1 + abs(math.log2(trial.setting["base_lr"]) + 7),
-            step=200,
-            num_parameters=1000,
-        )
-        for trial in trials
+        settled(trial.setting, 1 + abs(math.log2(trial.setting["base_lr"]) + 7), key=trial.key, num_parameters=1000)
+        for trial in grid_trials(config, fingerprint="0")
     ]
     target = target_run(
         config,

@@ -6,8 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from muxfer.report.figures.optimum import _draw, optimum_figure
 from muxfer.report.figures.style import drawing
 from muxfer.report.figures.u_curves import u_curves_figure
-from muxfer.trial import Outcome, Record
-from tests.synthetic import judged, make_study
+from tests.synthetic import judged, make_study, settled
 
 
 def words_of(paths):
@@ -18,14 +17,7 @@ def words_of(paths):
 def with_divergences(diverged, exponents=range(-9, -3)):
     """One seed, best at 2^-7 everywhere. `diverged` holds (width, exponent)."""
     return [
-        Record(
-            key=f"{width}x{e}",
-            setting={"base_lr": 2.0**e, "width": width},
-            replicate=0,
-            outcome=Outcome.DIVERGED if (width, e) in diverged else Outcome.FINISHED,
-            metric=None if (width, e) in diverged else 0.3 + 0.04 * (e + 7) ** 2,
-            step=200,
-        )
+        settled({"base_lr": 2.0**e, "width": width}, None if (width, e) in diverged else 0.3 + 0.04 * (e + 7) ** 2)
         for width in (32, 64, 128)
         for e in exponents
     ]

@@ -11,7 +11,7 @@ from muxfer.report.format import csv_text
 from muxfer.report.study_page import write
 from muxfer.report.text import table_text
 from muxfer.trial import Outcome, Record
-from tests.synthetic import judged, make_search, make_study, points_of
+from tests.synthetic import judged, make_search, make_study, points_of, settled
 
 
 def test_table_holds_every_loss_and_fits_the_terminal():
@@ -77,12 +77,9 @@ def test_search_has_best_settings_in_the_terminal_and_every_setting_on_the_page(
 
 def test_longer_trials_are_not_compared_with_shorter_ones():
     records = make_search()
-    long = Record(
-        key="f", setting={**records[1].setting, "steps": 99}, replicate=0, outcome=Outcome.FINISHED, metric=0.1, step=99
-    )
-    assert [one.metric for one in settings_at_largest([*records, long], "width")] == [
-        one.metric for one in settings_at_largest(records, "width")
-    ]
+    long = settled({**records[1].setting, "steps": 99}, 0.1, step=99)
+    with_long, without = (settings_at_largest(some, "width") for some in ([*records, long], records))
+    assert [one.metric for one in with_long] == [one.metric for one in without]
 
 
 def test_table_of_many_columns_shortens_diverged_to_d():
@@ -94,10 +91,7 @@ def test_table_of_many_columns_shortens_diverged_to_d():
 
 @pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.FAILED])
 def test_study_without_a_finite_loss_has_table_and_page(outcome, tmp_path):
-    records = [
-        Record(key=f"k{w}", setting={"base_lr": 0.1, "width": w}, replicate=0, outcome=outcome, metric=None, step=3)
-        for w in (32, 64)
-    ]
+    records = [settled({"base_lr": 0.1, "width": w}, None, key=f"k{w}", step=3, outcome=outcome) for w in (32, 64)]
     assert str(outcome) in table_text(records, judged(records))
     assert "Cannot tell" in write("broken", tmp_path, records, judged(records)).read_text()
 

@@ -7,15 +7,12 @@ import pytest
 from PIL import Image
 
 from muxfer.report.target_page import write_target
-from muxfer.trial import Outcome, Record
 from tests.report.page_structure import Structure
-from tests.synthetic import judged, make_study
+from tests.synthetic import judged, make_study, settled
 
 
 def target_record(metric=0.21):
-    outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
-    setting = {"base_lr": 2.0**-7, "width": 256}
-    return Record(key="t", setting=setting, replicate=0, outcome=outcome, metric=metric, step=900, kind="target")
+    return settled({"base_lr": 2.0**-7, "width": 256}, metric, key="t", step=900, kind="target")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("secret")])

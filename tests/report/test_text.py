@@ -1,13 +1,11 @@
 """The lines below a table promise no interval that is missing, and explain an empty column."""
 
-from pathlib import Path
-
 from muxfer.analysis.transferability import judge
 from muxfer.report.text import table_text
-from muxfer.trial import Outcome, Record
-from tests.synthetic import judged, make_study
+from tests.synthetic import judged, make_study, settled
+from tests.typed import ROOT
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 
 
 def labelled_lines(records):
@@ -24,14 +22,8 @@ def quoted_records(block):
         hp, *cells = row.split()
         for width, cell in zip((32, 64, 128), cells, strict=True):
             outcome, _, step = cell.partition("@")
-            yield Record(
-                key=f"{width}x{hp}",
-                setting={"width": width, "base_lr": 2.0 ** int(hp.removeprefix("2^"))},
-                replicate=0,
-                outcome=Outcome.DIVERGED if step else Outcome.FINISHED,
-                metric=None if step else float(outcome.rstrip("*")),
-                step=int(step or 180),
-            )
+            setting = {"width": width, "base_lr": 2.0 ** int(hp.removeprefix("2^"))}
+            yield settled(setting, None if step else float(outcome.rstrip("*")), step=int(step or 180))
 
 
 def test_readme_study_is_what_table_text_prints():

@@ -1,6 +1,5 @@
 """What a budget pays for: the settings of an isoFLOP study, its points, and a target of the size that a fit names."""
 
-import functools
 import math
 
 import numpy as np
@@ -12,11 +11,11 @@ from muxfer.config.hydra_compose import compose
 from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting
 from muxfer.errors import BadInput
-from muxfer.models.count import measure
 from muxfer.study.isoflop import isoflop_settings, points_of, target_size, tokens_per_sample
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome
+from tests.small_sweeps import counted
+from tests.synthetic import settled
 
-counted = functools.lru_cache(maxsize=None)(measure)
 WIDE = ["search.hp=width", "search.width_per_depth=null", "search.depth=null", "search.width=[32,64,96,128]"]
 
 
@@ -73,22 +72,15 @@ def test_a_budget_that_trains_too_few_sizes_is_refused():
 
 
 def record(setting, loss, outcome=Outcome.FINISHED, **changes):
-    own = {"key": str(setting), "setting": setting, "replicate": 0, "outcome": outcome, "metric": loss}
-    return Record(**{**own, "step": setting["steps"], "num_parameters": 1000, **changes})
+    return settled(setting, loss, **{"outcome": outcome, "step": setting["steps"], "num_parameters": 1000, **changes})
 
 
 def test_records_become_points_and_a_diverged_one_keeps_its_place():
     task = study("search.depth=[2,3,4]").task
     setting = {"flops": 1e11, "width": 32, "depth": 2, "steps": 50}
-    points = points_of(
-        [
-            record(setting, 0.5),
-            record(setting, None, Outcome.DIVERGED, step=7),
-            record(setting, None, Outcome.FAILED),
-            record(setting, 0.4, kind="target"),
-        ],
-        task,
-    )
+    records = [record(setting, 0.5), record(setting, None, Outcome.DIVERGED, step=7)]
+    records += [record(setting, None, Outcome.FAILED), record(setting, 0.4, kind="target")]
+    points = points_of(records, task)
     tokens = 50 * task.training.batch_size * tokens_per_sample(task.model)
     assert points.flops.tolist() == [1e11, 1e11]
     assert points.params.tolist() == [1000, 1000]

@@ -10,7 +10,8 @@ from muxfer.config.study import Search, Space
 from muxfer.config.task import validate
 from muxfer.study.optuna_search import OptunaSearcher, importances
 from muxfer.study.search import key_of
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome
+from tests.synthetic import settled
 
 SPACES = {
     "base_lr": Space(kind="uniform", bounds=(-10.0, -3.0), log2=True),
@@ -37,13 +38,9 @@ def record(setting, replicate=0):
     """A bowl with its minimum at 2^-7, deeper for the wider model; diverged from 2^-5 on."""
     at = math.log2(setting["base_lr"]) + 7
     clip = math.log2(setting.get("grad_clip", 1)) / 10
-    metric = (
-        0.5 + 0.02 * at**2 + 0.1 * clip**2 + 0.1 * replicate - setting["width"] / 1000 - setting.get("steps", 0) / 1e4
-    )
-    return Record(
-        key=f"{key_of(setting)}{replicate}", setting=setting, replicate=replicate, step=1,
-        outcome=Outcome.DIVERGED if at > 2 else Outcome.FINISHED, metric=None if at > 2 else metric,
-    )  # fmt: skip
+    bowl = 0.5 + 0.02 * at**2 + 0.1 * clip**2 + 0.1 * replicate
+    metric = None if at > 2 else bowl - setting["width"] / 1000 - setting.get("steps", 0) / 1e4
+    return settled(setting, metric, key=f"{key_of(setting)}{replicate}", replicate=replicate)
 
 
 def finished(asked, seed=0):
@@ -83,7 +80,7 @@ def test_a_round_is_asked_once_every_replicate_of_the_one_before_is_settled(samp
     assert len(first) == 3
     records = [record(setting, replicate) for setting in first for replicate in (0, 1)]
     assert searcher.settings(records[1:]) == first
-    failed = Record(key="k", setting=first[0], replicate=0, outcome=Outcome.FAILED, metric=None, step=0)
+    failed = settled(first[0], None, outcome=Outcome.FAILED)
     assert searcher.settings([failed, *records[1:]]) == first
     assert searcher.settings(records)[:3] == first
     assert len(searcher.settings(records)) == 6
@@ -156,10 +153,8 @@ def test_an_end_that_rounding_would_cross_is_kept():
 
 
 def test_choices_drawn_again_are_asked_for_once():
-    few = {
-        "output_multiplier": Space(kind="choice", bounds=(1.0, 2.0)),
-        "base_lr": Space(kind="choice", bounds=(0.01,)),
-    }
+    choices = {"output_multiplier": (1.0, 2.0), "base_lr": (0.01,)}
+    few = {name: Space(kind="choice", bounds=values) for name, values in choices.items()}
     settings, _ = finished(search("tpe", spaces=few, num_settings=12, grids={"width": (32,)}))
     assert len(settings) == len({key_of(setting) for setting in settings}) == 2
 

@@ -11,7 +11,8 @@ import pytest
 from muxfer.executors.base import TrialUpdate
 from muxfer.report.format import show_seconds, show_setting
 from muxfer.study.progress import TerminalProgress
-from muxfer.trial import Outcome, Record, Trial
+from muxfer.trial import Outcome, Trial
+from tests.synthetic import settled
 
 
 class Terminal(io.StringIO):
@@ -27,11 +28,8 @@ def trial(number):
 
 
 def ended(number, metric, *, step=50, resumed_at=0):
-    outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
-    record = Record(
-        key=str(number), setting=trial(number).setting, replicate=0, outcome=outcome, metric=metric, step=step,
-        resumed_at=resumed_at, train_seconds=1.0,
-    )  # fmt: skip
+    more = {"resumed_at": resumed_at, "train_seconds": 1.0}
+    record = settled(trial(number).setting, metric, key=str(number), step=step, **more)
     return TrialUpdate(key=str(number), step=step, record=record)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from muxfer.config.study import Search, Space
 from muxfer.study.search import (
-    Fixed,
     drawn_setting,
     finalists,
     grid,
@@ -16,7 +15,8 @@ from muxfer.study.search import (
     searched,
     values_of,
 )
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome
+from tests.synthetic import settled
 
 
 def search(**changes):
@@ -25,17 +25,12 @@ def search(**changes):
 
 
 def record(setting, metric, replicate=0, **changes):
-    outcome = Outcome.DIVERGED if metric is None else Outcome.FINISHED
-    return Record(
-        key="k", setting=setting, replicate=replicate, metric=metric, step=1, **{"outcome": outcome} | changes
-    )
+    return settled(setting, metric, replicate=replicate, **changes)
 
 
-def test_a_grid_is_every_combination_once_whatever_is_recorded():
+def test_a_grid_is_every_combination_once():
     settings = grid(search())
     assert len(settings) == len({key_of(setting) for setting in settings}) == num_settings(search()) == 6
-    assert Fixed(known=tuple(settings)).settings([]) == settings
-    assert Fixed(known=tuple(settings)).settings([record(settings[0], 0.5)]) == settings
 
 
 def test_a_drawn_search_counts_its_draws_at_each_combination_and_its_finalists():

@@ -5,7 +5,8 @@ import pytest
 from muxfer.config.task import to_plain
 from muxfer.errors import BadInput
 from muxfer.study.trials import grid_trials, remaining, study_of, validate_search
-from muxfer.trial import Outcome, Record
+from muxfer.trial import Outcome
+from tests.synthetic import settled
 
 PRINT = "0" * 16
 
@@ -76,10 +77,8 @@ def test_keys_are_the_same_on_every_host_and_in_every_process(make_config):
 def test_the_longest_trial_goes_first_and_settled_ones_not_at_all(make_config):
     trials = grid_trials(make_config("search.base_lr=[1e-3,2e-3]"), fingerprint=PRINT)
     assert [trial.setting["width"] for trial in remaining(trials, [])] == [128, 128, 64, 64, 32, 32]
-    done = Record(
-        key=trials[-1].key, setting={}, replicate=0, outcome=Outcome.DIVERGED, metric=None, step=3, num_parameters=1
-    )
-    failed = Record(key=trials[0].key, setting={}, replicate=0, outcome=Outcome.FAILED, metric=None, step=3)
+    done = settled({}, None, key=trials[-1].key)
+    failed = settled({}, None, key=trials[0].key, outcome=Outcome.FAILED)
     assert len(remaining(trials, [done, failed])) == 5
 
 

@@ -11,14 +11,11 @@ from torch.nn import functional as F
 from muxfer.config.study import Config
 from muxfer.config.task import RectifiedFlow, Task
 from muxfer.data.dataset import Dataset
-from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
-from muxfer.executors.base import TrialJob
-from muxfer.executors.worker import TrialRun
 from muxfer.models.build import build_model, conditioning, repa_features
 from muxfer.mup import fold_factors, param_groups
-from muxfer.study.trials import make_trial
 from muxfer.training.loop import Trainer
+from tests.small_sweeps import job_of, run_attempt
 
 FOREVER = 1e9
 
@@ -176,17 +173,8 @@ def test_bfloat16_trains_like_float32(make_task: MakeTask, digits: Dataset) -> N
 
 def test_resume_equals_uninterrupted_run(make_task: MakeTask, tmp_path: Path) -> None:
     task = make_task(*ALIGNED, "training.steps=8", "training.checkpoint_every=4", "training.report_every=4")
-    trial = make_trial(task, {}, replicate=0, fingerprint=load_dataset(task.data).fingerprint)
-
-    def finish(folder: str, *, stop_at: int | None = None) -> tuple[float | None, int]:
-        run = TrialRun(TrialJob(trial=trial, folder=str(tmp_path / folder), epoch=1))
-        while True:
-            update = run.advance(0.0)
-            if update.record is not None:
-                return update.record.metric, update.record.resumed_at
-            if update.step == stop_at:
-                return None, 0
-
-    assert finish("stopped", stop_at=6) == (None, 0)
-    metric, resumed_at = finish("stopped")
-    assert (metric, resumed_at) == (finish("straight")[0], 4)
+    run_attempt(job_of(task, tmp_path / "stopped"), stop_at=6)
+    (_, resumed, _), (_, straight, _) = (run_attempt(job_of(task, tmp_path / name)) for name in ("stopped", "straight"))
+    assert resumed is not None
+    assert straight is not None
+    assert (resumed.metric, resumed.resumed_at, straight.resumed_at) == (straight.metric, 4, 0)

@@ -10,7 +10,7 @@ from muxfer.errors import BadInput
 from muxfer.study.match import proxy_task, studies_that_fit, the_study
 from muxfer.study.trials import grid_trials, remaining, study_of
 from muxfer.transfer.target import target_run
-from muxfer.trial import Outcome, Record
+from tests.synthetic import settled
 
 PRINT = "0" * 16
 
@@ -23,20 +23,10 @@ def loss(width, base_lr, *, best=2**-7):
 def study_with(config, metric=loss):
     """A study and its records, as the ledger would hand them back."""
     trials = grid_trials(config, fingerprint=PRINT)
-    records = []
-    for trial in trials:
-        value = metric(**trial.setting)
-        records.append(
-            Record(
-                key=trial.key,
-                setting=trial.setting,
-                replicate=0,
-                outcome=Outcome.FINISHED if value is not None else Outcome.DIVERGED,
-                metric=value,
-                step=trial.task["training"]["steps"],
-                num_parameters=1000,
-            )
-        )
+    records = [
+        settled(t.setting, metric(**t.setting), key=t.key, step=t.task["training"]["steps"], num_parameters=1000)
+        for t in trials
+    ]
     return study_of("lr-width", config, fingerprint=PRINT), trials, records
 
 
@@ -185,12 +175,9 @@ def test_a_target_that_equals_a_proxy_is_a_trial_of_its_own(make_config):
     config = make_config("target.width=128", "target.steps=180")
     study, trials, records = study_with(config)
     target = run(config, study, trials, records)
-    assert target.trial.task == target_like(trials, target.trial.setting)
+    alike = next(trial for trial in trials if trial.setting == {"width": 128, **target.trial.setting})
+    assert target.trial.task == alike.task
     assert target.trial.key not in {trial.key for trial in trials}
-
-
-def target_like(trials, setting):
-    return next(t.task for t in trials if t.setting == {"width": 128, **setting})
 
 
 def settings_of(target):
