@@ -10,18 +10,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 STEPS_SECONDS = (3600, 86400, -3600, -86400)
 BETWEEN_SECONDS = (0.2, 1.5)
 CHANGED = 1e-6
 """The relative change of values that a stopped process writes after it was woken."""
-WRITES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "claim": lambda write: _has_tag(write, "muxfer.claim.e"),
-    "record": lambda write: _has_tag(write, "muxfer.record.e"),
-    "beat": lambda write: _has_tag(write, "lease.beat.e"),
-}
+POINTS = b'"op":"points"'
+TAGS = {"claim": "muxfer.claim.e", "record": "muxfer.record.e", "beat": "lease.beat.e"}
+"""By kind of write, how the name of the tag that it writes begins."""
 
 
 def step_clock(seed: int) -> None:
@@ -41,28 +38,11 @@ def step_clock(seed: int) -> None:
 
 
 def stop_before(kind: str, number: int) -> None:
-    """SIGSTOP this process just before write `number` (from 1) of a kind in WRITES."""
-    from muxfer.ledger.mlflow_client import TrackingStore
-
-    log = TrackingStore.log
-    remaining = [number]
-    between = _between_requests()
-
-    def stopping(self: TrackingStore, run_id: str, **write: Any) -> None:
-        if WRITES[kind](write):
-            remaining[0] -= 1
-            if remaining[0] == 0:
-                _stop(between)
-        log(self, run_id, **write)
-
-    TrackingStore.log = stopping  # type: ignore[method-assign]
-
-
-def stop_before_points(number: int) -> None:
-    """SIGSTOP this process before batch `number` (from 1) with points. Once woken it writes values that differ by 1e-6.
+    """SIGSTOP this process just before write `number` (from 1) of a kind in TAGS, or before batch `number` with points.
 
     A point carries no epoch, and MLflow accepts it without a check. Points that a driver writes between its last look
-    at the lease and the write would stay. So the process stops before that look.
+    at the lease and the write would stay. So the process stops before that look. Once woken it writes values that
+    differ by 1e-6.
     """
     from muxfer.ledger.mlflow_client import TrackingStore
     from muxfer.ledger.writer import Writer
@@ -71,20 +51,26 @@ def stop_before_points(number: int) -> None:
     remaining = [number]
     between = _between_requests()
 
-    def log_changed(self: TrackingStore, run_id: str, *, metrics: Sequence[Any] = (), **write: Any) -> None:
-        changed = [(name, value * (1 + CHANGED), *when) for name, value, *when in metrics]
-        log(self, run_id, metrics=changed, **write)
+    def count() -> None:
+        remaining[0] -= 1
+        if remaining[0] == 0:
+            _stop(between)
 
-    def stopping(self: Writer) -> None:
+    def counted_log(self: TrackingStore, run_id: str, **write: Any) -> None:
+        if kind == "points" and remaining[0] <= 0:
+            write["metrics"] = [(name, value * (1 + CHANGED), *when) for name, value, *when in write.get("metrics", ())]
+        if kind in TAGS and any(name.startswith(TAGS[kind]) for name in write.get("tags") or {}):
+            count()
+        log(self, run_id, **write)
+
+    def counted_step(self: Writer) -> None:
         spool = self.spool
-        if spool.path.exists() and b'"op":"points"' in spool.path.read_bytes()[spool.acknowledged :]:
-            remaining[0] -= 1
-            if remaining[0] == 0:
-                TrackingStore.log = log_changed  # type: ignore[method-assign]
-                _stop(between)
+        if kind == "points" and spool.path.exists() and POINTS in spool.path.read_bytes()[spool.acknowledged :]:
+            count()
         step(self)
 
-    Writer._step = stopping  # type: ignore[method-assign]
+    TrackingStore.log = counted_log  # type: ignore[method-assign]
+    Writer._step = counted_step  # type: ignore[method-assign]
 
 
 def _between_requests() -> threading.RLock:
@@ -115,17 +101,13 @@ def _stop(between: threading.RLock) -> None:
             time.sleep(0.005)
 
 
-def _has_tag(write: Mapping[str, Any], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in write.get("tags") or {})
-
-
 def main() -> None:
     disturbance, parameter, *arguments = sys.argv[1:]
     if disturbance == "clock":
         step_clock(int(parameter))
     else:
         kind, _, number = parameter.partition(":")
-        stop_before_points(int(number)) if kind == "points" else stop_before(kind, int(number))
+        stop_before(kind, int(number))
     sys.argv = ["muxfer", *arguments]
     from muxfer.cli import main as command
 

@@ -3,7 +3,8 @@
 import copy
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,19 +114,14 @@ def special_file(rng: random.Random, home: Path) -> list[str]:
     """
     file = home / rng.choice(["sweeps", "conf/model"]) / f"{NAME}.yaml"
     file.parent.mkdir(parents=True)
-    kind = rng.randrange(6)
-    if kind == 0:
-        os.mkfifo(file)
-    elif kind == 1:
-        file.mkdir()
-    elif kind == 2:
-        file.symlink_to(file.name)
-    elif kind == 3:
-        file.symlink_to("/dev/zero")
-    elif kind == 4:
-        file.symlink_to("nowhere")
-    else:
-        file.write_bytes(b"a: 1\n" * 2_000_000)
+    links = (partial(os.symlink, target) for target in (file.name, "/dev/zero", "nowhere"))
+    makers: list[Callable[[Path], object]] = [
+        os.mkfifo,
+        os.mkdir,
+        *links,
+        partial(Path.write_bytes, data=b"a: 1\n" * 2_000_000),
+    ]
+    rng.choice(makers)(file)
     return [f"model={NAME}"] if file.parent.name == "model" else []
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.refusals import CPU_SECONDS, TooLong, limited, run_command
+from benchmarks.faults.harness.refusals import CPU_SECONDS, TooLong, limited, refusal, run_command
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs.config_mutations import (
     FILES,
@@ -44,10 +44,11 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
     os.environ.pop("NOT_SET", None)
     os.chdir(folder)
     before = sorted(folder.rglob("*"))
-    plain = _composed()
+    plain = compose("lr-width")
     for text in FILES:
         write_file(folder / "sweeps" / f"{NAME}.yaml", text.encode())
-        assert _refused(lambda: _plan(NAME, [])), f"it was accepted: {text[:300]!r}"
+        with limited():
+            assert refusal(lambda: _plan(NAME, [])), f"it was accepted: {text[:300]!r}"
     shutil.rmtree(folder / "sweeps")
     refused = 0
     for number in range(faults):
@@ -67,15 +68,6 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
         assert sorted(folder.rglob("*")) == before, f"{number}: a file was made: {mutation}"
     assert refused >= MIN_REFUSED * faults, f"only {refused} of {faults} were refused"
     return faults
-
-
-def _refused(act: Callable[[], None]) -> bool:
-    try:
-        with limited():
-            act()
-    except BadInput:
-        return True
-    return False
 
 
 def by_command(seed: int, folder: Path, faults: int) -> int:
@@ -145,7 +137,3 @@ def _plan_of(data: Mapping[str, Any]) -> None:
     study_of("lr-width", config, fingerprint="0" * 16)
     output_folder(config)
     proposing(config, fingerprint="0" * 16)([])
-
-
-def _composed() -> Mapping[str, Any]:
-    return compose("lr-width")

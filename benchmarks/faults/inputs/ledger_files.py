@@ -5,6 +5,8 @@ import json
 import os
 import random
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,9 @@ def ledger_tags(rng: random.Random, home: Path, bomb: bytes) -> None:
 def database_file(rng: random.Random, home: Path, bomb: bytes) -> None:
     """A pipe, a folder or other content in place of the database."""
     file = home / "mlflow.db"
-    kind = rng.randrange(4)
-    if kind == 0:
-        os.mkfifo(file)
-    elif kind == 1:
-        file.mkdir()
-    else:
-        file.write_bytes([bomb, b"SQLite format 3\0" + bomb][kind - 2])
+    contents = (partial(Path.write_bytes, data=content) for content in (bomb, b"SQLite format 3\0" + bomb))
+    makers: list[Callable[[Path], object]] = [os.mkfifo, os.mkdir, *contents]
+    rng.choice(makers)(file)
     config = LedgerConfig(tracking_uri=f"sqlite:///{file}")
     assert_refused(lambda: MlflowLedger(config, folder=home / "muxfer").studies())
 

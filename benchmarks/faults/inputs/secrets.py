@@ -125,7 +125,9 @@ def _raw(rng: random.Random) -> str:
 
 def _run_and_search(home: Path, values: Mapping[str, str], secrets: Mapping[str, str], *, server: bool) -> None:
     """Run a sweep of which one trial of two fails, and other commands; then search everything for the secrets."""
-    with _server(home) if server else _database(home) as (uri, database):
+    with serving(home) if server else nullcontext() as proxy:  # the server has no users: it accepts every password
+        uri = "sqlite:///mlflow.db" if proxy is None else proxy.uri
+        database = home / "mlflow.db" if proxy is None else proxy.database
         own = _write_study(home, values, uri, server=server)
         environment = {name: value for name, value in values.items() if name != LITERAL}
         environment |= {"PLANTED_STEPS": "20", "PLANTED_URI": quote(values["PLANTED_URI"], safe="")}
@@ -282,15 +284,3 @@ def _user_interface(home: Path, env: Mapping[str, str], secret: str) -> Iterator
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def _database(home: Path) -> Iterator[tuple[str, Path]]:
-    yield "sqlite:///mlflow.db", home / "mlflow.db"
-
-
-@contextmanager
-def _server(home: Path) -> Iterator[tuple[str, Path]]:
-    """A real server on loopback. It has no users and accepts every name and password."""
-    with serving(home) as proxy:
-        yield proxy.uri, proxy.database

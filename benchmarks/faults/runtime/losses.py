@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,20 @@ TOO_HIGH = (*(word for word in STUDY if "base_lr" not in word and "steps=" not i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value:
-    """A factor of the loss, or of the gradient, from step `at` on. With `at` = STEPS it changes only the validation."""
+class Kind:
+    """A factor of the loss or of the gradient of one trial of a study, or of `every` one, from a step on.
+
+    The step is drawn from `steps`. From STEPS on it changes only the validation.
+    """
 
     value: float
-    at: int
+    steps: range
+    every: bool = False
     gradient: bool = False
 
 
-_injected: dict[str, Value] = {}
-"""By trial key, the value that the worker in this process puts into that trial."""
+_injected: dict[str, tuple[Kind, int]] = {}
+"""By trial key, what the worker in this process puts into that trial, and from which step on."""
 
 
 class Injected(TrialRun):
@@ -61,30 +66,21 @@ class Injected(TrialRun):
 
     def __init__(self, job: TrialJob) -> None:
         super().__init__(job)
-        if (value := _injected.get(job.trial.key)) is None:
+        if job.trial.key not in _injected:
             return
+        kind, at = _injected[job.trial.key]
         trainer = self.trainer
-        if value.gradient:
+        if kind.gradient:
             parameter = next(iter(trainer.model.parameters()))
-            parameter.register_hook(lambda grad: grad * (value.value if trainer.step >= value.at else 1.0))
+            parameter.register_hook(lambda grad: grad * (kind.value if trainer.step >= at else 1.0))
             return
         losses = trainer._losses
 
         def changed(*arguments: Any) -> Any:
             result = losses(*arguments)
-            return result * value.value if trainer.step >= value.at else result
+            return result * kind.value if trainer.step >= at else result
 
         trainer._losses = changed  # type: ignore[method-assign, assignment]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """What is put into one trial of a study, or into `every` one, from a step on that is drawn from `steps`."""
-
-    value: float
-    steps: range
-    every: bool = False
-    gradient: bool = False
 
 
 EARLY, LATE, FROM_THE_FIRST, AFTER_THE_LAST = range(1, 8), range(8, STEPS), range(1), range(STEPS, STEPS + 1)
@@ -120,12 +116,12 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
     request = resolve("lr-width", overrides)
     trials = grid_trials(request.config, fingerprint=request.fingerprint)
     hit = trials if kind.every else [rng.choice(trials)]
-    values = {t.key: Value(value=kind.value, at=rng.choice(kind.steps), gradient=kind.gradient) for t in hit}
-    records, ran = _drive(overrides, values)
+    injected = {trial.key: (kind, rng.choice(kind.steps)) for trial in hit}
+    records, ran = _drive(overrides, injected)
     assert ran == len(records) == len(trials)
     runs = runs_of(Path("mlflow.db"))
     for key, record in records.items():
-        _assert_outcome(name, record, values.get(key))
+        _assert_outcome(name, record, injected.get(key))
         assert runs[key].status == "FINISHED", f"{name}: trial {key} has the status {runs[key].status}"
         assert all(math.isfinite(value) for _, _, value in runs[key].points), f"{name}: a point is not finite"
     assert _drive(overrides, {}) == (records, 0), f"{name}: a finished trial was run again"
@@ -161,38 +157,33 @@ def _winner(records: Sequence[Record]) -> tuple[str, str]:
     return lowest.key, ""
 
 
-def _assert_outcome(name: str, record: Record, value: Value | None) -> None:
+def _assert_outcome(name: str, record: Record, injected: tuple[Kind, int] | None) -> None:
     shown = f"{name}: {record.outcome} at step {record.step}, metric {record.metric}"
-    if value is None:
+    if injected is None:
         assert record.outcome is Outcome.FINISHED, shown
         assert record.metric is not None, shown
         assert record.metric > 0, shown
-    elif value.value == 0:
+    elif injected[0].value == 0:
         assert (record.outcome, record.metric, record.step) == (Outcome.FINISHED, 0.0, STEPS), shown
     else:
-        assert (record.outcome, record.metric, record.step) == (Outcome.DIVERGED, None, value.at), shown
+        assert (record.outcome, record.metric, record.step) == (Outcome.DIVERGED, None, injected[1]), shown
 
 
-def _drive(overrides: tuple[str, ...], values: Mapping[str, Value]) -> tuple[dict[str, Record], int]:
+def _drive(overrides: tuple[str, ...], injected: Mapping[str, tuple[Kind, int]]) -> tuple[dict[str, Record], int]:
     """Run a sweep up to its records, without Ray and without the page. Returns the records and how many were new."""
     import torch
 
     torch.set_num_threads(1)
     _injected.clear()
-    _injected.update(values)
+    _injected.update(injected)
     request = resolve("lr-width", overrides)
     propose = proposing(request.config, fingerprint=request.fingerprint)
     with drive(request) as session:
         before = session.records()
-        ran = session.run(
-            propose(before),
-            before,
-            start_executor=lambda: InlineExecutor(worker=f"{Injected.__module__}:{Injected.__name__}"),
-            more=propose,
-            retention=plan_retention(
-                request.config, propose([]), folder=request.files.path / "trials", print_line=lambda line: None
-            ),
-        )
+        trials = request.files.path / "trials"
+        retention = plan_retention(request.config, propose([]), folder=trials, print_line=lambda line: None)
+        start = partial(InlineExecutor, worker=f"{Injected.__module__}:{Injected.__name__}")
+        ran = session.run(propose(before), before, start_executor=start, more=propose, retention=retention)
         session.ledger.flush(60)
         return {record.key: record for record in session.records()}, len(ran.records)
 

@@ -56,12 +56,12 @@ def outages(*kinds: tuple[Callable[[Proxy], None], float]) -> Case:
                     time.sleep(max(0.0, began + seconds - time.monotonic()))
                     if caused == 0:
                         assert _num_steps(sweep) > before or _all_trained(sweep), "training stopped during an outage"
-                    caused += process.poll() is None or _has_spool(sweep)
+                    caused += process.poll() is None or bool(_spools(sweep))
                     proxy.mend()
                     wait_for(partial(getattr, proxy, "passed"), process, seconds=15)
                     time.sleep(rng.uniform(0.0, 1.0))
                 result = sweep.end(process).expect(0).result
-                if _has_spool(sweep):  # the last outage came during the last flush
+                if _spools(sweep):  # the last outage came during the last flush
                     result = sweep.finish()
                 assert_promise(sweep, result)
         return caused
@@ -97,13 +97,11 @@ def answer_dropped(seed: int, folder: Path, faults: int) -> int:
     return caused
 
 
-def stays_away(*kinds: Callable[[Proxy], None]) -> Case:
-    """A case of servers that go away in one of these ways during training, until the command has ended."""
-    return partial(_stays_away, kinds)
-
-
 def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Path, faults: int) -> int:
-    """The command trains everything and ends with 4. With the server back, it delivers everything."""
+    """Servers go away in one of these ways during training, until the command has ended.
+
+    It trains everything and ends with 4. With the server back, it delivers everything.
+    """
     rng = random.Random(seed)
     for _ in range(faults):
         with serving(folder) as proxy:
@@ -113,12 +111,13 @@ def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Pat
             ended = sweep.end(process).expect(4)
             assert "nothing is lost" in ended.last_line, ended.last_line
             assert _all_trained(sweep), "the command ended before everything was trained"
-            spools = {path.name: path.read_bytes() for path in sweep.folder.glob("muxfer/*/spool-*.jsonl")}
+            spools = {path: path.read_bytes() for path in _spools(sweep)}
             assert spools, "exit 4, although no spool waits"
             again = sweep.run(IMPATIENT).expect(4)
             assert proxy.uri in again.last_line, again.last_line
-            kept = {path.name: path.read_bytes() for path in sweep.folder.glob("muxfer/*/spool-*.jsonl")}
-            assert kept == spools, "a command that could not reach the ledger changed the spool"
+            assert spools == {path: path.read_bytes() for path in _spools(sweep)}, (
+                "a command that could not reach the ledger changed the spool"
+            )
             proxy.mend()
             result = sweep.finish()
             assert result["ran"] == 0, f"{result['ran']} trials were trained again"
@@ -126,7 +125,8 @@ def _stays_away(kinds: Sequence[Callable[[Proxy], None]], seed: int, folder: Pat
     return faults
 
 
-ledger_stays_away, server_stays_down = stays_away(Proxy.down, Proxy.hang, Proxy.break_), stays_away(Proxy.down)
+ledger_stays_away = partial(_stays_away, (Proxy.down, Proxy.hang, Proxy.break_))
+server_stays_down = partial(_stays_away, (Proxy.down,))
 
 
 def _start(folder: Path, proxy: Proxy, *arguments: str) -> "tuple[Sweep, subprocess.Popen[str]]":
@@ -155,9 +155,9 @@ def _wait_until_trained(sweep: Sweep, *, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def _has_spool(sweep: Sweep) -> bool:
-    """Whether a spool waits: the ledger has not yet taken everything."""
-    return next(sweep.folder.glob("muxfer/*/spool-*.jsonl"), None) is not None
+def _spools(sweep: Sweep) -> list[Path]:
+    """The spools that wait: the ledger has not yet taken everything."""
+    return sorted(sweep.folder.glob("muxfer/*/spool-*.jsonl"))
 
 
 def _num_settled_duplicates(database: Path) -> int:

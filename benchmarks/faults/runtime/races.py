@@ -83,21 +83,18 @@ def holder_stopped(seed: int, folder: Path, faults: int) -> int:
 
 def _take_over_from_stopped(home: Path, rng: random.Random, *, write: str, early: bool, apart: bool) -> None:
     """`early`: wake the first driver while the second works, not after. `apart`: the second has its own files."""
-    stopped = OneOfSeveral(home)
+    stopped = OneOfSeveral(home, compared=False)  # it may have a half-written checkpoint
     # A quick sweep may have only one batch of points. It has one write of the other kinds per trial, or more.
     at = rng.randint(1, 1 if write == "points" else 2 if BRIEF in os.environ else 4)
     first = stopped.start(BRIEF_LEASE, entry=(WRAPPED, "stop", f"{write}:{at}"))
     assert wait_for(partial(_is_stopped, first.pid), first), stopped.end(first).err
     other, where = stopped, []
     if apart:
-        other = OneOfSeveral(
-            new_folder(home),
-            environment={"MLFLOW_TRACKING_URI": f"sqlite:///{stopped.database}"},
-            database=stopped.database,
-        )
+        uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{stopped.database}"}
+        other = OneOfSeveral(new_folder(home), environment=uri, database=stopped.database, compared=False)
         where = [f"output_dir={other.folder / 'muxfer'}"]
     else:
-        Sweep.note_checkpoints(stopped)  # the second driver must resume from these
+        stopped.note_checkpoints()  # the second driver must resume from these
     second = other.start(BRIEF_LEASE, *where)
     if early:
         taken_over = partial(_has_holders, stopped.database, 2)
@@ -121,9 +118,6 @@ def _assert_late_write_is_ignored(sweep: Sweep, ended: Exit, write: str) -> None
 
 class OneOfSeveral(Sweep):
     """One of several drivers of a study. They share a folder, or have folders of their own below the database's."""
-
-    def note_checkpoints(self) -> None:
-        """Not compared with the points: a stopped driver may have a half-written checkpoint."""
 
     def weights(self) -> dict[str, str]:
         """The weights of all drivers together."""
