@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,8 @@ from muxfer.study.resolve import resolve
 from muxfer.study.session import open_ledger
 from muxfer.trial import Study
 from tests.commands.trained_runs import DIT, Trained, exported
-
-ROOT = Path(__file__).parents[2]
+from tests.full_disk import full_disk
+from tests.typed import ROOT
 
 
 def test_a_second_export_replaces_an_export_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
@@ -86,13 +85,9 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_the_earlier_export(train
     with open_ledger(resolved) as ledger:
         study, record = find(ledger, trained.dit.key, where="here")
     written = to_diffusers(model_of(study, record, resolved.files), weights_of(record, resolved.files))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(BadInput, match="can't be written .*File too large"), _new_folder(folder) as temporary:
-            save(temporary, *written)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    too_large = pytest.raises(BadInput, match="can't be written .*File too large")
+    with full_disk(20_000), too_large, _new_folder(folder) as temporary:
+        save(temporary, *written)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -9,15 +9,20 @@ from muxfer.ledger.holder import Holder
 from tests.ledger.lease_doubles import MemoryStore, holder_elsewhere, take_lease
 
 
+def assert_ended(lease, store):
+    """It is no longer held, and it releases nothing of another driver's."""
+    assert not lease.held()
+    lease.release()
+    assert store.released == set()
+
+
 def test_overtaken_holder_ends_and_releases_nothing():
     store = MemoryStore()
     lease = take_lease(store, ttl_seconds=0.03)
     store.claim(2, holder_elsewhere("other"))
     lease._beating.join()
-    assert not lease.held()
+    assert_ended(lease, store)
     assert lease.lost
-    lease.release()
-    assert store.released == set()
 
 
 @pytest.mark.parametrize("claimed", [None, 6, 7, 8])
@@ -31,9 +36,7 @@ def test_holder_ends_when_its_store_is_restored_from_a_backup(claimed):
     if claimed:
         store.claim(claimed, holder_elsewhere("other"))
     assert lease.overtaken()
-    assert not lease.held()
-    lease.release()
-    assert store.released == set()
+    assert_ended(lease, store)
 
 
 def test_overtaken_looks_at_the_store_before_the_next_heartbeat():
@@ -46,9 +49,7 @@ def test_overtaken_looks_at_the_store_before_the_next_heartbeat():
     assert not lease.overtaken()
     store.unreachable = False
     assert lease.overtaken()
-    assert not lease.held()
-    lease.release()
-    assert store.released == set()
+    assert_ended(lease, store)
 
 
 def test_surely_held_looks_at_the_store_after_a_time_to_live():
@@ -72,9 +73,7 @@ def test_holder_ends_when_a_newer_muxfer_wrote_its_lease():
     lease = take_lease(store, ttl_seconds=0.03)
     store.refused = BadInput("written by a newer muxfer")
     lease._beating.join()
-    assert not lease.held()
-    lease.release()
-    assert store.released == set()
+    assert_ended(lease, store)
 
 
 @pytest.mark.parametrize("failure", [{"unreachable": True}, {"refused": RuntimeError("an unexpected error")}])

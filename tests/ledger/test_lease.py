@@ -13,6 +13,24 @@ from muxfer.ledger.lease import WATCHES, Claims
 from tests.ledger.lease_doubles import FakeSleep, MemoryStore, holder_elsewhere, no_sleep, take_lease
 
 
+def drive_at_once(num_drivers, take):
+    """The leases that drivers in threads of their own took, and how many were turned away."""
+    won, lost = [], []
+
+    def drive(number):
+        try:
+            won.append(take(number))
+        except StudyBusy:
+            lost.append(number)
+
+    drivers = [threading.Thread(target=drive, args=(number,)) for number in range(num_drivers)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    return won, len(lost)
+
+
 def test_living_holder_on_this_host_is_busy_at_once_and_named():
     store = MemoryStore()
     lease = take_lease(store, ttl_seconds=60)
@@ -70,21 +88,9 @@ def test_lease_released_while_we_watch_is_acquired():
 
 
 def test_one_of_many_concurrent_drivers_wins():
-    store, start, won, lost = MemoryStore(), threading.Barrier(8), [], []
-
-    def drive():
-        start.wait()
-        try:
-            won.append(take_lease(store, ttl_seconds=60))
-        except StudyBusy:
-            lost.append(1)
-
-    drivers = [threading.Thread(target=drive) for _ in range(8)]
-    for driver in drivers:
-        driver.start()
-    for driver in drivers:
-        driver.join()
-    assert (len(won), len(lost)) == (1, 7)
+    store, start = MemoryStore(), threading.Barrier(8)
+    won, lost = drive_at_once(8, lambda _: (start.wait(), take_lease(store, ttl_seconds=60)))
+    assert (len(won), lost) == (1, 7)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +109,9 @@ def test_epoch_is_above_every_epoch_of_the_study(last, highest_epoch, epoch):
 
 
 def test_one_of_concurrent_drivers_wins_though_they_know_different_epochs():
-    store, read, won, lost = MemoryStore(), threading.Barrier(4), [], []
+    store, read = MemoryStore(), threading.Barrier(4)
 
-    def drive(number):
+    def take(number):
         called = []
 
         def highest_epoch():
@@ -113,17 +119,10 @@ def test_one_of_concurrent_drivers_wins_though_they_know_different_epochs():
                 called.append(read.wait())
             return number
 
-        try:
-            won.append(take_lease(store, ttl_seconds=60, highest_epoch=highest_epoch))
-        except StudyBusy:
-            lost.append(number)
+        return take_lease(store, ttl_seconds=60, highest_epoch=highest_epoch)
 
-    drivers = [threading.Thread(target=drive, args=(number,)) for number in range(4)]
-    for driver in drivers:
-        driver.start()
-    for driver in drivers:
-        driver.join()
-    assert (len(won), len(lost)) == (1, 3)
+    won, lost = drive_at_once(4, take)
+    assert (len(won), lost) == (1, 3)
     assert won[0].held()
     assert not won[0].overtaken()
 

@@ -1,9 +1,7 @@
 """The spool and its writer: each operation arrives once and in order, after crashes, full disks and outages."""
 
 import os
-import resource
 import threading
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from muxfer.errors import BadInput, LedgerUnreachable, StudyBusy
 from muxfer.ledger import writer
 from muxfer.ledger.spool import Spool
 from muxfer.ledger.writer import Writer
+from tests.full_disk import full_disk
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +22,13 @@ def no_pauses(monkeypatch):
 
 def numbered(*numbers):
     return [{"op": "points", "n": number} for number in numbers]
+
+
+def filled(path, *numbers):
+    spool = Spool(path)
+    for operation in numbered(*numbers):
+        spool.append(operation)
+    return spool
 
 
 def drained(spool):
@@ -64,9 +70,7 @@ def test_spool_returns_operations_in_order_and_removes_its_files(tmp_path):
 
 
 def test_spool_is_read_in_chunks_from_the_acknowledged_offset(tmp_path):
-    spool = Spool(tmp_path / "spool.jsonl")
-    for operation in numbered(*range(20)):
-        spool.append(operation)
+    spool = filled(tmp_path / "spool.jsonl", *range(20))
     first, offset = spool.read(60)
     assert 0 < len(first) < 20
     spool.acknowledge(offset)
@@ -77,10 +81,7 @@ def test_spool_is_read_in_chunks_from_the_acknowledged_offset(tmp_path):
 @pytest.mark.parametrize("cut", range(1, 22))
 def test_line_cut_short_by_a_crash_is_dropped(tmp_path, cut):
     path = tmp_path / "spool.jsonl"
-    spool = Spool(path)
-    for operation in numbered(1, 2):
-        spool.append(operation)
-    spool.close()
+    filled(path, 1, 2).close()
     line = path.read_bytes().splitlines(keepends=True)[0]
     path.write_bytes(path.read_bytes()[: -min(cut, len(line))])
     again = Spool(path)
@@ -97,9 +98,7 @@ def test_damaged_line_is_skipped_with_a_warning(tmp_path, caplog):
 
 def test_offset_without_a_spool_is_ignored(tmp_path):
     (tmp_path / "spool.offset").write_text("1000")
-    spool = Spool(tmp_path / "spool.jsonl")
-    spool.append(numbered(1)[0])
-    spool.close()
+    filled(tmp_path / "spool.jsonl", 1).close()
     assert drained(Spool(tmp_path / "spool.jsonl")) == numbered(1)
 
 
@@ -129,16 +128,6 @@ def test_non_finite_value_never_reaches_the_spool(tmp_path, value):
     assert spool.pending_bytes == 0
 
 
-@contextmanager
-def full_disk(limit_bytes):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_operations_survive_a_full_disk_in_memory(tmp_path):
     spool = Spool(tmp_path / "spool.jsonl")
     with full_disk(30):
@@ -163,10 +152,7 @@ def test_operations_go_to_the_disk_when_it_has_room_again_during_an_outage(tmp_p
 
 
 def test_spool_of_an_earlier_driver_is_applied_first(tmp_path):
-    earlier = Spool(tmp_path / "spool-1.jsonl")
-    for operation in numbered(1, 2):
-        earlier.append(operation)
-    earlier.close()
+    filled(tmp_path / "spool-1.jsonl", 1, 2).close()
     sink = Sink()
     writer = writer_for([Spool(tmp_path / "spool-1.jsonl"), Spool(tmp_path / "spool-2.jsonl")], sink)
     writer.write(numbered(3)[0])
