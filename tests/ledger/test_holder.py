@@ -57,20 +57,9 @@ print([Holder.from_json(text).alive() for text in sys.argv[1:]])
 def test_process_hidden_by_proc_is_not_taken_for_dead():
     ours = Holder.this_process()
     gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout
-    done = subprocess.run(
-        [
-            "unshare",
-            "--mount",
-            sys.executable,
-            "-c",
-            HIDDEN,
-            ours.to_json(),
-            dataclasses.replace(ours, pid=int(gone)).to_json(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    holders = [holder.to_json() for holder in (ours, dataclasses.replace(ours, pid=int(gone)))]
+    command = ["unshare", "--mount", sys.executable, "-c", HIDDEN, *holders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[None, False]", done.stderr
 
 
@@ -79,9 +68,8 @@ def test_process_with_undecodable_name_is_judged(tmp_path):
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as process:
         try:
-            while (
-                processes.status(process.pid) is None or (Path(f"/proc/{process.pid}/comm").read_bytes())[:1] != b"\xff"
-            ):
+            name = Path(f"/proc/{process.pid}/comm")
+            while processes.status(process.pid) is None or name.read_bytes()[:1] != b"\xff":
                 time.sleep(0.01)
             assert processes.start_time(process.pid) >= processes.start_time(os.getpid())
             assert dataclasses.replace(Holder.this_process(), pid=process.pid, started="1").alive() is False

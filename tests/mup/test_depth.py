@@ -118,17 +118,9 @@ def tied(width: int) -> nn.Module:
     ],
 )
 def test_models_that_cannot_be_scaled_in_depth_are_refused(changes: dict, message: str) -> None:
-    arguments = {
-        "build": lambda width: Residual(width, 2),
-        "width": 32,
-        "base_width": 16,
-        "parametrization": "completep",
-        "readout": "out.weight",
-        "depth": 2,
-        "base_depth": 1,
-        "branches": ("blocks.*",),
-        "branch_ends": ("blocks.*.proj.*", "blocks.*.fc2.*"),
-    }
+    arguments = {"build": lambda width: Residual(width, 2), "width": 32, "base_width": 16, "depth": 2, "base_depth": 1}
+    arguments |= {"parametrization": "completep", "readout": "out.weight"}
+    arguments |= {"branches": ("blocks.*",), "branch_ends": ("blocks.*.proj.*", "blocks.*.fc2.*")}
     with pytest.raises(BadInput, match=message) as caught:
         make_plan(**{**arguments, **changes})
     assert "\n" not in str(caught.value)

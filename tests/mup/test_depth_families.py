@@ -80,16 +80,8 @@ def test_stock_uvit_is_refused_with_the_remedy() -> None:
     for skip in ("linear", "residual"):
         model = Uvit(family="uvit", num_classes=10, skip=skip, base_width=32, **{**SMALL, **CHANGES})
         family = family_of(model)
-        arguments = {
-            "width": 64,
-            "base_width": 32,
-            "parametrization": "completep",
-            "readout": family.readout,
-            "depth": 3,
-            "base_depth": 1,
-            "branches": family.branches,
-            "branch_ends": family.branch_ends,
-        }
+        arguments = {"width": 64, "base_width": 32, "depth": 3, "base_depth": 1, "parametrization": "completep"}
+        arguments |= {name: getattr(family, name) for name in ("readout", "branches", "branch_ends")}
         if skip == "linear":
             with pytest.raises(BadInput, match=r"no branch ends.*model.skip=residual offers x \+ W\[x; skip\]"):
                 make_plan(family.build, **arguments)

@@ -108,25 +108,17 @@ def test_what_an_earlier_command_trained_does_not_count_as_this_ones_speed(clock
     assert progress._time_left() == "12s", "6 steps at 2 s each"
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "left"),
-    [
-        ([90], ended(1, 0.5, step=100, resumed_at=80), 100),
-        ([], ended(1, 0.5, step=100, resumed_at=80), 100),
-        ([30], ended(1, 0.5, step=100), 20),
-        ([], ended(1, None, step=20), 100),
-        ([30, 90, 60], ended(1, 0.5, step=100, resumed_at=55), 29),
-        ([90], failed(1, step=95), 400),
-    ],
-    ids=[
-        "resumed",
-        "over at its first report",
-        "fresh",
-        "diverged",
-        "its process died and it was resumed",
-        "resumed, and failed",
-    ],
-)
+ENDS = {
+    "resumed": ([90], ended(1, 0.5, step=100, resumed_at=80), 100),
+    "over at its first report": ([], ended(1, 0.5, step=100, resumed_at=80), 100),
+    "fresh": ([30], ended(1, 0.5, step=100), 20),
+    "diverged": ([], ended(1, None, step=20), 100),
+    "its process died and it was resumed": ([30, 90, 60], ended(1, 0.5, step=100, resumed_at=55), 29),
+    "resumed, and failed": ([90], failed(1, step=95), 400),
+}
+
+
+@pytest.mark.parametrize(("first", "last", "left"), ENDS.values(), ids=ENDS)
 def test_nor_does_it_once_the_trial_is_over(clock, first, last, left):
     progress = TerminalProgress(io.StringIO())
     other = dataclasses.replace(trial(1), key="other")

@@ -26,15 +26,8 @@ def test_extending_the_grid_keeps_the_study_and_the_keys_of_its_trials(make_conf
 @pytest.mark.parametrize(
     "same",
     [
-        "search.seeds=3",
-        "compute.slots=1",
-        "compute.device=cpu",
-        "training.checkpoint_every=7",
-        "output_dir=x",
-        "target.width=512",
-        "evaluation.guidance=5",
-        "ledger.experiment=other",
-        "model.width=128",
+        *("search.seeds=3", "compute.slots=1", "compute.device=cpu", "training.checkpoint_every=7", "output_dir=x"),
+        *("target.width=512", "evaluation.guidance=5", "ledger.experiment=other", "model.width=128"),
         "optimizer.base_lr=1",
     ],
 )
@@ -45,14 +38,8 @@ def test_what_cannot_change_the_numbers_keeps_the_study(make_config, same):
 @pytest.mark.parametrize(
     "other",
     [
-        "optimizer.parametrization=standard",
-        "training.steps=100",
-        "training.seed=1",
-        "model.depth=2",
-        "objective=ddpm",
-        "optimizer.weight_decay=0.1",
-        "model.base_width=32",
-        "evaluation.timesteps=4",
+        *("optimizer.parametrization=standard", "optimizer.weight_decay=0.1", "training.steps=100", "training.seed=1"),
+        *("model.depth=2", "model.base_width=32", "objective=ddpm", "evaluation.timesteps=4"),
         "+search.grad_clip=[1,2]",
     ],
 )
