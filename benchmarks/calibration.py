@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +66,19 @@ def synthetic(case: Case, rng: np.random.Generator) -> tuple[Table, np.ndarray]:
         blocks = case.block * rng.standard_normal(case.seeds)
         noise = case.noise * rng.standard_normal((case.rates, case.seeds))
         loss = level * (1 + SHAPES[case.shape](x - place))[:, None] * (1 + noise + blocks)
-        table[width] = {
-            float(hp): Cell(
-                axis=width,
-                hp=float(hp),
-                outcome=Outcome.FINISHED,
-                metrics=dict(enumerate(row.tolist())),
-                mean=float(row.mean()),
-                step=1,
-            )
-            for hp, row in zip(x, loss, strict=True)
-        }
+        table[width] = {hp: _cell(width, hp, row) for hp, row in zip(x.tolist(), loss, strict=True)}
     return table, optimum
+
+
+def _cell(width: float, hp: float, losses: np.ndarray) -> Cell:
+    metrics, mean = dict(enumerate(losses.tolist())), float(losses.mean())
+    return Cell(axis=width, hp=hp, outcome=Outcome.FINISHED, metrics=metrics, mean=mean, step=1)
 
 
 def measured(case: Case, *, studies: int, seed: int = 0) -> dict[str, Any]:
     """Shares of verdicts, and how often the 95 % intervals of optimum, drift and regret hold the truth."""
-    rng = np.random.default_rng(
-        [seed, case.rates, case.seeds, round(10 * case.drift), sorted(SHAPES).index(case.shape)]
-    )
+    place = sorted(SHAPES).index(case.shape)
+    rng = np.random.default_rng([seed, case.rates, case.seeds, round(10 * case.drift), place])
     verdicts: Counter[VerdictKind] = Counter()
     covers: dict[str, list[bool]] = {"optimum": [], "drift": [], "regret": []}
     for _ in range(studies):
@@ -123,12 +118,8 @@ def _grid(case: Case) -> np.ndarray:
 def cases() -> list[Case]:
     quadratics = [Case(rates=r, seeds=s, drift=d) for r in (5, 7) for s in (1, 3) for d in (0.0, 0.5, 1.0)]
     blocks = [Case(rates=7, seeds=3, drift=d, block=0.02) for d in (0.0, 1.0)]
-    others = [
-        Case(shape=shape, rates=7, seeds=s, drift=d)
-        for shape in ("skewed", "cliff")
-        for s in (1, 3)
-        for d in (0.0, 1.0)
-    ]
+    kinds = product(("skewed", "cliff"), (1, 3), (0.0, 1.0))
+    others = [Case(shape=shape, rates=7, seeds=s, drift=d) for shape, s, d in kinds]
     return [*quadratics, *blocks, *others]
 
 

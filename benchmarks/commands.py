@@ -40,35 +40,21 @@ def sweep(*, quick: bool) -> list[Row]:
         first, wall_seconds = muxfer(folder, "sweep", "lr-width")
         again_seconds = []
         for _ in range(3):
-            again, seconds = muxfer(folder, "sweep", "lr-width")
-            again_seconds.append(seconds)
+            again, again_wall_seconds = muxfer(folder, "sweep", "lr-width")
+            again_seconds.append(again_wall_seconds)
             if again["ran"] != 0:
                 raise RuntimeError(f"the second sweep ran {again['ran']} trials, expected 0")
     note = f"{first['ran']} trials on {slots} slots, one run; verdict: {first['verdict']['verdict']}"
-    train_seconds = {"train_seconds": spread([first["train_seconds"]]), "wall_seconds": spread([wall_seconds])}
+    said = {"wall_seconds_as_the_command_says": spread([first["wall_seconds"]])}
+    seconds = {"train_seconds": spread([first["train_seconds"]]), "wall_seconds": spread([wall_seconds])}
+    share = spread([first["train_seconds"] / (slots * wall_seconds)])
+    known = f"{len(first['trials'])} trials in the ledger"
+    name = "`muxfer sweep lr-width`"
+    busy = "seconds in steps and validation / (slots x wall)"
     return [
-        Row(
-            name="`muxfer sweep lr-width`, wall",
-            value=spread([wall_seconds]),
-            unit=" s",
-            at_most=120,
-            contestants={"wall_seconds_as_the_command_says": spread([first["wall_seconds"]])},
-            note=note,
-        ),
-        Row(
-            name="seconds in steps and validation / (slots x wall)",
-            value=spread([first["train_seconds"] / (slots * wall_seconds)]),
-            at_least=0.80,
-            contestants=train_seconds,
-            note="the same run",
-        ),
-        Row(
-            name="`muxfer sweep lr-width` with everything done, wall",
-            value=spread(again_seconds),
-            unit=" s",
-            at_most=10,
-            note=f"{len(first['trials'])} trials in the ledger",
-        ),
+        Row(name=f"{name}, wall", value=spread([wall_seconds]), unit=" s", at_most=120, contestants=said, note=note),
+        Row(name=busy, value=share, at_least=0.80, contestants=seconds, note="the same run"),
+        Row(name=f"{name} with everything done, wall", value=spread(again_seconds), unit=" s", at_most=10, note=known),
     ]
 
 

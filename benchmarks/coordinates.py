@@ -129,13 +129,8 @@ def run(job: Job) -> Result:
         if line.slope is not None:
             worst[line.measure] = max(worst.get(line.measure, 0.0), abs(line.slope - line.expected))
     failing = tuple(f"{line.measure} of {line.name}: {line.slope}" for line in check.lines if not line.passed)
-    return Result(
-        passed=check.passed,
-        worst=worst,
-        failing=failing,
-        loss_change=check.loss_change,
-        seconds=time.perf_counter() - began,
-    )
+    change, seconds = check.loss_change, time.perf_counter() - began
+    return Result(passed=check.passed, worst=worst, failing=failing, loss_change=change, seconds=seconds)
 
 
 def run_all(jobs: Sequence[Job], *, processes: int = 2) -> list[Result]:

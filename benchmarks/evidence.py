@@ -214,9 +214,8 @@ def _oracle(side: Side, run: float) -> Way:
     """The way that tunes the target itself."""
     own = at_width(side.records, TARGET)
     num_rates = len({record.setting["base_lr"] for record in own})
-    return _way(
-        f"{side.name} tuned at the target itself, {num_rates} rates x {NUM_SEEDS} seeds", own, TARGET, side, run
-    )
+    name = f"{side.name} tuned at the target itself, {num_rates} rates x {NUM_SEEDS} seeds"
+    return _way(name, own, TARGET, side, run)
 
 
 def _row(way: Way, ours: Way) -> str:

@@ -143,8 +143,8 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _same_at_best(healthy: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Mapping[str, Any]:
-    names = ("study", "seed", "width", "times")
     """The healthy target of the same study, seed, width and length."""
+    names = ("study", "seed", "width", "times")
     return next(other for other in healthy if all(other[name] == row[name] for name in names))
 
 

@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks.commands import ROOT, muxfer
+from benchmarks.faults.harness.sweep import query
 from benchmarks.page import busy_cores, facts_line, machine, replace_section, table
 from benchmarks.reporter import CURVES
 from benchmarks.reporters import finished, writing
@@ -52,9 +53,8 @@ def reading(*, quick: bool, rounds: int) -> list[Row]:
         fill(Path(folder), num_studies=num_studies, num_trials=num_trials)
         seconds = time.perf_counter() - began
         database = Path(folder, "mlflow.db")
-        with closing(sqlite3.connect(database)) as connection:
-            [(num_points,)] = connection.execute("select count(*) from metrics").fetchall()
-            [(num_runs,)] = connection.execute("select count(*) from tags where key = 'muxfer.key'").fetchall()
+        [(num_points,)] = query(database, "select count(*) from metrics")
+        [(num_runs,)] = query(database, "select count(*) from tags where key = 'muxfer.key'")
         size = database.stat().st_size / 1e9
         note = f"{num_trials:,} of {num_runs:,} trials, {num_points:,} points, {size:.2f} GB"
         print(f"{note}, made in {seconds:.0f} s", file=sys.stderr)

@@ -2,21 +2,20 @@
 
 import json
 import queue
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import ROOT
 from benchmarks.faults.harness.server import serving
-from benchmarks.reporter import points_of
+from benchmarks.faults.harness.sweep import query
+from benchmarks.reporter import CURVES, points_of
 from benchmarks.timing import Row, spread
 from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.ledger.mlflow_ledger import MlflowLedger
@@ -43,32 +42,23 @@ def writing(*, quick: bool) -> list[Row]:
         Trial(key=content_hash(["load", n]), setting={"base_lr": 2.0**-7, "width": 64}, replicate=n, task={})
         for n in range(rounds * NUM_REPORTERS)
     ]
+    num_points = len(trials) * reports * STEPS_A_REPORT * len(CURVES)
     with tempfile.TemporaryDirectory(prefix="muxfer-load-") as folder, serving(Path(folder)) as proxy:
         uri = f"http://127.0.0.1:{proxy.port}"
         request = resolve("lr-width", [f"ledger.tracking_uri={uri}", f"output_dir={folder}"])
         with drive(request) as session:
             session.flush()
             load = _train(session, trials, reports=reports)
-        num_wrong, num_points = compare(proxy.database, trials, reports=reports)
+        num_wrong = compare(proxy.database, trials, reports=reports)
     note = f"{len(trials)} trials, {num_points:,} points in {load.seconds:.0f} s, {NUM_REPORTERS} processes"
+    rate, offered = num_points / (load.seconds + load.flush_seconds), num_points / load.seconds
+    waiting = {"bytes_waiting_then": spread([load.pending_bytes]), "bytes_waiting_meanwhile": spread(load.samples)}
+    taken, flush = "points the driver and one server took per second", spread([load.flush_seconds])
     return [
         Row(name="points lost, doubled or changed", value=spread([num_wrong]), at_most=0, note=note),
-        Row(
-            name="points the driver and one server took per second",
-            value=spread([num_points / (load.seconds + load.flush_seconds)]),
-            note=f"offered: {num_points / load.seconds:,.0f} a second",
-        ),
+        Row(name=taken, value=spread([rate]), note=f"offered: {offered:,.0f} a second"),
         Row(name="age of a report when the driver took it", value=spread(load.ages), unit=" s", at_most=1, note=note),
-        Row(
-            name="flush after the last report",
-            value=spread([load.flush_seconds]),
-            unit=" s",
-            at_most=5,
-            contestants={
-                "bytes_waiting_then": spread([load.pending_bytes]),
-                "bytes_waiting_meanwhile": spread(load.samples),
-            },
-        ),
+        Row(name="flush after the last report", value=flush, unit=" s", at_most=5, contestants=waiting),
     ]
 
 
@@ -90,36 +80,39 @@ def _train(session: Session, trials: Sequence[Trial], *, reports: int) -> Load:
     ledger = session.ledger
     assert isinstance(ledger, MlflowLedger)
     assert ledger._writer is not None
-    started: list[Reporters] = []
+    samples: list[float] = []
+    over = threading.Event()
 
-    def start() -> Reporters:
-        started.append(Reporters(NUM_REPORTERS, reports=reports, seconds=1.0))
-        return started[0]
+    def sample(writer: Writer) -> None:
+        while not over.wait(0.5):
+            samples.append(writer.pending_bytes)
 
-    backlog = Backlog(ledger._writer)
+    sampler = threading.Thread(target=sample, args=(ledger._writer,), daemon=True)
+    sampler.start()
     began = time.perf_counter()
+    reporters = Reporters(NUM_REPORTERS, reports=reports, seconds=1.0)
     ran = run_study(
         trials,
         [],
         study=session.study,
         ledger=ledger,
         lease=session.lease,
-        start_executor=start,
+        start_executor=lambda: reporters,
         files=session.files,
         progress=Silence(),
     )
-    seconds, pending_bytes = time.perf_counter() - began, backlog.now()
-    began = time.perf_counter()
+    ended, pending_bytes = time.perf_counter(), ledger._writer.pending_bytes
     ledger.flush(600)
-    flush_seconds = time.perf_counter() - began
-    backlog.stop()
+    flush_seconds = time.perf_counter() - ended
+    over.set()
+    sampler.join()
     assert len(ran.records) == len(trials)
     return Load(
-        seconds=seconds,
+        seconds=ended - began,
         flush_seconds=flush_seconds,
-        ages=started[0].ages,
+        ages=reporters.ages,
         pending_bytes=pending_bytes,
-        samples=backlog.samples,
+        samples=samples,
     )
 
 
@@ -204,38 +197,15 @@ class Silence:
     def stop(self) -> None: ...
 
 
-class Backlog:
-    """Samples twice a second how many bytes wait in the spool."""
-
-    def __init__(self, writer: Writer) -> None:
-        self.samples: list[float] = []
-        self._writer = writer
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-
-    def now(self) -> int:
-        return self._writer.pending_bytes
-
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.5):
-            self.samples.append(self.now())
-
-
-def compare(database: Path, trials: Sequence[Trial], *, reports: int) -> tuple[int, int]:
-    """How many points in the database differ from those sent, and how many were sent."""
+def compare(database: Path, trials: Sequence[Trial], *, reports: int) -> int:
+    """How many points in the database differ from those sent."""
     num_wrong = 0
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        for trial in trials:
-            stored = connection.execute(
-                "select m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid"
-                " where t.key = 'muxfer.key' and t.value = ? and m.key in ('grad_norm', 'train_loss')",
-                (trial.key,),
-            ).fetchall()
-            sent = points_of(trial.key, range(1, reports * STEPS_A_REPORT + 1))
-            num_wrong += abs(len(stored) - len(sent)) + len(set(stored) ^ set(sent))
-    return num_wrong, len(trials) * len(sent)
+    text = (
+        "select m.key, m.step, m.value from metrics m join tags t on t.run_uuid = m.run_uuid"
+        " where t.key = 'muxfer.key' and t.value = ? and m.key in ('grad_norm', 'train_loss')"
+    )
+    for trial in trials:
+        stored = query(database, text, trial.key)
+        sent = points_of(trial.key, range(1, reports * STEPS_A_REPORT + 1))
+        num_wrong += abs(len(stored) - len(sent)) + len(set(stored) ^ set(sent))
+    return num_wrong

@@ -117,27 +117,20 @@ def _at_width(width: int, *, quick: bool) -> list[Row]:
     apart = max(abs(a - b) / b for a, b in losses)
     our_rates = [num_steps * step_flops / each / 1e9 for each in seconds["ours"]]
     product_rates = [num_products * product_flops / each / 1e9 for each in seconds["product"]]
+    beside = {
+        "reference_step_seconds": spread([each / num_steps for each in seconds["theirs"]]),
+        "our_step_seconds": spread([each / num_steps for each in seconds["ours"]]),
+    }
+    rates = {"our_step_gflop_per_second": spread(our_rates), "product_gflop_per_second": spread(product_rates)}
+    note = (
+        f"CPU, one thread, fp32, batch {task.training.batch_size}, {tokens} tokens, depth {task.model.depth};"
+        f" losses of {len(losses)} steps at most {apart:.0e} apart"
+    )
+    product = f"the same thread; [{rows}, {width}] @ [{width}, {hidden}], the largest linear; 6 FLOPs a MAC"
+    ratio, share = ratios(seconds["theirs"], seconds["ours"]), ratios(our_rates, product_rates)
+    name = f"reference-style DiT step / our step, width {width}"
+    achieved = f"achieved FLOP/s of our step / matrix-product rate, width {width}"
     return [
-        Row(
-            name=f"reference-style DiT step / our step, width {width}",
-            value=ratios(seconds["theirs"], seconds["ours"]),
-            unit="x",
-            at_least=1.3,
-            contestants={
-                "reference_step_seconds": spread([each / num_steps for each in seconds["theirs"]]),
-                "our_step_seconds": spread([each / num_steps for each in seconds["ours"]]),
-            },
-            note=f"CPU, one thread, fp32, batch {task.training.batch_size}, {tokens} tokens, depth {task.model.depth};"
-            f" losses of {len(losses)} steps at most {apart:.0e} apart",
-        ),
-        Row(
-            name=f"achieved FLOP/s of our step / matrix-product rate, width {width}",
-            value=ratios(our_rates, product_rates),
-            at_least=0.6,
-            contestants={
-                "our_step_gflop_per_second": spread(our_rates),
-                "product_gflop_per_second": spread(product_rates),
-            },
-            note=f"the same thread; [{rows}, {width}] @ [{width}, {hidden}], the largest linear; 6 FLOPs a MAC",
-        ),
+        Row(name=name, value=ratio, unit="x", at_least=1.3, contestants=beside, note=note),
+        Row(name=achieved, value=share, at_least=0.6, contestants=rates, note=product),
     ]

@@ -43,28 +43,16 @@ def resume(*, quick: bool) -> list[Row]:
         seconds = interleaved(
             {"resumed": lambda: start(stopped), "cold": lambda: start(next(cold_folders))}, rounds=5 if quick else 20
         )
+    ratio = ratios(seconds["resumed"], seconds["cold"])
+    beside = {f"{name}_seconds": spread(seconds[name]) for name in ("resumed", "cold")}
+    warm = "width 128, model built and one step done, in a warm process"
+    stops = f"stopped 0, 1, 5 and {INTERVAL - 1} steps behind a checkpoint, an interval of {INTERVAL}"
+    name, later = "resume to the first new step / cold start", "a later trial's start in a warm process"
+    alone = "width 128, without Ray's queue"
     return [
-        Row(
-            name="resume to the first new step / cold start",
-            value=ratios(seconds["resumed"], seconds["cold"]),
-            unit="x",
-            at_most=1.2,
-            contestants={"resumed_seconds": spread(seconds["resumed"]), "cold_seconds": spread(seconds["cold"])},
-            note="width 128, model built and one step done, in a warm process",
-        ),
-        Row(
-            name="steps done again / checkpoint interval",
-            value=spread(again),
-            at_most=1,
-            note=f"stopped 0, 1, 5 and {INTERVAL - 1} steps behind a checkpoint, an interval of {INTERVAL}",
-        ),
-        Row(
-            name="a later trial's start in a warm process",
-            value=spread(build_seconds),
-            unit=" s",
-            at_most=0.05,
-            note="width 128, without Ray's queue",
-        ),
+        Row(name=name, value=ratio, unit="x", at_most=1.2, contestants=beside, note=warm),
+        Row(name="steps done again / checkpoint interval", value=spread(again), at_most=1, note=stops),
+        Row(name=later, value=spread(build_seconds), unit=" s", at_most=0.05, note=alone),
     ]
 
 
@@ -112,13 +100,10 @@ def ledger(*, quick: bool) -> list[Row]:
             lease.release()
             kept.close()
     rates = {name: [num_metrics / each for each in times] for name, times in seconds.items()}
+    beside = {"raw_append_fsync_metrics_per_second": spread(rates["raw"])}
+    note = f"{num_metrics} metrics of one trial, {points_each // 2} a report, spool and database; its run exists"
+    name, recorded = "metrics recorded per second, SQLite", spread(rates["ledger"])
     return [
-        Row(
-            name="metrics recorded per second, SQLite",
-            value=spread(rates["ledger"]),
-            at_least=10_000,
-            contestants={"raw_append_fsync_metrics_per_second": spread(rates["raw"])},
-            note=f"{num_metrics} metrics of one trial, {points_each // 2} a report, spool and database; its run exists",
-        ),
+        Row(name=name, value=recorded, at_least=10_000, contestants=beside, note=note),
         Row(name="metrics recorded / raw append+fsync", value=ratios(rates["ledger"], rates["raw"])),
     ]

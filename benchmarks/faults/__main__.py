@@ -14,8 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.faults.gate import Tally, passed, run, table
-from benchmarks.faults.harness.row import Row
+from benchmarks.faults.gate import Row, Tally, passed, run, table
 from benchmarks.faults.harness.settings import BRIEF, ROOT
 from benchmarks.faults.rows import ROWS
 from benchmarks.page import machine, replace_section

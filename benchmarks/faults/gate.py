@@ -13,14 +13,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.faults.harness.row import Row
-from benchmarks.faults.harness.settings import BRIEF, CACHE, ROOT
+from benchmarks.faults.harness.settings import BRIEF, CACHE, ROOT, Case
 
 LANES = 2
 CASE_SECONDS = 1500.0
 MAX_FAILURES = 3
 STATE = ROOT / "dist" / "faults.json"
 """Where the full bench keeps its tallies between runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many faults the gate, the full bench, one case of the gate and the test suite cause."""
+
+    gate: int
+    full: int
+    batch: int = 1
+    test: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fault, what is right after it, and how often it is caused."""
+
+    name: str
+    fault: str
+    right: str
+    counts: Counts
+    case: Case
+    brief: Case | None = None
+    """The case of the test suite, if it differs from `case`. Rows with the same brief case share one run of it."""
+    waits: bool = False
+    """Whether a case waits most of the time. Such a case runs beside the others."""
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,6 @@
 """The rows of the bench, in the order of docs/reliability.md."""
 
-from benchmarks.faults.harness.row import Counts, Row
+from benchmarks.faults.gate import Counts, Row
 from benchmarks.faults.inputs import configs
 from benchmarks.faults.inputs.earlier_ledgers import earlier_ledgers
 from benchmarks.faults.inputs.files import files

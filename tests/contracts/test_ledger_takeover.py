@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from benchmarks.faults.harness.moments import stop_between_writes
+from benchmarks.faults.harness.sweep import stop_between_writes
 from muxfer.errors import StudyBusy
 from muxfer.ledger.tracking_uri import sqlite_path
 from tests.contracts.conftest import ROOT, STUDY
@@ -24,6 +24,8 @@ from muxfer.config.study import LedgerConfig
 from muxfer.errors import StudyBusy
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Study
+
+pytestmark = pytest.mark.slow
 config = LedgerConfig(tracking_uri=sys.argv[2], experiment=sys.argv[3], lease_seconds=float(sys.argv[4]))
 print("READY", flush=True)
 sys.stdin.readline()

@@ -13,14 +13,29 @@ import fcntl
 import hashlib
 import json
 import os
+import random
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.harness.settings import CACHE, STEPS
-from benchmarks.faults.harness.sweep import Sweep
+from benchmarks.faults.harness.sweep import Sweep, wait_for
+
+LATEST_MOMENT = 0.7
+"""A command is interrupted within this part of an uninterrupted sweep's time.
+
+Later commands have less to do and would end before a later moment.
+"""
+HALF_WRITTEN: Mapping[str, str] = {
+    "a checkpoint is being written": "muxfer/*/trials/*/attempt-*/.step-*",
+    "a spool was made": "muxfer/*/spool-*.jsonl",
+    "the database is being made": "mlflow.db*",
+    "the report is being written": "muxfer/*/*.svg",
+}
 
 
 def assert_promise(sweep: Sweep, result: Mapping[str, Any]) -> None:
@@ -74,3 +89,16 @@ def _run_uninterrupted(sweep: Sweep) -> dict[str, Any]:
         "weights": sweep.weights(),
         "wall_seconds": wall_seconds,
     }
+
+
+def random_moment(sweep: Sweep, process: "subprocess.Popen[str]", rng: random.Random) -> bool:
+    """Wait for a random moment, in 4 of 10 cases one of HALF_WRITTEN. Returns whether the process still runs then."""
+    seconds = rng.uniform(0.0, LATEST_MOMENT * reference(sweep.name, sweep.overrides)["wall_seconds"])
+    if rng.random() < 0.4:
+        pattern = rng.choice(list(HALF_WRITTEN.values()))
+        wait_for(lambda: next(sweep.folder.glob(pattern), None) is not None, process, seconds=seconds)
+        time.sleep(rng.uniform(0.0, 0.05))
+    else:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    return process.poll() is None

@@ -1,10 +1,15 @@
-"""The sweeps that the rows train, and the environment variables by which the gate speaks to a case."""
+"""The type of a case, the sweeps that cases train, and the environment variables by which the gate speaks to a case."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+Case = Callable[[int, Path, int], int]
+"""`case(seed, empty folder, faults)` causes that many faults and returns how many it caused.
+
+It raises AssertionError where the promise is broken.
+"""
 ROOT = Path(__file__).resolve().parents[3]
 BRIEF = "MUXFER_FAULTS_BRIEF"
 """The test suite sets this variable: sweeps are smaller, and a row with a brief case runs that one."""

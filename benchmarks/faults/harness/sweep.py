@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, ROOT, SETTLE_SECONDS, STEPS
-from muxfer.processes import start_time
+from muxfer.processes import locking_process, start_time, status
 
 MARK = "MUXFER_FAULTS_MARK"
 """An environment variable by which the processes of one Sweep are recognized."""
@@ -231,7 +231,7 @@ def runs_of(database: Path) -> dict[str, TrialRow]:
         " where t.key = 'muxfer.key' and r.lifecycle_stage = 'active'",
     )
     runs: dict[str, TrialRow] = {}
-    for run_id, status, key in rows:
+    for run_id, run_status, key in rows:
         assert key not in runs, f"trial {key} has two runs"
         tags = dict(query(database, "select key, value from tags where run_uuid = ?", run_id))
         text = "select key, step, value from metrics where run_uuid = ? and key != 'train_seconds' order by key, step"
@@ -239,7 +239,7 @@ def runs_of(database: Path) -> dict[str, TrialRow]:
         assert len({point[:2] for point in points}) == len(points), f"trial {key}: a point is there twice"
         epochs = [int(name[15:]) for name in tags if name.startswith("muxfer.record.e")]
         record = json.loads(tags[f"muxfer.record.e{max(epochs)}"]) if epochs else {}
-        runs[key] = TrialRow(status=status, points=tuple(points), record=record, epoch=max(epochs, default=0))
+        runs[key] = TrialRow(status=run_status, points=tuple(points), record=record, epoch=max(epochs, default=0))
     return runs
 
 
@@ -265,3 +265,28 @@ def new_folder(folder: Path, prefix: str = "") -> Path:
     new = folder / f"{prefix}{len(os.listdir(folder)):03d}"
     new.mkdir()
     return new
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: float = 120.0) -> bool:
+    """Whether the condition held before the process ended and before the time was over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return False
+
+
+def stop_between_writes(pid: int, database: Path | None) -> None:
+    """SIGSTOP a process, but not inside a write to this SQLite file: the file would stay locked for all others."""
+    files = [] if database is None else [database, database.with_name(database.name + "-shm")]
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        while (state := status(pid)) is not None and state[0] not in "TZX":
+            time.sleep(0.001)
+        if locking_process(files) != pid:
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)

@@ -4,6 +4,7 @@ Each pickle here makes the canary when it is unpickled, which is tested first. m
 for anything that could run a file's content.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -17,9 +18,9 @@ from typing import Any
 from safetensors.numpy import save
 
 from benchmarks.faults.harness.refusals import assert_refused
+from benchmarks.faults.harness.settings import ROOT
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs.ledger_files import artifacts, database_file, ledger_tags, ray_state, spool_file
-from benchmarks.faults.inputs.sources import assert_sources_run_no_files
 from muxfer.commands.export import model_of, weights_of
 from muxfer.commands.fit import fit
 from muxfer.commands.verdict_table import verdict
@@ -34,6 +35,10 @@ from muxfer.training import checkpoint
 from muxfer.trial import Outcome, Record, Study
 
 KEY = "0123456789abcdef"
+BANNED_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+BANNED_CALLS = {"eval", "exec", "compile", "__import__", "instantiate", "read_pickle", "unsafe_load", "full_load"}
+BANNED_ATTRIBUTES = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("yaml", "load"), ("mlflow", "pyfunc")}
+BANNED_KEYWORDS = {"allow_pickle", "weights_only"}
 
 
 class _Bomb:
@@ -168,3 +173,30 @@ def _export(rng: random.Random, home: Path, bomb: bytes) -> None:
         tasks = (b'{"task": 5}', b'{"task": {"model": {"family": "os"}}}', b"{}")
         (folder / "target.json").write_bytes(rng.choice([b"[" * 100_000, b"5", b"[]", *tasks]))
     assert_refused(lambda: model_of(Study(name="x", key=KEY, identity={}), record, StudyFolder(home)))
+
+
+def assert_sources_run_no_files() -> None:
+    """No module of muxfer or proxy_models imports or calls what runs a file's content.
+
+    `.eval()` of a torch module is allowed: it runs no text.
+    """
+    for file in (*(ROOT / "muxfer").rglob("*.py"), *(ROOT / "proxy_models").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            _assert_harmless(node, file)
+
+
+def _assert_harmless(node: ast.AST, file: Path) -> None:
+    where = f"{file.relative_to(ROOT)}, line {getattr(node, 'lineno', 0)}"
+    names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+    names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+    assert not BANNED_MODULES & {name.split(".")[0] for name in names}, f"{where} imports {names}"
+    if isinstance(node, ast.Name | ast.alias):
+        name = node.id if isinstance(node, ast.Name) else node.name
+        assert name not in BANNED_CALLS, f"{where} uses {name}"
+    if isinstance(node, ast.Attribute):
+        base = node.value.id if isinstance(node.value, ast.Name) else ""
+        assert (base, node.attr) not in BANNED_ATTRIBUTES, f"{where} uses {base}.{node.attr}"
+        assert node.attr not in BANNED_CALLS - {"eval", "compile"}, f"{where} uses .{node.attr}"
+        assert node.attr != "compile" or base in ("re", "torch"), f"{where} uses .compile"
+    if isinstance(node, ast.keyword):
+        assert node.arg not in BANNED_KEYWORDS, f"{where} uses {node.arg}"

@@ -39,7 +39,10 @@ SERVER_ONLY = {"PLANTED_CONF"}
 LITERAL = "PLANTED_RAW"
 """This secret is in no environment variable. It stands in URIs as it is, with a raw / and @."""
 WORDS = {"DB_PASSWORD": "begin", "HF_TOKEN": "proxy", "X_TOKEN": "finished", "WORD_SECRET": "cafe"}
-"""Secrets that are also words of muxfer's own records, or part of a trial's key."""
+"""Secrets that are also words of muxfer's own records, or part of a trial's key.
+
+They can't be kept out of records, and must not change them.
+"""
 MODULE = """
 import torch
 from torch import nn
@@ -103,14 +106,9 @@ def planted_secrets(seed: int, folder: Path, faults: int) -> int:
         _run_and_search(new_folder(folder), values, {name: values[name] for name in names}, server=server)
         done, server = done + len(names), not server
     if BRIEF not in os.environ:
-        _secrets_that_are_words(new_folder(folder))
+        sweep = Sweep(new_folder(folder), environment=WORDS)
+        assert_promise(sweep, sweep.finish())
     return done
-
-
-def _secrets_that_are_words(home: Path) -> None:
-    """With WORDS as secrets a sweep works as ever. They can't be kept out of records, and must not change them."""
-    sweep = Sweep(home, environment=WORDS)
-    assert_promise(sweep, sweep.finish())
 
 
 def _value(rng: random.Random) -> str:

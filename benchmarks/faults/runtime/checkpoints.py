@@ -9,15 +9,18 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 
-from benchmarks.faults.harness.moments import wait_for
-from benchmarks.faults.harness.one_trial import finish_trial, make_job, train_to, weights_digest
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, SETTLE_SECONDS, STEPS
-from benchmarks.faults.harness.sweep import Sweep, new_folder
+from benchmarks.faults.harness.sweep import Sweep, new_folder, wait_for
+from muxfer.executors.base import TrialJob
 from muxfer.executors.worker import TrialRun
+from muxfer.study.resolve import Request, resolve
+from muxfer.study.trials import grid_trials
 from muxfer.training import checkpoint
+from muxfer.trial import Record
 
 CUTS, FLIPS = 50, 200
 RESUMED = 4
@@ -136,3 +139,38 @@ def _damage_below_a_sweep(folder: Path, rng: random.Random) -> None:
         rng.choice(_damages(newest, rng))[1](newest)
     again = Sweep(folder)
     assert_promise(again, again.finish())
+
+
+def make_request(folder: Path) -> Request:
+    with chdir(folder):
+        return resolve("lr-width", GRID)
+
+
+def make_job(folder: Path) -> TrialJob:
+    """The first trial of the grid, of width 16, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    request = make_request(folder)
+    trial = grid_trials(request.config, fingerprint=request.fingerprint)[0]
+    return TrialJob(trial=trial, folder=str(folder / "trials" / trial.key), epoch=1)
+
+
+def train_to(job: TrialJob, step: int) -> TrialRun:
+    """Start the trial and train it up to this step."""
+    run = TrialRun(job)
+    while run.trainer.step < step:
+        run.advance(0.0)
+    return run
+
+
+def finish_trial(run: TrialRun) -> Record:
+    while True:
+        if (record := run.advance(1.0).record) is not None:
+            return record
+
+
+def weights_digest(job: TrialJob) -> str:
+    """SHA-256 of the averaged weights at the last step."""
+    (file,) = Path(job.folder).glob(f"attempt-*/step-{STEPS:08d}/ema.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()

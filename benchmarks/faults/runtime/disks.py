@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.faults.harness.moments import wait_for
-from benchmarks.faults.harness.one_trial import finish_trial, make_job, make_request, train_to, weights_digest
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.refusals import refusal
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID
-from benchmarks.faults.harness.sweep import Sweep, listed, new_folder
+from benchmarks.faults.harness.sweep import Sweep, listed, new_folder, wait_for
+from benchmarks.faults.runtime.checkpoints import finish_trial, make_job, make_request, train_to, weights_digest
 from muxfer.executors.worker import TrialRun
 
 MEGABYTES = 4
@@ -82,7 +81,8 @@ def _smallest_checkpoint(trials: Path) -> int:
     """The size in bytes of the smallest checkpoint. A checkpoint may be removed meanwhile; then it looks again."""
     while True:
         with suppress(FileNotFoundError):
-            return min(_bytes(path.parent) for path in listed(trials, "*/attempt-*/step-*/manifest.json"))
+            found = listed(trials, "*/attempt-*/step-*/manifest.json")
+            return min(sum(file.stat().st_size for file in path.parent.iterdir()) for path in found)
 
 
 def _own_mounts() -> bool:
@@ -113,11 +113,7 @@ def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int
         _assert_whole(trials)
         checkpoints.free()
         if faults == 2:
-            home.fill(free_bytes=4096 * rng.randrange(4))
-            ended = sweep.run(BUDGET).expect(2)
-            assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
-            _assert_recorded(sweep)
-            home.free()
+            _run_on_full_disk(sweep, home, BUDGET, free_bytes=4096 * rng.randrange(4))
         result = sweep.run(BUDGET).expect(0).result
         assert faults == 1 or result["ran"] == 0
         assert_promise(sweep, result)
@@ -142,17 +138,9 @@ def _database_then_report(folder: Path, rng: random.Random, faults: int) -> int:
         assert "the disk is full" in ended.last_line, ended.last_line
         disk.free()
         if faults == 2:
-            home.fill(free_bytes=rng.randrange(4096, 400_000))
-            ended = sweep.run(*arguments).expect(2)
-            assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
-            _assert_recorded(sweep)
-            home.free()
+            _run_on_full_disk(sweep, home, *arguments, free_bytes=rng.randrange(4096, 400_000))
         assert_promise(sweep, sweep.run(*arguments).expect(0).result)
     return faults
-
-
-def _bytes(checkpoint: Path) -> int:
-    return sum(path.stat().st_size for path in checkpoint.iterdir())
 
 
 def _assert_whole(trials: Path) -> None:
@@ -164,12 +152,15 @@ def _assert_whole(trials: Path) -> None:
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == entry["sha256"], f"{path / name} is cut"
 
 
-def _assert_recorded(sweep: Sweep) -> None:
-    """The ledger must hold every point and record, whatever else could not be written."""
-    expected = reference(sweep.name, sweep.overrides)["points"]
-    runs = sweep.runs()
+def _run_on_full_disk(sweep: Sweep, disk: Disk, *arguments: str, free_bytes: int) -> None:
+    """The sweep must be refused, but the ledger must hold every point and record, whatever else was not written."""
+    disk.fill(free_bytes)
+    ended = sweep.run(*arguments).expect(2)
+    assert "can't be written (No space left on device)" in ended.last_line, ended.last_line
+    expected, runs = reference(sweep.name, sweep.overrides)["points"], sweep.runs()
     assert {key: [list(point) for point in run.points] for key, run in runs.items()} == expected
     assert {run.status for run in runs.values()} == {"FINISHED"}
+    disk.free()
 
 
 def _file_too_large(folder: Path, rng: random.Random) -> int:

@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.faults.harness.moments import random_moment, wait_for
-from benchmarks.faults.harness.promise import assert_promise, reference
-from benchmarks.faults.harness.row import Case
-from benchmarks.faults.harness.settings import ADAPTIVE, GRID
-from benchmarks.faults.harness.sweep import Exit, Sweep, listed, new_folder
+from benchmarks.faults.harness.promise import assert_promise, random_moment, reference
+from benchmarks.faults.harness.settings import ADAPTIVE, GRID, Case
+from benchmarks.faults.harness.sweep import Exit, Sweep, listed, new_folder, wait_for
 from muxfer.processes import start_time
 
 STOP_SECONDS = 30.0
@@ -55,10 +53,7 @@ def _kill_driver(sweep: Sweep, rng: random.Random) -> Exit | None:
     else:
         random_moment(sweep, process, rng)
     process.kill()
-    return _if_finished(sweep.end(process).expect(-signal.SIGKILL, 0))
-
-
-def _if_finished(ended: Exit) -> Exit | None:
+    ended = sweep.end(process).expect(-signal.SIGKILL, 0)
     return ended if ended.code == 0 else None
 
 
@@ -76,7 +71,7 @@ def _kill_ray(sweep: Sweep, rng: random.Random) -> Exit | None:
         os.kill(pid, signal.SIGKILL)
     ended = sweep.end(process, timeout=STOP_SECONDS).expect(3, 0)  # 0: all trials were already done
     assert ended.code == 0 or f"{name} (pid {pid}) died" in ended.last_line, ended.err[-2000:]
-    return _if_finished(ended)
+    return ended if ended.code == 0 else None
 
 
 def _stop(signum: signal.Signals, to_group: bool) -> Interruption:

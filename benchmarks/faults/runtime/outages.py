@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults.harness.moments import wait_for
 from benchmarks.faults.harness.promise import assert_promise, reference
-from benchmarks.faults.harness.row import Case
 from benchmarks.faults.harness.server import Lost, Proxy, serving
-from benchmarks.faults.harness.settings import BRIEF
-from benchmarks.faults.harness.sweep import Sweep, new_folder, query
+from benchmarks.faults.harness.settings import BRIEF, Case
+from benchmarks.faults.harness.sweep import Sweep, new_folder, query, wait_for
 
 LONG_SECONDS = 60.0
 """In an outage of at least this length, everything must be trained before the server comes back."""

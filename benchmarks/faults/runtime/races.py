@@ -10,12 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.moments import random_moment, stop_between_writes, wait_for
-from benchmarks.faults.harness.promise import assert_promise, reference, results
-from benchmarks.faults.harness.row import Case
+from benchmarks.faults.harness.promise import assert_promise, random_moment, reference, results
 from benchmarks.faults.harness.server import serving
-from benchmarks.faults.harness.settings import BRIEF
-from benchmarks.faults.harness.sweep import Exit, Sweep, holders_of, new_folder, query
+from benchmarks.faults.harness.settings import BRIEF, Case
+from benchmarks.faults.harness.sweep import Exit, Sweep, holders_of, new_folder, query, stop_between_writes, wait_for
 from benchmarks.faults.harness.wrapped import STEPS_SECONDS
 from muxfer.config.study import LedgerConfig
 from muxfer.ledger.mlflow_ledger import MlflowLedger
