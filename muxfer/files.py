@@ -5,6 +5,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from muxfer.errors import BadInput
 
@@ -12,9 +13,7 @@ FIGURE_SUFFIXES = (".png", ".svg", ".csv")
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all, so that a reader never sees half of it, even after a kill. BadInput if the disk
-    refuses. The earlier file stays then.
-    """
+    """Write a file whole or not at all, even after a kill. BadInput if the disk refuses: the earlier file stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +31,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def content_of(path: Path, *, follow: bool = True) -> bytes | None:
-    """The content of a file. None if it is missing, a folder or a pipe, or a link while `follow` is False. Reading a
-    pipe would wait, and a link may lead out of the study.
-    """
+    """The content of a regular file, else None: a pipe would wait. A link may lead anywhere: only if `follow`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
         try:
@@ -69,16 +66,24 @@ def validate_writable(folder: Path) -> None:
         raise BadInput(f"{why}: give another one, output_dir=FOLDER") from None
 
 
+class _Below:
+    """A file or folder at a fixed place below the `path` of its owner."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, kind: type) -> Path:
+        return Path(owner.path / self.name)
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """Where one study keeps its files. `path` is the study's own folder, named by its label."""
 
     path: Path
-
-    @property
-    def trials(self) -> Path:
-        """One folder a trial, named by its key."""
-        return self.path / "trials"
+    trials = _Below("trials")  # one folder a trial, named by its key
+    report = _Below("report.html")
+    report_content = _Below("report.of")  # the hash of the records that the report shows
 
     def trial(self, key: str) -> Path:
         """One folder an attempt, with the attempt's checkpoints."""
@@ -87,15 +92,6 @@ class StudyFolder:
     def target(self, key: str) -> "TargetFolder":
         """What the target with this key hands out."""
         return TargetFolder(self.path / f"target-{key[:8]}")
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def report_content(self) -> Path:
-        """The hash of the records that the report shows."""
-        return self.path / "report.of"
 
     @property
     def figures(self) -> list[Path]:
@@ -118,26 +114,8 @@ class TargetFolder:
     """What a target hands out: averaged weights, their description, pictures, and the run that they come from."""
 
     path: Path
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "ema.safetensors"
-
-    @property
-    def description(self) -> Path:
-        """Lineage, task, scales and SHA-256 sums as JSON."""
-        return self.path / "target.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.png"
-
-    @property
-    def loss_band(self) -> Path:
-        """The figure of the loss in its band, without a suffix."""
-        return self.path / "target-band"
-
-    @property
-    def run_id(self) -> Path:
-        """Holds the id of the run that the files come from; written last."""
-        return self.path / "target.of"
+    weights = _Below("ema.safetensors")
+    description = _Below("target.json")  # lineage, task, scales and SHA-256 sums
+    samples = _Below("samples.png")
+    loss_band = _Below("target-band")  # the figure of the loss in its band, without a suffix
+    run_id = _Below("target.of")  # the id of the run that the files come from; written last
