@@ -1,4 +1,4 @@
-"""Optuna's samplers behind the Searcher protocol, replayed from the records alone.
+"""Optuna's samplers, replayed from the records alone.
 
 Optuna's storages are not used: the ledger is the one source of truth. A search is replayed from its beginning. Each
 round is asked for and then told its recorded results; the first round without all results is under way. Each
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MIN_STARTUP = 4
 """TPE and the Gaussian process start to learn after this many settings, or two a dimension, or a round, whichever is
 most. A generation of CMA-ES has at least as many."""
-
 MIN_FINISHED = 8  # importances need at least this many finished settings
 
 
@@ -42,10 +41,9 @@ class OptunaSearcher:
 
 
 def importances(records: Sequence[Record], search: Search) -> dict[str, float]:
-    """Each setting's share of the metric's variance at the axis' largest value, by fANOVA (Hutter et al. 2014).
-
-    Empty where fewer than two settings vary besides the axis, or fewer than MIN_FINISHED finished. A diverged setting
-    counts as the worst that finished.
+    """Each setting's share of the metric's variance at the axis' largest value, by fANOVA (Hutter et al. 2014). Empty
+    where fewer than two settings vary besides the axis, or fewer than MIN_FINISHED finished. A diverged setting counts
+    as the worst that finished.
     """
     values = values_of(searched(search, records), search.seeds)
     measured = [(dict(key), value) for key, value in values.items()]

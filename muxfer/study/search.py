@@ -1,14 +1,9 @@
-"""The Searcher protocol, and the fixed list of a grid: which settings a study runs next.
-
-A searcher returns every setting of the completed rounds and of the round under way. The list depends on the records
-alone. So a killed study continues as an uninterrupted one would, and nothing but records needs to be stored.
-"""
+"""The settings of a grid and of a finished search, and what samplers share: which settings a study runs next."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from muxfer.analysis.scattered import fit_surface, place_in, rows_by_axis
 from muxfer.config.parse import setting_value
@@ -19,21 +14,6 @@ from muxfer.trial import Record, Setting
 DIGITS = 6  # significant digits of a drawn value: short to read, and the same after rounding on another host
 
 Key = tuple[tuple[str, float | int | str], ...]
-
-
-class Searcher(Protocol):
-    def settings(self, records: Sequence[Record]) -> list[Setting]:
-        """Every setting proposed so far, each once. Once all are settled the list grows, until the search ends."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fixed:
-    """A searcher with a fixed list: a grid, or the sizes and budgets of an isoFLOP study."""
-
-    known: tuple[Setting, ...]
-
-    def settings(self, records: Sequence[Record]) -> list[Setting]:
-        return list(self.known)
 
 
 def grid(search: Search) -> list[Setting]:
@@ -69,9 +49,7 @@ def values_of(records: Sequence[Record], seeds: int) -> dict[Key, float]:
 
 
 def finalists(search: Search, settings: Sequence[Setting], records: Sequence[Record]) -> list[Setting]:
-    """The best settings of a finished search at the axis' largest value, to be trained for `finalist_steps`. Empty
-    before every setting is settled. Between equals the one proposed earlier wins.
-    """
+    """The best settings at the axis' largest value, once all are settled, to train longer. Equals: the earlier one."""
     values = values_of(records, search.seeds)
     if not search.finalists or not all(key_of(setting) in values for setting in settings):
         return []
