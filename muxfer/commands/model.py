@@ -23,6 +23,7 @@ from muxfer.errors import BadInput
 from muxfer.files import replace_file, user_path
 from muxfer.models.build import scale_plan
 from muxfer.models.count import ModelCost, measure, validate_forward
+from muxfer.mup.rules import ROLES
 from muxfer.report.terminal import table_lines, table_width
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ if TYPE_CHECKING:
 
 FACTORS = {"init_std": "init", "lr": "lr", "weight_decay": "decay", "eps": "eps", "fold": "fold"}
 """The numbers of a scale, with their names in the table."""
-
 Rows = Sequence[Mapping[str, Any]]
 
 INDENT = 2
-
-ROLES = ("input", "hidden", "readout", "finite")  # The order of the sections
 
 
 def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> CommandResult:
@@ -45,14 +43,9 @@ def model(name: str, overrides: Sequence[str], *, scales: str | None = None) -> 
     validate_forward(task.model)
     cost = measure(task.model)
     rows = parameter_rows(plan)
-    described = {
-        "model": model_name(task.model),
-        "parametrization": plan.parametrization,
-        "base_width": plan.base_width,
-        "width": plan.width,
-    }
-    if plan.parametrization == "completep":
-        described |= {"base_depth": plan.base_depth, "depth": plan.depth}
+    depths = ("base_depth", "depth") if plan.parametrization == "completep" else ()
+    described = {"model": model_name(task.model)}
+    described |= {key: getattr(plan, key) for key in ("parametrization", "base_width", "width", *depths)}
     data = {**described, "params": cost.parameters, "macs": cost.macs, "plan_hash": plan.hash, "parameters": rows}
     lines = [model_text(task.model, plan, cost, rows, columns=shutil.get_terminal_size().columns)]
     if scales is not None:
@@ -67,9 +60,8 @@ def model_name(model: Model) -> str:
 
 
 def parameter_rows(plan: "ScalePlan") -> list[dict[str, Any]]:
-    """A row for each trainable parameter, in the model's order: shape, role, factors relative to the base width.
-
-    `mean` and `std` are the initialization at this width, or None where the constructor does not define it.
+    """A row for each trainable parameter, in the model's order: shape, role, factors relative to the base width. `mean`
+    and `std` are the initialization at this width, or None where the constructor does not define it.
     """
     rows = []
     for name, scale in plan.scales.items():

@@ -15,9 +15,9 @@ from muxfer.data.dataset import Dataset
 from muxfer.data.source import load_dataset
 from muxfer.errors import BadInput
 from muxfer.executors.base import TrialJob, TrialUpdate
-from muxfer.models.build import build_model, conditioning, repa_features
+from muxfer.models.build import adamw_groups, build_model, conditioning, repa_features
 from muxfer.models.plugins import allow
-from muxfer.mup import fold_factors, param_groups
+from muxfer.mup import fold_factors
 from muxfer.training import checkpoint
 from muxfer.training.attempt_folders import new_attempt
 from muxfer.training.loop import Trainer
@@ -25,10 +25,7 @@ from muxfer.trial import Outcome, Point, Record
 
 
 class TrialRun:
-    """One attempt at one trial. It goes on from the newest valid checkpoint in the job's folder.
-
-    Raises BadInput when the data differ from the study's, or when the job's folder can't be used.
-    """
+    """One attempt at a trial, from its newest checkpoint. BadInput for other data, or a folder that can't be used."""
 
     def __init__(self, job: TrialJob) -> None:
         self.job = job
@@ -49,10 +46,7 @@ class TrialRun:
         self._breach = self._find_breach(self._unsent)
 
     def advance(self, seconds: float) -> TrialUpdate:
-        """Train for about this long, or to the end. The final update carries the record, or why the trial was halted.
-
-        A halted trial trains no further: each later call returns the same state.
-        """
+        """Train for about this long, or to the end. The final update has the record, or why the trial was halted."""
         points = (*self._unsent, *self._train(seconds))
         self._unsent = []
         record = None
@@ -128,18 +122,9 @@ def load_matching(data: Data, fingerprint: str) -> Dataset:
 def make_trainer(task: Task, data: Dataset, job: TrialJob) -> Trainer:
     """Build and parametrize the task's model, and a trainer of it at step 0 on the job's device."""
     model, plan = build_model(task, replicate=job.trial.replicate)
-    optimizer = task.optimizer
-    groups = param_groups(
-        model,
-        plan,
-        base_lr=optimizer.base_lr,
-        weight_decay=optimizer.weight_decay,
-        eps=optimizer.eps,
-        betas=(optimizer.beta1, optimizer.beta2),
-    )
     return Trainer(
         model,
-        groups,
+        adamw_groups(model, plan, task.optimizer),
         objective=task.objective,
         data=data,
         training=task.training,
@@ -148,7 +133,7 @@ def make_trainer(task: Task, data: Dataset, job: TrialJob) -> Trainer:
         fold=fold_factors(plan),
         predict=conditioning(task.model, data.captions).to(job.device),
         features_NTE=repa_features(task, data),
-        grad_clip=optimizer.grad_clip,
+        grad_clip=task.optimizer.grad_clip,
         device=job.device,
     )
 

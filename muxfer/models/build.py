@@ -1,21 +1,19 @@
-"""Builds a task's model at its scales, and says how the model is called.
-
-Imports torch when it is imported: light code imports this module inside the function that needs it.
-"""
+"""Builds a task's model at its scales, and says how the model is called."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from muxfer.config.models import Mmdit, Model
-from muxfer.config.task import Task
+from muxfer.config.task import Optimizer, Task
 from muxfer.data.captions import embed_captions
 from muxfer.data.dataset import Dataset
 from muxfer.data.features import frozen_features
 from muxfer.data.randomness import generator_of
 from muxfer.models.families import family_of
-from muxfer.mup import ScalePlan, make_plan, parametrize
+from muxfer.mup import ScalePlan, make_plan, param_groups, parametrize
 from muxfer.training.conditioning import Conditioning
 
 EXAMPLE_CAPTIONS = ("a scan of the digit seven",)
@@ -40,16 +38,19 @@ def scale_plan(task: Task) -> ScalePlan:
 
 
 def build_model(task: Task, *, replicate: int, plan: ScalePlan | None = None) -> tuple[nn.Module, ScalePlan]:
-    """A freshly initialized and parametrized model. Equal tasks and replicates give bit-identical weights.
-
-    `plan` is the task's own by default.
-    """
+    """A fresh parametrized model, bit-identical for equal tasks and replicates. `plan`: the task's own by default."""
     plan = scale_plan(task) if plan is None else plan
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_of(task.training.seed, replicate, "init").initial_seed())
         model = family_of(task.model).build(task.model.width)
     parametrize(model, plan)
     return model, plan
+
+
+def adamw_groups(model: nn.Module, plan: ScalePlan, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of AdamW, each with the optimizer's base settings times its scale."""
+    rates = {"base_lr": optimizer.base_lr, "weight_decay": optimizer.weight_decay, "eps": optimizer.eps}
+    return param_groups(model, plan, betas=(optimizer.beta1, optimizer.beta2), **rates)
 
 
 def conditioning(model: Model, captions: Sequence[str]) -> Conditioning:

@@ -1,7 +1,6 @@
 """The coordinate check of a task: its own model, data, loss and optimizer at several widths or depths.
 
-It runs on the CPU, at a constant small rate and without clipping. Everything else is as in the task. Imports torch when
-it is imported: light code imports this module inside the function that needs it.
+It runs on the CPU, at a constant small rate and without clipping. Everything else is as in the task.
 """
 
 from collections.abc import Sequence
@@ -17,9 +16,8 @@ from muxfer.config.task import Task
 from muxfer.data.randomness import generator_of
 from muxfer.data.source import load_dataset
 from muxfer.data.stream import Stream
-from muxfer.models.build import build_model, conditioning, repa_features, scale_plan
+from muxfer.models.build import adamw_groups, build_model, conditioning, repa_features, scale_plan
 from muxfer.models.families import family_of
-from muxfer.mup import param_groups
 from muxfer.mup.coordcheck import Run, coordinate_check
 from muxfer.mup.mutants import Mutant, mutated
 from muxfer.mup.rules import ScalePlan
@@ -64,15 +62,8 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
     data = load_dataset(task.data)
     model, plan = build_model(task, replicate=replicate, plan=plan)
     _pair_finite(model, plan, task, replicate=replicate)
-    optimizer, training = task.optimizer, task.training
-    groups = param_groups(
-        model,
-        plan,
-        base_lr=optimizer.base_lr,
-        weight_decay=optimizer.weight_decay,
-        eps=CHECK_EPS,
-        betas=(optimizer.beta1, optimizer.beta2),
-    )
+    training = task.training
+    groups = adamw_groups(model, plan, replace(task.optimizer, eps=CHECK_EPS))
     predict = partial(conditioning(task.model, data.captions), model)
     features_NTE = repa_features(task, data)
     stream = Stream(
@@ -108,7 +99,6 @@ def coordinate_run(task: Task, *, replicate: int, plan: ScalePlan) -> Run:
 
 def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: int) -> None:
     """Copy the base width's values into tensors that do not grow, where initialization and scale are the same.
-
     Otherwise their random draw adds noise to the slopes. A 3x3 convolution from one channel to one, after the readout,
     moved a slope by 0.5.
     """
@@ -125,10 +115,9 @@ def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: in
 
 
 def changes_training(task: Task, mutant: Mutant, *, width: int, replicate: int = 0) -> bool:
-    """Whether a mutant changes a number that training at this width depends on.
-
-    False proves that no check can see it: every rate, decay, eps and fold is equal, and every initial weight is equal
-    to the bit. Examples are a wrong deviation of a zero weight, and a rule for a parameter that the model lacks.
+    """Whether a mutant changes a number that training at this width depends on. False proves that no check can see it:
+    every rate, decay, eps and fold is equal, and every initial weight is equal to the bit. Examples are a wrong
+    deviation of a zero weight, and a rule for a parameter that the model lacks.
     """
     sized = with_setting(task, {"width": width})
     plan = scale_plan(sized)

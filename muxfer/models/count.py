@@ -1,7 +1,4 @@
-"""Counts a model's parameters and multiply-accumulates, and tries its forward, all on the meta device.
-
-Imports torch when it is imported: light code imports this module inside the function that needs it.
-"""
+"""Counts a model's parameters and multiply-accumulates, and tries its forward, all on the meta device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,9 +45,8 @@ def counter(config: Config) -> Measure:
 
 
 def validate_forward(model: Model) -> None:
-    """Refuse a declared class whose forward fails, returns no image, or uses a number that changes with the width.
-
-    The forward runs on the meta device, at the base width and at twice that. Our own families are covered by tests.
+    """Refuse a declared class whose forward fails, returns no image, or uses a number that changes with the width. The
+    forward runs on the meta device, at the base width and at twice that. Our own families are covered by tests.
     """
     if not isinstance(model, Declared):
         return

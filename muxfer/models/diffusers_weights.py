@@ -1,8 +1,7 @@
 """Carries weights of our families to diffusers' classes: names change, numbers never do.
 
 Each family has one section below: a function from its configuration to a Counterpart, which maps the model and each of
-its tensors to diffusers' names. Refuses families, options and shapes that diffusers' classes lack, and states whose
-tensors are not those of the configuration. Imports torch when it is imported.
+its tensors to diffusers' names. Refuses what diffusers' classes lack, and states of another configuration.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +20,9 @@ State = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """One tensor of ours, cut along its first dimension into one equal piece for each entry of `theirs`.
-
-    An entry holds diffusers' names of its piece: more than one where diffusers keeps copies. `swapped`: diffusers has
-    the two halves of the tensor in the other order (shift and scale of a modulation).
+    """One tensor of ours, cut along its first dimension into one equal piece for each entry of `theirs`. An entry holds
+    diffusers' names of its piece: more than one where diffusers keeps copies. `swapped`: diffusers has the two halves
+    of the tensor in the other order (shift and scale of a modulation).
     """
 
     ours: str
@@ -34,10 +32,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class Counterpart:
-    """Diffusers' class for a model of ours, the arguments that build it, and where each tensor goes.
-
-    `left_out` are prefixes of our tensors that diffusers does not use, because only training needs them.
-    """
+    """Diffusers' class for a model, its arguments, the tensors' places. `left_out`: prefixes only training needs."""
 
     class_name: str
     config: Mapping[str, Any]
@@ -73,10 +68,7 @@ def counterpart_of(model: Model) -> Counterpart:
 
 
 def save(folder: Path, class_name: str, config: Mapping[str, Any], state: State) -> int:
-    """Write what `diffusers.CLASS.from_pretrained(folder)` reads. Returns the number of parameters.
-
-    Only tensors that the class computes from its arguments (position tables) may be missing in `state`.
-    """
+    """Write what `diffusers.CLASS.from_pretrained` reads; number of parameters. Only computed tables may be missing."""
     import diffusers
 
     model = getattr(diffusers, class_name)(**config)
@@ -105,10 +97,7 @@ def swap(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _layer(ours: str, *theirs: str | tuple[str, ...]) -> list[Carried]:
-    """Weight and bias of one linear of ours, whose rows are one or more linears in diffusers.
-
-    `theirs` has the name of each of those linears, or all names where diffusers keeps copies.
-    """
+    """Weight and bias of a linear of ours. `theirs`: diffusers' linears that share its rows, or tuples of copies."""
     names = [(name,) if isinstance(name, str) else name for name in theirs]
     return [
         Carried(ours=f"{ours}.{kind}", theirs=tuple(tuple(f"{name}.{kind}" for name in same) for same in names))

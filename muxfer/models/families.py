@@ -1,10 +1,8 @@
 """From a model's configuration to the class that builds it: our families, and registered classes of others.
 
 A class that a configuration names is imported only if its module is registered. Registered are proxy_models, diffusers
-and the plugins that the command line names (`--plugin package.module`). Refuses a class of any other module, and a
-name that is no torch module. Also refuses sizes that are not plain arithmetic over the model's keys, and arguments that
-the class does not take. Imports torch when it is imported: light code imports this module inside the function that
-needs it.
+and the plugins that the command line names (`--plugin package.module`). Refuses a class of any other module, a name
+that is no torch module, sizes that are not plain arithmetic, and arguments that the class does not take.
 """
 
 import ast
@@ -89,9 +87,8 @@ def _registered(target: str) -> type[nn.Module]:
 
 
 def _nearest_class(module: Any, name: str) -> str:
-    """The hint for a name that is no torch module: the nearest class of the module, or how many there are.
-
-    diffusers names hundreds of classes and imports each on first access. So those are judged by their names.
+    """The hint for a name that is no torch module: the nearest class of the module, or how many there are. diffusers
+    names hundreds of classes and imports each on first access. So those are judged by their names.
     """
     loaded = vars(module)
     names = {key for key, value in loaded.items() if isinstance(value, type) and issubclass(value, nn.Module)}
@@ -128,10 +125,9 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 def evaluate(expression: str | int, names: Mapping[str, float | None], argument: str) -> int | float:
-    """The value of plain arithmetic (+ - * / //) over names, as an int where it is a whole number.
-
-    `names` maps the model's keys to numbers, where true and false count as 1 and 0; None: a key without a value. Raises
-    BadInput for any other expression.
+    """The value of plain arithmetic (+ - * / //) over names, as an int where it is a whole number. `names` maps the
+    model's keys to numbers, where true and false count as 1 and 0; None: a key without a value. Raises BadInput for any
+    other expression.
     """
     if not isinstance(expression, str):
         return expression

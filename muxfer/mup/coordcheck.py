@@ -40,10 +40,9 @@ class Run:
 def coordinate_check(
     make_run: Callable[[int, int], Run], *, sizes: Sequence[int], steps: int, seeds: Sequence[int], axis: str = "width"
 ) -> CoordinateCheck:
-    """Train `make_run(size, seed)` for `steps` steps at every size and seed, and judge the slopes.
-
-    `sizes` are widths or depths by `axis`. Runs follow one another. Raises BadInput where a run diverges: then the
-    rate is not small, and no slope means anything.
+    """Train `make_run(size, seed)` for `steps` steps at every size and seed, and judge the slopes. `sizes` are widths
+    or depths by `axis`. Runs follow one another. Raises BadInput where a run diverges: then the rate is not small, and
+    no slope means anything.
     """
     values: dict[Key, dict[int, list[float]]] = {}
     kinds: dict[tuple[str, str], Kind] = {}
@@ -53,11 +52,11 @@ def coordinate_check(
         for seed in seeds:
             run = make_run(size, seed)
             plan = run.plan
-            measured = _measure(run, steps=steps, axis=axis)
-            loss_change = max(loss_change, measured.loss_change)
-            for key, value in measured.values.items():
+            tally, change = _measure(run, steps=steps, axis=axis)
+            loss_change = max(loss_change, change)
+            for key, value in tally.values().items():
                 values.setdefault(key, {}).setdefault(size, []).append(value)
-            kinds = measured.kinds | kinds  # kinds are those of the smallest size, which comes first
+            kinds = tally.kinds | kinds  # kinds are those of the smallest size, which comes first
     assert plan is not None
     lines = [
         judge(
@@ -85,15 +84,6 @@ def coordinate_check(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """Values of one run by (measure, name, step); `kinds` by (measure, name)."""
-
-    values: dict[Key, float]
-    kinds: dict[tuple[str, str], Kind]
-    loss_change: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Call:
     """One call of a module in a forward: its first input (None where that was no tensor) and its output."""
 
@@ -101,7 +91,8 @@ class _Call:
     out: torch.Tensor
 
 
-def _measure(run: Run, *, steps: int, axis: str) -> _Measured:
+def _measure(run: Run, *, steps: int, axis: str) -> "tuple[_Tally, float]":
+    """The values of one run, and how much the loss changed relative to the first."""
     model, plan = run.model, run.plan
     tally = _Tally(plan, run.branch_ends, axis=axis)
     parameters = {name: p for name, p in model.named_parameters() if name in plan.scales}
@@ -131,7 +122,7 @@ def _measure(run: Run, *, steps: int, axis: str) -> _Measured:
                     _change(tally, name, step, fresh[name], calls, owners)
     for name, parameter in waiting.items():  # no gradient in any step: a line without a slope
         tally.add("update", name, torch.zeros_like(parameter))
-    return _Measured(values=tally.values(), kinds=tally.kinds, loss_change=abs(last_loss / first_loss - 1))
+    return tally, abs(last_loss / first_loss - 1)
 
 
 class _Tally:

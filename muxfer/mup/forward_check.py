@@ -16,7 +16,6 @@ from muxfer.errors import BadInput
 
 ARITHMETIC = ("mul", "div", "add", "sub", "pow")
 """Calls whose integers are compared too. In other calls integers are sizes, which may grow."""
-
 Call = tuple[str, tuple[float, ...]]
 
 
@@ -37,10 +36,7 @@ class _CallRecorder(TorchFunctionMode):
 
 
 def refuse_changing_forward(prepare: Callable[[int], Callable[[], Any]], *, width: int, other_width: int) -> None:
-    """Run the forward at both widths and raise BadInput where a call or a number differs.
-
-    `prepare(w)` builds the model of width w on the meta device and returns its forward.
-    """
+    """Raise BadInput where a call or a number differs. `prepare(w)`: the forward of width w on the meta device."""
     calls, other_calls = (_recorded_calls(prepare(each)) for each in (width, other_width))
     for (name, small), (other_name, large) in zip(calls, other_calls, strict=False):
         if (name, small) != (other_name, large):

@@ -27,10 +27,7 @@ _GAUSS = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """Distribution of the values in a storage. `low` and `high` bound them; `uniform`: it is flat between the two.
-
-    `entire` is False where a part of the values equals the mean instead.
-    """
+    """Distribution of a storage's values in `low` to `high`. `entire` is False where a part equals the mean instead."""
 
     mean: float
     std: float
@@ -69,10 +66,7 @@ def _affine(draw: _Draw, factor: float, offset: float) -> _Draw:
 
 
 def _erfinv(draw: _Draw) -> _Draw | None:
-    """erfinv of a uniform draw inside (-1, 1) is a truncated normal: timm's and older torch's trunc_normal_.
-
-    None where the draw is another one.
-    """
+    """erfinv of uniform values in (-1, 1): a truncated normal, as in timm's trunc_normal_. None for other draws."""
     if not draw.uniform or not -1 <= draw.low < draw.high <= 1:
         return None
     low, high = (
@@ -102,19 +96,12 @@ _WRITES: Mapping[str, _Change] = {
     "zero_": lambda **_: _constant(0.0),
 }
 _FACTORIES: Mapping[str, _Change] = {
-    "zeros": lambda *_: _constant(0.0),
-    "new_zeros": lambda *_: _constant(0.0),
-    "zeros_like": lambda *_: _constant(0.0),
-    "ones": lambda *_: _constant(1.0),
-    "new_ones": lambda *_: _constant(1.0),
-    "ones_like": lambda *_: _constant(1.0),
-    "full": lambda _, value: _filled(value),
+    **dict.fromkeys(("zeros", "new_zeros", "zeros_like"), lambda *_: _constant(0.0)),
+    **dict.fromkeys(("ones", "new_ones", "ones_like"), lambda *_: _constant(1.0)),
+    **dict.fromkeys(("full", "full_like"), lambda _, value: _filled(value)),
     "new_full": lambda *args: _filled(args[2]),
-    "full_like": lambda _, value: _filled(value),
-    "randn": lambda *_: _normal(0.0, 1.0),
-    "randn_like": lambda *_: _normal(0.0, 1.0),
-    "rand": lambda *_: _uniform(0.0, 1.0),
-    "rand_like": lambda *_: _uniform(0.0, 1.0),
+    **dict.fromkeys(("randn", "randn_like"), lambda *_: _normal(0.0, 1.0)),
+    **dict.fromkeys(("rand", "rand_like"), lambda *_: _uniform(0.0, 1.0)),
 }
 _CHANGES: Mapping[str, Callable[[_Draw, Any], _Draw | None]] = {
     "mul": lambda draw, x: _affine(draw, x, 0.0),
@@ -204,10 +191,8 @@ class Recorder(TorchDispatchMode):
 
 
 def _drawn_without_values(name: str, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """The result of a fill or draw on the meta device, made without that call. None: the call is another one.
-
-    torch 2.15 imports 900 modules for the first such call. Without it, every process that makes a plan saves 2 s of CPU
-    time.
+    """The result of a fill or draw on the meta device, made without that call. None: the call is another one. torch
+    2.15 imports 900 modules for the first such call. Without it, every process that makes a plan saves 2 s of CPU time.
     """
     if name in _WRITES and isinstance(args[0], torch.Tensor) and args[0].is_meta:
         return args[0]

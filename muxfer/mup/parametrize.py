@@ -2,8 +2,8 @@
 
 Only the values of parameters change: no attribute, no hook, no module. Scales are found by name, so state dicts,
 compiled models, copies and wrappers keep them. Refuses a plan for another model, and weights that do not follow the
-initialization in the plan (trained, loaded, or scaled before). Also refuses optimizers outside the Adam family, and
-depth scaling of a model that does not declare where its residual branches end.
+initialization in the plan (trained, loaded, or scaled before). Also refuses depth scaling of a model that does not
+declare where its residual branches end.
 """
 
 import math
@@ -88,9 +88,8 @@ def make_plan(
 
 
 def parametrize(model: nn.Module, plan: ScalePlan) -> None:
-    """Rescale a freshly initialized model in place, once. At the base width with α = 1 it stays bit-identical.
-
-    Each random tensor's distance from its mean is multiplied by (base deviation x factor) / (own deviation). So zeros,
+    """Rescale a freshly initialized model in place, once. At the base width with α = 1 it stays bit-identical. Each
+    random tensor's distance from its mean is multiplied by (base deviation x factor) / (own deviation). So zeros,
     padding rows and orthogonality survive. A constant becomes the base's. Raises BadInput before anything is changed.
     """
     if model in _applied:
@@ -107,10 +106,9 @@ def parametrize(model: nn.Module, plan: ScalePlan) -> None:
 def param_groups(
     model: nn.Module, plan: ScalePlan, *, base_lr: float, weight_decay: float, eps: float, betas: tuple[float, float]
 ) -> list[dict[str, Any]]:
-    """Groups for torch's AdamW, one for each distinct scale, each with its lr, weight decay, eps, role and names.
-
-    AdamW multiplies the decay by the group's lr, so lr x decay is constant in width. A schedule must multiply each
-    group's own rate.
+    """Groups for torch's AdamW, one for each distinct scale, each with its lr, weight decay, eps, role and names. AdamW
+    multiplies the decay by the group's lr, so lr x decay is constant in width. A schedule must multiply each group's
+    own rate.
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in _parameters(model, plan).items():
@@ -137,23 +135,8 @@ def fold_factors(plan: ScalePlan) -> dict[str, float]:
     return {name: scale.fold for name, scale in plan.scales.items()}
 
 
-def validate_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_decay: float = 0.0) -> None:
-    """Refuse an optimizer that the table does not cover: one outside the Adam family, or Adam with L2 decay."""
-    if issubclass(optimizer_class, torch.optim.AdamW):
-        return
-    if not issubclass(optimizer_class, torch.optim.Adam):
-        raise BadInput(f"optimizer {optimizer_class.__name__} is not of the Adam family; use AdamW")
-    if weight_decay:
-        raise BadInput(
-            f"Adam with weight decay {weight_decay} adds L2 to the gradient, which the table does not cover; use AdamW"
-        )
-
-
 def validate_same_base(source: ScalePlan | Mapping[str, Any], target: ScalePlan) -> None:
-    """Refuse a target whose base width, base depth or parametrization differs from the source's.
-
-    The same base rate then means other rates.
-    """
+    """Refuse a target of another base width, base depth or parametrization: the same base rate means other rates."""
     data = source.to_dict() if isinstance(source, ScalePlan) else source
     expected = {"base_width": data["base_width"], "parametrization": data["parametrization"]}
     for key, value in (expected | {"base_depth": data.get("base_depth", 1)}).items():
@@ -189,11 +172,9 @@ def _validate_readout(readout: str | None, roles: Mapping[str, str], output_mult
 def _initializations(
     build: Build, base: Outline, used: Outline, *, needed: bool
 ) -> tuple[dict[str, Initialization | None], dict[str, Initialization | None]]:
-    """Initialization of every parameter at the base width and at the width used.
-
-    Where one of the two was not recorded, the base's is measured here and the other is left to `parametrize`. A
-    recorded number over a measured one would mix two conventions. At the base width, or where the numbers are not
-    `needed`, nothing is measured.
+    """Initialization of every parameter at the base width and at the width used. Where one of the two was not recorded,
+    the base's is measured here and the other is left to `parametrize`. A recorded number over a measured one would mix
+    two conventions. At the base width, or where the numbers are not `needed`, nothing is measured.
     """
     base_recorded = {name: weight.initialization for name, weight in base.weights.items()}
     recorded = {name: weight.initialization for name, weight in used.weights.items()}
@@ -233,10 +214,7 @@ def _find_branches(
 
 
 def _matching(aliases: Mapping[str, Iterable[str]], patterns: Sequence[str], what: str) -> set[str]:
-    """Names of the parameters that match a pattern; `aliases` has all names of each parameter.
-
-    Families share lists of patterns, so one pattern may match nothing. It is a mistake if none of them matches.
-    """
+    """Names of the parameters that match a pattern. `aliases` has all their names. BadInput if no pattern matches."""
     matches = set()
     for name, names in aliases.items():
         matched = {alias: any(fnmatchcase(alias, pattern) for pattern in patterns) for alias in names}
@@ -287,10 +265,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 
 def _rescaling(name: str, parameter: nn.Parameter, plan: ScalePlan) -> tuple[float, float, float]:
-    """(mean, ratio, new mean): values shall become (value - mean) x ratio + new mean.
-
-    Refuses values that do not follow their initialization.
-    """
+    """(mean, ratio, new mean) of (value - mean) x ratio + new mean. Refuses values unlike their initialization."""
     if parameter.is_meta:
         raise BadInput(f"{name} is on the meta device; initialize the model before scaling it")
     scale, own = plan.scales[name], plan.initializations[name]
@@ -323,10 +298,7 @@ def _rescale(parameter: nn.Parameter, mean: float, ratio: float, new_mean: float
 
 
 def _validate_initialization(name: str, parameter: nn.Parameter, own: Initialization) -> None:
-    """Refuse values that are not a fresh draw of their initialization.
-
-    The tolerance is six standard errors and one percent. A fresh draw stays inside; a matrix scaled twice does not.
-    """
+    """Refuse values that are no fresh draw, by more than six standard errors and one percent, such as scaled ones."""
     if not own.recorded:
         return
     rms = (parameter.detach().float() - own.mean).square().mean().sqrt().item()

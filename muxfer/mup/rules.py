@@ -26,10 +26,9 @@ PARAMETRIZATIONS = ("mup", "standard", "stock", "completep")
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """One parameter's numbers relative to the base width (and the base depth, under `completep`).
-
-    `init_std` multiplies the deviation of the initialization at the base width. `lr`, `weight_decay` (which AdamW
-    multiplies by lr) and `eps` multiply the base values. `fold` is the forward multiplier f that the weight holds.
+    """One parameter's numbers relative to the base width (and the base depth, under `completep`). `init_std` multiplies
+    the deviation of the initialization at the base width. `lr`, `weight_decay` (which AdamW multiplies by lr) and `eps`
+    multiply the base values. `fold` is the forward multiplier f that the weight holds.
     """
 
     role: str
@@ -42,11 +41,9 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """How a parameter is initialized: deviation `std` around `mean`, or a constant where `std` is 0.
-
-    `recorded`: the constructor's own calls gave these numbers, and they hold for every entry. It is False where a part
-    of the tensor equals the mean (padding rows), and where the numbers were measured. Then values are not validated
-    against them.
+    """How a parameter is initialized: deviation `std` around `mean`, or a constant where `std` is 0. `recorded`: the
+    constructor's own calls gave these numbers, and they hold for every entry. It is False where a part of the tensor
+    equals the mean (padding rows), and where the numbers were measured. Then values are not validated against them.
     """
 
     mean: float

@@ -33,7 +33,6 @@ VECTOR_TABLES = (
     *("scale_shift_table", "modulation"),
 )
 """Last names of raw parameters [..., width] that are added or multiplied entry by entry. Their role is input."""
-
 _MHA_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _HEADS = (("num_heads", "embed_dim"), ("heads", "inner_dim"), ("num_heads", "inner_dim"), ("num_heads", "dim"))
 
@@ -50,7 +49,6 @@ class Weight:
 @dataclass(frozen=True, kw_only=True)
 class Outline:
     """What a plan reads from a model at one width: its weights by first name, and head dims by attention module.
-
     `numbers` are the floats that its modules keep, by module and name: attributes, and scalar buffers where known.
     """
 
@@ -183,7 +181,6 @@ def _head_dim(module: nn.Module) -> int | None:
 
 class _Scalars(TorchFunctionMode):
     """Remembers the number in torch.tensor(0.25). A meta tensor does not keep it, and a recording does not see it.
-
     Enter it before the recording, which inspects the frame that calls it. It keeps the tensors: a freed tensor's id
     would be used again.
     """
@@ -203,10 +200,9 @@ class _Scalars(TorchFunctionMode):
 
 
 def _numbers(model: nn.Module, recorder: Recorder, scalars: _Scalars) -> dict[tuple[str, str], float]:
-    """Floats of every module, by module and attribute, and buffers of one entry where the value is known.
-
-    A meta tensor has no value. Fills and the argument of torch.tensor are known. Results of tensor arithmetic and
-    values from numpy are not.
+    """Floats of every module, by module and attribute, and buffers of one entry where the value is known. A meta tensor
+    has no value. Fills and the argument of torch.tensor are known. Results of tensor arithmetic and values from numpy
+    are not.
     """
     numbers = {}
     for name, module in model.named_modules():

@@ -41,10 +41,9 @@ Key = tuple[str, str, int | None]  # (measure, name, step)
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One slope over the log of the size, with its 95 % interval. `name` is a module or a parameter.
-
-    `values` are geometric means over seeds, by size. `slope` is None where no slope can be fitted: the values are zero
-    at every size, which passes, or some are zero, not finite or missing, which fails.
+    """One slope over the log of the size, with its 95 % interval. `name` is a module or a parameter. `values` are
+    geometric means over seeds, by size. `slope` is None where no slope can be fitted: the values are zero at every
+    size, which passes, or some are zero, not finite or missing, which fails.
     """
 
     measure: str
@@ -88,7 +87,6 @@ class CoordinateCheck:
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """What the expected slope depends on: the role, whether the weight holds the depth factor, the number of entries.
-
     `num_entries` is that of the smallest size. `is_bare`: no input of the matrix was seen. Its update is then RMS(dp),
     which falls as its rate does.
     """

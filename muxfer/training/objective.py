@@ -11,7 +11,6 @@ Axes: B batch, C channels, H and W pixels; T is the number of DDPM steps.
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -20,7 +19,6 @@ from muxfer.config.task import DDPM, RectifiedFlow
 
 FLOW_TIMESTEPS = 1000
 """The model sees t in [0, 1] as t * 1000, the convention of diffusers' FlowMatchEulerDiscreteScheduler."""
-
 PIXEL_STEP = 2 / 255  # width of a pixel's bin in [-1, 1], for the likelihood of the last denoising step
 
 Model = Callable[..., torch.Tensor]  # `model(x_BCHW, t_B, y_B)`: the prediction, [B, C or 2C, H, W]
@@ -69,7 +67,7 @@ def losses(
         _validate_shape(output, x0_BCHW, "rectified_flow")
         return _mean_square(output - (noise_BCHW - x0_BCHW))
     table = _table(objective, x0_BCHW.device, x0_BCHW.dtype)
-    x_BCHW = table.at("sqrt_alpha_bar", t_B) * x0_BCHW + table.at("sqrt_one_minus_alpha_bar", t_B) * noise_BCHW
+    x_BCHW = _at(table["sqrt_alpha_bar"], t_B) * x0_BCHW + _at(table["sqrt_one_minus_alpha_bar"], t_B) * noise_BCHW
     output = model(x_BCHW, t_B.to(x0_BCHW.dtype), y_B).to(x0_BCHW.dtype)
     if output.shape[1] != 2 * x0_BCHW.shape[1]:
         _validate_shape(output, x0_BCHW, "ddpm")
@@ -89,18 +87,13 @@ def _validate_shape(output: torch.Tensor, x0_BCHW: torch.Tensor, name: str) -> N
         raise ValueError(f"the model's output {shape} does not fit the images {expected} under {name}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Coefficients of every DDPM step, by name, each [T]."""
-
-    rows: dict[str, torch.Tensor]
-
-    def at(self, name: str, t_B: torch.Tensor) -> torch.Tensor:
-        return self.rows[name][t_B][:, None, None, None]
+def _at(row_T: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    return row_T[t_B][:, None, None, None]
 
 
 @functools.lru_cache(maxsize=8)
-def _table(objective: DDPM, device: torch.device, dtype: torch.dtype) -> _Table:
+def _table(objective: DDPM, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Coefficients of every DDPM step, by name, each [T]."""
     beta = torch.linspace(objective.beta_start, objective.beta_end, objective.num_timesteps, dtype=torch.float64)
     alpha_bar = torch.cumprod(1 - beta, 0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
@@ -117,11 +110,11 @@ def _table(objective: DDPM, device: torch.device, dtype: torch.dtype) -> _Table:
         "log_beta": beta.log(),
         "log_posterior": posterior.log(),
     }
-    return _Table(rows={name: row.to(device=device, dtype=dtype) for name, row in rows.items()})
+    return {name: row.to(device=device, dtype=dtype) for name, row in rows.items()}
 
 
 def _variance_bound(
-    table: _Table,
+    table: dict[str, torch.Tensor],
     x0_BCHW: torch.Tensor,
     x_BCHW: torch.Tensor,
     t_B: torch.Tensor,
@@ -132,11 +125,11 @@ def _variance_bound(
     `fraction` in [-1, 1] interpolates the log variance between the posterior's and beta.
     """
     share = (fraction_BCHW + 1) / 2
-    log_posterior = table.at("log_posterior", t_B)
-    log_variance = share * table.at("log_beta", t_B) + (1 - share) * log_posterior
-    guess_BCHW = table.at("x0_from_x", t_B) * x_BCHW - table.at("x0_from_eps", t_B) * eps_BCHW
-    true_mean = table.at("mean_from_x0", t_B) * x0_BCHW + table.at("mean_from_x", t_B) * x_BCHW
-    mean = table.at("mean_from_x0", t_B) * guess_BCHW + table.at("mean_from_x", t_B) * x_BCHW
+    log_posterior = _at(table["log_posterior"], t_B)
+    log_variance = share * _at(table["log_beta"], t_B) + (1 - share) * log_posterior
+    guess_BCHW = _at(table["x0_from_x"], t_B) * x_BCHW - _at(table["x0_from_eps"], t_B) * eps_BCHW
+    true_mean = _at(table["mean_from_x0"], t_B) * x0_BCHW + _at(table["mean_from_x"], t_B) * x_BCHW
+    mean = _at(table["mean_from_x0"], t_B) * guess_BCHW + _at(table["mean_from_x"], t_B) * x_BCHW
     ratio = torch.exp(log_posterior - log_variance)
     distance = (true_mean - mean).square() * torch.exp(-log_variance)
     divergence = 0.5 * (log_variance - log_posterior - 1 + ratio + distance)

@@ -70,7 +70,7 @@ def test_the_forward_process_equals_diffusers():
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    ours = _table(NOISE, torch.device("cpu"), torch.float32).rows["sqrt_alpha_bar"]
+    ours = _table(NOISE, torch.device("cpu"), torch.float32)["sqrt_alpha_bar"]
     torch.testing.assert_close(ours, scheduler.alphas_cumprod.sqrt(), rtol=1e-4, atol=1e-6)
 
 
