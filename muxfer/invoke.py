@@ -70,9 +70,7 @@ def _result_on_stdout() -> Iterator[IO[str]]:
 
 
 def run_command(command: Callable[[], "CommandResult"], *, as_json: bool, plugins: Sequence[str]) -> NoReturn:
-    """Run a command, print its result on the real stdout, and leave with its exit code. Signals are handled before the
-    command imports anything heavy. click's usage errors are raised on.
-    """
+    """Run a command, print its result on the real stdout, and leave with its exit code. Usage errors are raised on."""
     stop = _Stop()
     with _result_on_stdout() as stdout:
         try:

@@ -39,6 +39,14 @@ def gone(pid: int) -> bool:
     return False
 
 
+def namespace() -> str:
+    """The pid namespace of this process: a pid is only valid within one. Empty on a system without /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def still_named(file: IO[str], path: Path) -> bool:
     """Whether an open file still has that name. While we waited for its lock, it may have been removed."""
     try:

@@ -34,12 +34,10 @@ MIN_SECRET, MIN_VALUE = 4, 6  # Shorter values are not redacted: they are words 
 
 OUR_WORDS = {"finished", "diverged", "failed", "running", "proxy", "target", "study", "transfers", "drifts", "abstains"}
 """muxfer's own words are never redacted. That would change results and protect nothing."""
-
 PLACES = ("output_dir", "data.path", "ledger.experiment")
 """Keys that name a place. Their values are always shown, or nobody would find that place."""
 UNUSED = ("ledger.", "compute.", "output_dir", "description")
 """Keys that are not used when they come out of a record. If their variable is not set, its name stays."""
-
 _variables: set[str] = set()  # Names of the variables that configurations have read in this process
 
 
@@ -129,15 +127,8 @@ def _without_credentials(text: str, *, by_name: bool = False) -> str:
 
 def redact_plain(value: Any) -> Any:
     """Redact every text in plain data that goes to a record or to stdout. The names of mappings stay."""
-    return _redact_plain(value, _secrets())
-
-
-def _redact_plain(value: Any, secrets: Mapping[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _redact_plain(item, secrets) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact_plain(item, secrets) for item in value]
-    return _redact(value, secrets) if isinstance(value, str) else value
+    secrets = _secrets()
+    return _mapped(value, lambda _, leaf: _redact(leaf, secrets) if isinstance(leaf, str) else leaf)
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,6 @@ from muxfer.validate import expect
 
 NUMERICS_VERSION = 1
 """Part of every trial key. It is raised whenever the same task would train to other numbers than before."""
-
 Setting = Mapping[str, float | int | str]  # What a study varies, by name: {"base_lr": 0.0078125, "width": 64}
 
 
@@ -41,9 +40,8 @@ def content_hash(content: Any, *, length: int = 16) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A sweep's name and its identity: the configuration without grids, seeds, budget and compute.
-
-    `key` is the content hash of name and identity. Extending a grid keeps the key; another parametrization changes it.
+    """A sweep's name and its identity: the configuration without grids, seeds, budget and compute. `key` is the content
+    hash of name and identity. Extending a grid keeps the key; another parametrization changes it.
     """
 
     name: str
@@ -169,11 +167,9 @@ class Optimum:
 
 @dataclass(frozen=True, kw_only=True)
 class Regret:
-    """The relative loss of axis value `to` by using the optimum of axis value `from_`.
-
-    `relative` is measured at the grid optimum `setting`; None: the trial diverged there. `estimate` is read from the
-    smoothed curve at the smoothed `choice`, with its 95 % interval `low` to `high`; the verdict uses it. It is None
-    where there is no curve.
+    """The relative loss of axis value `to` by using the optimum of axis value `from_`. `relative` is measured at the
+    grid optimum `setting`; None: the trial diverged there. `estimate` is read from the smoothed curve at the smoothed
+    `choice`, with its 95 % interval `low` to `high`; the verdict uses it. It is None where there is no curve.
     """
 
     from_: float
@@ -200,11 +196,9 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Does the optimum transfer along the axis? `why` is one sentence.
-
-    `from_` is the smallest axis value from which on the optimum transfers to the largest, None if there is none.
-    `noise` is the relative standard deviation of one trial's metric about the curves, None where it is unknown.
-    `log2_hp`: the drift is in log2 of the setting.
+    """Does the optimum transfer along the axis? `why` is one sentence. `from_` is the smallest axis value from which on
+    the optimum transfers to the largest, None if there is none. `noise` is the relative standard deviation of one
+    trial's metric about the curves, None where it is unknown. `log2_hp`: the drift is in log2 of the setting.
     """
 
     verdict: VerdictKind

@@ -45,9 +45,7 @@ LENIENT = Policy()
 
 
 def expect(form: Any, data: Any, path: str = "") -> None:
-    """Validate that `data` has the form. ValueError says what stands where, and what was expected. `reader_of` lists
-    the forms. Keys that the form lacks are allowed.
-    """
+    """Validate that `data` has the form (see `reader_of`); more keys are allowed. ValueError says what was expected."""
     reader_of(form, LENIENT)(data, path)
 
 

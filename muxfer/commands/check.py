@@ -27,7 +27,6 @@ from muxfer.study.resolve import PrintLine, output_folder
 
 CONTROL = {"width": "standard", "depth": "mup"}
 """The parametrization that does not scale along the axis, which is drawn beside the checked one."""
-
 LINE_KEYS = {name: name for name in ("name", "measure", "step", "role", "expected", "slope", "low", "high")}
 LINE_KEYS |= {"pass": "passed"}
 """The keys of a line in the JSON, and the fields that they show."""

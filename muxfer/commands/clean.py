@@ -45,7 +45,9 @@ def clean(name: str | None, overrides: Sequence[str], *, confirmed: Callable[[st
     if not homes:
         raise BadInput(why_kept)
     files = [StudyFolder(home) for home in homes]
-    _refuse_links(files)
+    for link in (home for home in homes if home.is_symlink()):
+        leads = f"{link} is a link to {os.path.realpath(link)}"
+        raise BadInput(f"{leads}: remove the link and what it leads to by hand; nothing was removed")
     _refuse_undelivered(files)
     if not confirmed(f"checkpoints, samples and reports in\n{_sizes(files)}\nThe ledger is kept. Remove them?"):
         return CommandResult(data={"removed": [], "left": []}, text="nothing was removed")
@@ -69,12 +71,6 @@ def _refuse_driven(studies: Sequence[Study], ledger: Ledger) -> None:
         holder = ledger.driver(study)
         if holder is not None and holder.alive() is not False:
             raise StudyBusy(f"study {study.label} is being driven: {holder}; stop it first, nothing was removed")
-
-
-def _refuse_links(folders: Sequence[StudyFolder]) -> None:
-    for path in (files.path for files in folders if files.path.is_symlink()):
-        link = f"{path} is a link to {os.path.realpath(path)}"
-        raise BadInput(f"{link}: remove the link and what it leads to by hand; nothing was removed")
 
 
 def _refuse_undelivered(folders: Sequence[StudyFolder]) -> None:

@@ -33,17 +33,15 @@ NOT_A_NUMBER = frozenset(
     ("", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "null", "NULL", "None")
 )
 """The words for a missing number that pandas writes or reads, and a few of old C libraries."""
-
 MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip or xlsx", b"PAR1": "Parquet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 _Row = tuple[int, list[str]]  # The line on which a row begins, and its fields
 
 
 def read_columns(path: str | Path, required: Sequence[str], *, optional: Sequence[str] = ()) -> Mapping[str, Any]:
-    """Return the named columns as float64 arrays, in the file's order of rows; NaN where a field is empty.
-
-    An optional column that the file lacks is left out. The file is plain UTF-8 with commas, a header and decimal
-    points. Quotes, CRLF, a byte-order mark and spaces after commas do no harm. Anything else is BadInput, in one line.
+    """Return the named columns as float64 arrays, in the file's order of rows; NaN where a field is empty. An optional
+    column that the file lacks is left out. The file is plain UTF-8 with commas, a header and decimal points. Quotes,
+    CRLF, a byte-order mark and spaces after commas do no harm. Anything else is BadInput, in one line.
     """
     path = Path(path)
     header = _header(path)

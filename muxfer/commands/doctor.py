@@ -43,7 +43,6 @@ NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "fus
 VERSION = re.compile(r"\d+(\.\w+)*(\+[\w.]+)?", re.ASCII)
 NO_RESPONSE = (OSError, http.client.HTTPException)
 """Errors of a request to a server that is down, or that does not speak HTTP."""
-
 State = Literal["ok", "warn", "fail"]
 
 

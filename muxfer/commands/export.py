@@ -154,10 +154,7 @@ def _not_here(record: Record, path: Path) -> BadInput:
 
 @contextmanager
 def _new_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` that replaces it, and an earlier export there, once it is complete.
-
-    What a killed export left behind is cleaned up first. BadInput if the disk refuses.
-    """
+    """Yield a folder that replaces `final` once it is complete. Leftovers are removed. BadInput if the disk refuses."""
     from safetensors import SafetensorError
 
     try:
@@ -180,9 +177,8 @@ def _new_folder(final: Path) -> Iterator[Path]:
 
 
 def _clean_up(final: Path) -> None:
-    """Remove what earlier exports to `final` left beside it. A finished export that was set aside is put back.
-
-    A leftover belongs to a process that is gone, or to our own pid: in a container pids start from 1 again.
+    """Remove what earlier exports to `final` left beside it. A finished export that was set aside is put back. A
+    leftover belongs to a process that is gone, or to our own pid: in a container pids start from 1 again.
     """
     for leftover in final.parent.glob(f".{glob.escape(final.name)}.*"):
         name = re.fullmatch(r"\.(\d+)\.(tmp|old)", leftover.name[len(final.name) + 1 :], re.ASCII)

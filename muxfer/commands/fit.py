@@ -45,7 +45,6 @@ def fit(
     figure: str | None = None,
 ) -> CommandResult:
     """The laws of study `name` or of `table`, a prediction at `predict_at` FLOPs, and a comparison with other laws.
-
     `against` is a sweep's name with its overrides, as typed on a command line. The figure of a study goes beside its
     report. The figure of a table is drawn only if `figure` names its file.
     """
@@ -83,7 +82,9 @@ def fit(
     }
     lines = [*fit_lines(laws, parametric, prediction, predict_at=predict_at)]
     if comparison is not None:
-        lines += ["", f"{comparison.names[0]} against {comparison.names[1]}", *_wrapped_readings(comparison)]
+        lines += ["", f"{comparison.names[0]} against {comparison.names[1]}"]
+        for reading in comparison.readings():
+            lines += textwrap.wrap(reading, TERMINAL, initial_indent="  ", subsequent_indent="    ")
     if notes:
         lines += ["", *(f"note: {note}" for note in notes)]
     if paths:
@@ -174,10 +175,7 @@ def fit_data(laws: IsoflopFit, parametric: ParametricLaw | str, prediction: Pred
 def fit_lines(
     laws: IsoflopFit, parametric: ParametricLaw | str, prediction: Prediction | None, *, predict_at: float | None = None
 ) -> Iterator[str]:
-    """Budgets with their optima, laws with intervals, the prediction, and the parametric law.
-
-    If a prediction at `predict_at` FLOPs was requested and no law gives it, a line says so.
-    """
+    """Budgets with their optima, laws with intervals, the prediction or why there is none, the parametric law."""
     noise = "" if laws.noise is None else f", noise {100 * laws.noise:.2g} % of the loss"
     kind = "" if laws.degree is None else f", a {CURVES[laws.degree]} in log N each{noise}"
     yield from (f"{len(laws.budgets)} budgets{kind}", "", *_budget_lines(laws.budgets), "")
@@ -240,8 +238,3 @@ def _with_interval(interval: Interval) -> str:
         digits = min(max(4, math.floor(math.log10(abs(interval.value))) - math.floor(math.log10(half)) + 2), 9)
     value, low, high = (f"{x:.{digits}g}" for x in (interval.value, interval.low, interval.high))
     return value if low == high else f"{value} [{low}, {high}]"
-
-
-def _wrapped_readings(comparison: Comparison) -> Iterator[str]:
-    for reading in comparison.readings():
-        yield from textwrap.wrap(reading, TERMINAL, initial_indent="  ", subsequent_indent="    ")

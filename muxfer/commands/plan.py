@@ -10,24 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from muxfer.commands.result import CommandResult
-from muxfer.config.settings import place_of, with_setting
+from muxfer.config.settings import place_of, value_of, with_setting
 from muxfer.config.study import Config, StudyKind
 from muxfer.config.task import Task
 from muxfer.errors import BadInput
 from muxfer.models.count import Measure, counter
 from muxfer.report.plan_text import plan_lines, proposal_lines
+from muxfer.study import cost
 from muxfer.study import trials as planning
-from muxfer.study.cost import (
-    SIZES,
-    STEP_SHARES,
-    Part,
-    Proposal,
-    parts,
-    propose,
-    samples_seen,
-    training_flops,
-    tuning_ratio,
-)
 from muxfer.study.resolve import Request, resolve
 from muxfer.study.search import grid
 from muxfer.study.speeds import hours_at, speeds_of
@@ -35,10 +25,8 @@ from muxfer.trial import Setting
 
 SAME_COUNT = 1.25
 """A paper's own parameter count is used for models whose count is within this factor of it: not for other widths."""
-
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Proposed widths, in heads. Two neighbours differ by a third or a half."""
-
 MAX_PROPOSALS = 8
 
 
@@ -64,7 +52,7 @@ def costs(request: Request) -> tuple[dict[str, Any], str]:
     """The cost of a study and its target, as the command's JSON, and the reason why hours are unknown, or ""."""
     count = counter(request.config)
     target = _target(request.config)
-    proxies = parts(request.config.task, request.config.search, _settings(request.config, count))
+    proxies = cost.parts(request.config.task, request.config.search, _settings(request.config, count))
     flops = [part.trials * _flops(part.task, count) for part in proxies]
     target_flops = _flops(target, count)
     speeds, why = speeds_of(request, count)
@@ -91,13 +79,8 @@ def costs(request: Request) -> tuple[dict[str, Any], str]:
             }
             for part, spent, time in zip(proxies, flops, hours, strict=True)
         ],
-        "target": {
-            "width": target.model.width,
-            "depth": target.model.depth,
-            "steps": target.training.steps,
-            "batch_size": target.training.batch_size,
-            "parameters": count(target.model).parameters,
-        },
+        "target": {name: value_of(target, name) for name in ("width", "depth", "steps", "batch_size")}
+        | {"parameters": count(target.model).parameters},
     }
     return data, why
 
@@ -118,15 +101,15 @@ def _target(config: Config) -> Task:
 
 
 def _flops(task: Task, count: Measure) -> float:
-    return training_flops(count(task.model).macs, samples=samples_seen(task))
+    return cost.training_flops(count(task.model).macs, samples=cost.samples_seen(task))
 
 
-def _ratios(config: Config, proxies: Sequence[Part], target: Task, count: Measure) -> dict[str, float]:
+def _ratios(config: Config, proxies: Sequence[cost.Part], target: Task, count: Measure) -> dict[str, float]:
     """Equation 1 with our count of parameters, and with the paper's count if that is of these models."""
     own = [count(part.task.model).parameters for part in proxies]
     own_target = count(target.model).parameters
-    samples = [part.trials * samples_seen(part.task) for part in proxies]
-    counted = tuning_ratio(list(zip(own, samples, strict=True)), (own_target, samples_seen(target)))
+    samples = [part.trials * cost.samples_seen(part.task) for part in proxies]
+    counted = cost.tuning_ratio(list(zip(own, samples, strict=True)), (own_target, cost.samples_seen(target)))
     ratios = {"tuning_ratio": counted, "tuning_ratio_counted": counted}
     published = config.published
     if published is None:
@@ -134,17 +117,14 @@ def _ratios(config: Config, proxies: Sequence[Part], target: Task, count: Measur
     pairs = [(published.target_params, own_target), *((published.proxy_params, ours) for ours in own)]
     if all(abs(math.log(theirs / ours)) < math.log(SAME_COUNT) for theirs, ours in pairs):
         theirs = [(published.proxy_params, seen) for seen in samples]
-        ratios["tuning_ratio"] = tuning_ratio(theirs, (published.target_params, samples_seen(target)))
+        ratios["tuning_ratio"] = cost.tuning_ratio(theirs, (published.target_params, cost.samples_seen(target)))
     if published.pretrainings is not None:
         ratios["experts_ratio"] = ratios["tuning_ratio"] / published.pretrainings
     return ratios
 
 
-def _proposals(config: Config, target: Task, budget: float, count: Measure) -> list[Proposal]:
-    """Proposals of widths from half the base width on and of shares of the target's steps.
-
-    From half the base width on the paper saw transfer hold. The study's own widths are included, however small.
-    """
+def _proposals(config: Config, target: Task, budget: float, count: Measure) -> list[cost.Proposal]:
+    """Proposals from half the base width on, where the paper saw transfer hold, and of the study's own widths."""
     search, training = config.search, config.training
     if search.kind is StudyKind.ISOFLOP:
         raise BadInput("--budget: an isoFLOP study has its budgets in search.flops; leave --budget out")
@@ -159,10 +139,10 @@ def _proposals(config: Config, target: Task, budget: float, count: Measure) -> l
             macs = count(with_setting(config.task, {"width": width}).model).macs
         except BadInput:
             continue  # no model of this width can be built
-        share_per_step[width] = training_flops(macs, samples=training.batch_size) / of_target
+        share_per_step[width] = cost.training_flops(macs, samples=training.batch_size) / of_target
     warmup = max(_values(config, "warmup_steps"), default=training.warmup_steps)
-    lengths = {training.steps, *(round(share * target.training.steps) for share in STEP_SHARES)}
-    return propose(
+    lengths = {training.steps, *(round(share * target.training.steps) for share in cost.STEP_SHARES)}
+    return cost.propose(
         share_per_step,
         sorted(steps for steps in lengths if max(warmup, 1) <= steps <= target.training.steps),
         budget=budget,
@@ -188,10 +168,10 @@ def _num_settings(config: Config) -> int:
 def _unit(config: Config) -> int:
     """How many of those settings share one value of the tuned one: the combinations of all others with a grid."""
     hp = config.search.hp
-    return math.prod(len(values) for name, values in config.search.grids.items() if name not in (*SIZES, hp))
+    return math.prod(len(values) for name, values in config.search.grids.items() if name not in (*cost.SIZES, hp))
 
 
-def _proposal(proposal: Proposal, config: Config, command: str, count: Measure) -> dict[str, Any]:
+def _proposal(proposal: cost.Proposal, config: Config, command: str, count: Measure) -> dict[str, Any]:
     """A proposal as JSON. Its command is the given one with the overrides that make the study this proposal."""
     sizes = {"width": proposal.width, "batch_size": config.training.batch_size, "steps": proposal.steps}
     overrides = []
@@ -200,7 +180,7 @@ def _proposal(proposal: Proposal, config: Config, command: str, count: Measure) 
         assert place is not None
         if name in config.search.grids:
             overrides.append(f"search.{name}=[{value}]")
-        elif getattr(getattr(config, place[0]), place[1]) != value:
+        elif value_of(config.task, name) != value:
             overrides.append(f"{place[0]}.{place[1]}={value}")
     overrides += _fewer_settings(proposal.settings, config)
     model = with_setting(config.task, {"width": proposal.width}).model

@@ -48,10 +48,11 @@ def write_report(
 ) -> Path:
     """Write the study's figures and page. Training curves are left out where reading them would take long."""
     from muxfer.report import study_page
+    from muxfer.report.sections import Context
 
     search, records = study.config.search, study.records
     command, next_command = _commands(request, search.kind)
-    context: study_page.Context = {
+    context: Context = {
         "description": request.description,
         "command": command,
         "next_command": next_command,

@@ -12,7 +12,7 @@ from muxfer.study.recorded import read_study
 from muxfer.study.resolve import PrintLine, resolve
 from muxfer.study.retention import plan_retention
 from muxfer.study.session import drive, open_ledger
-from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Study, Trial
+from muxfer.trial import NUMERICS_VERSION, Outcome, Record, Trial
 
 
 def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> CommandResult:
@@ -21,7 +21,11 @@ def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> Comm
     with open_ledger(request, existing=True) as ledger:
         recorded = read_study(request, ledger)
         study, trials = recorded.study, recorded.trials
-        _validate_numerics(study, name)
+        if (numerics := study.identity["numerics"]) != NUMERICS_VERSION:
+            raise BadInput(
+                f"study {study.label} was trained with numerics {numerics}, this version has {NUMERICS_VERSION}: its"
+                f" trials can't be gone on with; muxfer sweep {name} makes a study of its own"
+            )
         data: dict[str, Any] = {"sweep": name, "study": study.key, "retried": 0, "failed": 0, "trials": []}
         todo = _failed_trials(trials, recorded.all_records)
         if not todo:
@@ -48,14 +52,6 @@ def retry(name: str, overrides: Sequence[str], *, print_line: PrintLine) -> Comm
     elif todo:
         text += f"; write the page again with: muxfer report {shlex.join([name, *overrides])}"
     return CommandResult(data=data, text=text, exit_code=TrialsFailed.exit_code if failed else 0)
-
-
-def _validate_numerics(study: Study, name: str) -> None:
-    if study.identity["numerics"] != NUMERICS_VERSION:
-        raise BadInput(
-            f"study {study.label} was trained with numerics {study.identity['numerics']}, this version has"
-            f" {NUMERICS_VERSION}: its trials can't be gone on with; muxfer sweep {name} makes a study of its own"
-        )
 
 
 def _failed_trials(trials: Sequence[Trial], records: Sequence[Record]) -> list[Trial]:

@@ -36,9 +36,7 @@ def sweep(
     require_transfer: bool = False,
     skip_if_running: bool = False,
 ) -> CommandResult:
-    """Run what the ledger lacks of a study, judge it and write its page. `max_hours` stops in order. `skip_if_running`
-    returns instead of raising StudyBusy.
-    """
+    """Bring a study to its end, in order after `max_hours`. `skip_if_running` returns instead of raising StudyBusy."""
     began = time.monotonic()
     request = resolve(name, overrides)
     propose = proposing(request.config, fingerprint=request.fingerprint)

@@ -30,9 +30,7 @@ def transfer(
     flops: float | None = None,
     law: str | None = None,
 ) -> CommandResult:
-    """Choose the best base settings of a study and launch the target with them. `flops` sizes the target by the fit of
-    the isoFLOP study `law`; law None: by the study's own.
-    """
+    """Choose the best base settings, launch the target. `flops` sizes it by the fit of `law`, None: of the study."""
     request = resolve(name, overrides)
     with open_ledger(request, existing=True) as ledger:
         choice = choose_target(request, ledger, flops=flops, law=law, force=force)

@@ -29,7 +29,6 @@ SAME = 1e-9  # Values of a grid whose relative difference is at most this are on
 
 SHUFFLER = 0x9E3779B97F4A7C15
 """An odd number. The bits of numbers times this, modulo 2^64, have no visible order; its inverse undoes that."""
-
 MAX_REPLICATES = 1_000  # A cell with more runs gives the judge the means of this many groups of them
 
 EXTREME = 1e20

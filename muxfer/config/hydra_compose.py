@@ -77,9 +77,7 @@ def composed(name: str, overrides: Sequence[str] = ()) -> Composed:
 
 
 def compose_model(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """As `compose`, but NAME may also be a model of conf/model. Then the primary configuration takes that model. If a
-    sweep and a model have the same name, the sweep is meant, as for every other command.
-    """
+    """As `compose`, but NAME may also be a model, which the primary configuration takes. A sweep of that name wins."""
     if name in sweep_names():
         return compose(name, overrides)
     if name not in model_names() or not NAME.fullmatch(name):
@@ -148,10 +146,9 @@ def _quoted(override: str) -> str:
 
 
 def _separate_search(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split overrides into those for Hydra, and the values of those that name a known key of `search`.
-
-    Hydra would merge a list with a space, or two spaces, and fail. A searched setting also needs no + when the sweep's
-    file lacks it.
+    """Split overrides into those for Hydra, and the values of those that name a known key of `search`. Hydra would
+    merge a list with a space, or two spaces, and fail. A searched setting also needs no + when the sweep's file lacks
+    it.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -185,7 +182,8 @@ def _validate_override(override: str) -> None:
         raise BadInput(f"override {override[:60]!r} holds an unprintable character: expected key=value")
     if "=" not in override and not override.startswith("~"):
         raise BadInput(f"override {override[:60]!r}: expected key=value, for example training.steps=100")
-    if max(override.count(bracket) for bracket in "[{(") > MAX_NESTED and _depth(override) > MAX_NESTED:
+    depths = itertools.accumulate(((letter in "[{(") - (letter in ")}]") for letter in override), initial=0)
+    if max(override.count(bracket) for bracket in "[{(") > MAX_NESTED and max(depths) > MAX_NESTED:
         raise BadInput(f"override {override[:40]}... is nested more than {MAX_NESTED} deep: expected key=value")
     key, _, value = override.partition("=")
     key = key.lstrip("+~")
@@ -194,10 +192,6 @@ def _validate_override(override: str) -> None:
     is_group = any(os.path.isdir(folder / key.partition("@")[0]) for folder in search_path("conf"))
     if (is_group or "/" in key or ".." in key) and (".." in value or value.startswith(("/", "\\"))):
         raise BadInput(f"override {override[:60]!r}: a configuration is named inside ./conf, without .. or a leading /")
-
-
-def _depth(text: str) -> int:
-    return max(itertools.accumulate(((letter in "[{(") - (letter in ")}]") for letter in text), initial=0))
 
 
 def _one_line(error: BaseException, sweep: str | None) -> str:

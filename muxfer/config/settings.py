@@ -64,6 +64,12 @@ def place_of(name: str) -> tuple[str, str] | None:
     return None if path is None else (path.split(".")[0], path.split(".")[1])
 
 
+def value_of(task: Task, name: str) -> Any:
+    """The task's value of the key that a setting sets. Not for `flops`, which sets none."""
+    group, key = str(SETTINGS[name]).split(".")
+    return getattr(getattr(task, group), key)
+
+
 def key_content(task: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a task's plain data that a trial key holds."""
     return {

@@ -1,8 +1,4 @@
-"""One study as typed data: the task, the search, the target, where it runs and where it is recorded.
-
-YAML holds values and Python holds logic. `config.parse` turns plain data (Hydra's composition) into these frozen
-dataclasses, and validates them once. `config.task` has what a trial trains.
-"""
+"""One study as typed data. `config.parse` makes and validates it. `config.task` has what a trial trains."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,10 +25,9 @@ class StudyKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The values that a sampler may draw: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}.
-
-    `bounds` are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to the power
-    of the drawn value.
+    """The values that a sampler may draw: {uniform: [0.1, 1]}, {log_uniform: [2^-10, 2^-5]}, {choice: [1, 2]}. `bounds`
+    are the two ends, or the values of a choice. With `log2` they are exponents: the setting is 2 to the power of the
+    drawn value.
     """
 
     kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]

@@ -1,8 +1,4 @@
-"""What one trial trains, as typed data: model, data, objective, optimizer, training, evaluation.
-
-A task travels to the worker as plain data (`to_plain`) and is parsed again there (`config.parse`). `validate` refuses
-an impossible number with what was given, what was expected and what to do.
-"""
+"""What one trial trains, as typed data. It travels to the worker as plain data, and is parsed again there."""
 
 import dataclasses
 import math

@@ -52,10 +52,9 @@ def find_pictures(data: ImageFolder) -> list[tuple[str, Path]]:
 
 
 def read_folder(data: ImageFolder, pictures: list[tuple[str, Path]]) -> Dataset:
-    """Decode the pictures. Their order, and so the split, follows the files' content, not their names.
-
-    Copies of one picture are all on one side of the split. Raises BadInput for a picture that can't be read, and when
-    none is left to train on.
+    """Decode the pictures. Their order, and so the split, follows the files' content, not their names. Copies of one
+    picture are all on one side of the split. Raises BadInput for a picture that can't be read, and when none is left to
+    train on.
     """
     try:
         hashed = sorted((hashlib.sha256(file.read_bytes()).hexdigest(), name, file) for name, file in pictures)

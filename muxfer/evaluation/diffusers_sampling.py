@@ -31,10 +31,9 @@ def sample(
     learn_sigma: bool = False,
     device: str = "cpu",
 ) -> torch.Tensor:
-    """Draw one image a label [N, C, H, W] in [-1, 1] on the CPU, with guidance. Equal seeds give equal images.
-
-    `model` is in evaluation mode on `device`. Class `num_classes` is the null class. With `learn_sigma` the model
-    outputs 2C channels, and the second half sets the variance of the ddpm sampler.
+    """Draw one image a label [N, C, H, W] in [-1, 1] on the CPU, with guidance. Equal seeds give equal images. `model`
+    is in evaluation mode on `device`. Class `num_classes` is the null class. With `learn_sigma` the model outputs 2C
+    channels, and the second half sets the variance of the ddpm sampler.
     """
     images = []
     for start in range(0, len(labels), SAMPLE_BATCH):

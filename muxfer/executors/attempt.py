@@ -17,10 +17,9 @@ MAX_MESSAGE_CHARS = 400
 
 
 class Attempt:
-    """Runs one job and turns an exception into a FAILED record.
-
-    `reusable` becomes False once an exception that is not a MuxferError was raised. Such an exception may leave half
-    a CUDA context or a patched global in the process, so the process must not run another trial.
+    """Runs one job and turns an exception into a FAILED record. `reusable` becomes False once an exception that is not
+    a MuxferError was raised. Such an exception may leave half a CUDA context or a patched global in the process, so the
+    process must not run another trial.
     """
 
     def __init__(self, job: TrialJob, *, worker: str) -> None:

@@ -12,10 +12,9 @@ from muxfer.trial import Outcome, Point, Record, Trial
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """A trial to run, and where to run it.
-
-    `folder` belongs to the trial: each attempt makes a folder of its own in it. `epoch` is the epoch of the lease.
-    `band` is a LossBand as plain data: a trial whose loss leaves the band is halted. None means that no band applies.
+    """A trial to run, and where to run it. `folder` belongs to the trial: each attempt makes a folder of its own in it.
+    `epoch` is the epoch of the lease. `band` is a LossBand as plain data: a trial whose loss leaves the band is halted.
+    None means that no band applies.
     """
 
     trial: Trial

@@ -12,10 +12,9 @@ from muxfer.executors.base import Executor
 
 @contextmanager
 def ray_on_demand(compute: Compute, folder: Path, *, likely: bool) -> Iterator[Callable[[], Executor]]:
-    """Yield what returns the executor of the study whose files are in `folder`.
-
-    `likely`: Ray starts now, in a thread of its own. Otherwise it starts when the executor is first needed.
-    NoResources where explicit slots or devices are more than there is: before the ledger records the study.
+    """Yield what returns the executor of the study whose files are in `folder`. `likely`: Ray starts now, in a thread
+    of its own. Otherwise it starts when the executor is first needed. NoResources where explicit slots or devices are
+    more than there is: before the ledger records the study.
     """
     ray_sessions.remove_abandoned()  # what a killed driver left must go even where nothing is left to run
 

@@ -24,7 +24,6 @@ from muxfer.trial import Trial
 
 NOT_REUSED = "muxfer: this process is not reused"
 """Part of the error of an actor that refused a further trial. The refused trial is not at fault."""
-
 ORPHANED = 86
 """The exit code of a process whose driver is gone. Ray does not pass it on: the driver sees a process that died."""
 TICKS = 20
@@ -41,9 +40,7 @@ def run_tune(
     storage: Path,
     stop: threading.Event,
 ) -> None:
-    """Let Tune run the queue's jobs until the queue is closed, or `stop` is set. Runs in a thread of its own. Tune only
-    executes: it keeps no checkpoints, retries nothing and restores nothing.
-    """
+    """Let Tune run the queue's jobs in this thread until the queue is closed, or `stop` is set. It only executes."""
     # By default Tune starts the actors one after another, 2 s each.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(jobs.slots)
     # Tune passes the keys of S3 to its actors as process arguments, which every user of the machine can read.
@@ -65,10 +62,9 @@ def run_tune(
 
 
 class Orphan:
-    """Ends this process when its driver has not called for `seconds` while a trial is half done.
-
-    Each call of the driver is a heartbeat. The silence is counted in ticks of this thread, not read from a clock. So a
-    process that was stopped, with its driver or with the whole machine, does not count the time of its own stop.
+    """Ends this process when its driver has not called for `seconds` while a trial is half done. Each call of the
+    driver is a heartbeat. The silence is counted in ticks of this thread, not read from a clock. So a process that was
+    stopped, with its driver or with the whole machine, does not count the time of its own stop.
     """
 
     def __init__(self) -> None:
@@ -90,10 +86,9 @@ class Orphan:
 
 
 class TrialActor(tune.Trainable):
-    """A slot: one process that runs trial after trial, so that only the first pays for `import torch`.
-
-    The driver may be stopped, be cut off, or be gone from a cluster that lives on. An actor that then has a trial half
-    done ends itself (see Orphan). Between two trials it waits for ever.
+    """A slot: one process that runs trial after trial, so that only the first pays for `import torch`. The driver may
+    be stopped, be cut off, or be gone from a cluster that lives on. An actor that then has a trial half done ends
+    itself (see Orphan). Between two trials it waits for ever.
     """
 
     _attempt: Attempt | None = None
@@ -129,9 +124,7 @@ class TrialActor(tune.Trainable):
 
 
 class JobQueue(Searcher):
-    """Hands out jobs in order, at most `slots` at a time. The driver's thread fills it and Tune's thread reads it. A
-    job whose process died goes back to the front, up to `max_failures` times.
-    """
+    """Hands out jobs in order, at most `slots` at once. One whose process died comes first, `max_failures` times."""
 
     def __init__(self, *, slots: int, max_failures: int, settings: dict[str, Any]) -> None:
         super().__init__()

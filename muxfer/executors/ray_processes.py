@@ -122,10 +122,9 @@ class Cluster:
         return sorted(addresses)
 
     def shut_down(self) -> None:
-        """Leave Ray, in the thread that started it, and remove its folder.
-
-        No garbage may hold one of Ray's references at that time. Ray frees its worker first in C++ and then in Python,
-        and a finalizer that runs in between calls `exit(1)`.
+        """Leave Ray, in the thread that started it, and remove its folder. No garbage may hold one of Ray's references
+        at that time. Ray frees its worker first in C++ and then in Python, and a finalizer that runs in between calls
+        `exit(1)`.
         """
         import ray
 
@@ -135,9 +134,7 @@ class Cluster:
         self._remove_folder()
 
     def kill(self) -> None:
-        """Kill every process that was started, by its id, in a fraction of a second. Ray is unusable afterwards.
-        Touches nothing of a joined cluster: that one ends a driver's trials when the driver is gone.
-        """
+        """Kill every process that was started, by its id. Ray is unusable then. A joined cluster is left alone."""
         started = list(self.processes.values())
         for process in started:
             if process.poll() is None:
@@ -180,10 +177,9 @@ class Cluster:
 
 
 class _AlwaysEmpty(list[str]):
-    """The folders that Ray puts first on its workers' import path: always none.
-
-    Ray would add the folder that the command was typed in. There, a stray torch.py would be imported instead of torch,
-    and another version of muxfer instead of this one. Plugins pass their own folder (`muxfer.models.plugins`).
+    """The folders that Ray puts first on its workers' import path: always none. Ray would add the folder that the
+    command was typed in. There, a stray torch.py would be imported instead of torch, and another version of muxfer
+    instead of this one. Plugins pass their own folder (`muxfer.models.plugins`).
     """
 
     def extend(self, folders: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muxfer.errors import NoResources
-from muxfer.processes import start_time
+from muxfer.processes import namespace, start_time
 
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 MARK = "MUXFER_RAY"  # the environment variable that holds the cluster's folder in each process of a private cluster
@@ -63,10 +63,9 @@ def make_storage(home: Path) -> Path:
 
 
 def remove_abandoned_storage(home: Path) -> None:
-    """Remove the folders that `make_storage` made, except those of living processes on this machine.
-
-    Only the holder of the lease may call this: a driver on another machine has then ended or is fenced. A living
-    process here makes its folder before it has the lease.
+    """Remove the folders that `make_storage` made, except those of living processes on this machine. Only the holder of
+    the lease may call this: a driver on another machine has then ended or is fenced. A living process here makes its
+    folder before it has the lease.
     """
     for storage in home.glob(".ray-*"):
         if not _owner_lives(storage.name.removeprefix(".ray-").rpartition("-")[0]):
@@ -103,10 +102,9 @@ def end_session(folder: Path) -> None:
 
 
 def _processes_with_mark(folder: Path) -> Iterator[int]:
-    """The pids of this user's living processes that were started for a session. None on a system without /proc.
-
-    Such a process has the session's mark in its environment. The title that Ray gives it may overwrite the mark. So a
-    process that writes a file in the folder counts too: each of them writes its log there.
+    """The pids of this user's living processes that were started for a session. None on a system without /proc. Such a
+    process has the session's mark in its environment. The title that Ray gives it may overwrite the mark. So a process
+    that writes a file in the folder counts too: each of them writes its log there.
     """
     mark, prefix = os.fsencode(f"{MARK}={folder}"), f"{folder.resolve()}/"
     for process in Path("/proc").glob("[0-9]*"):
@@ -151,9 +149,5 @@ def _owner_lives(name: str) -> bool | None:
 
 
 def _machine() -> str:
-    """A short hash of this host and its pid namespace: a pid is only valid within one of them."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:6]
+    """A short hash of this host and its pid namespace."""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace()}".encode()).hexdigest()[:6]

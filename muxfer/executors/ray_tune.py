@@ -109,10 +109,9 @@ class RayExecutor:
         return new
 
     def close(self) -> None:
-        """End Ray and every process that was started, within CLOSE_SECONDS. Trials in flight stay resumable.
-
-        When Ray is dead already or does not end, its processes are killed and Tune's thread goes on waiting. This
-        process should then end by os._exit: Ray's own exit handlers would wait for dead processes.
+        """End Ray and every process that was started, within CLOSE_SECONDS. Trials in flight stay resumable. When Ray
+        is dead already or does not end, its processes are killed and Tune's thread goes on waiting. This process should
+        then end by os._exit: Ray's own exit handlers would wait for dead processes.
         """
         self._stop.set()
         if self._jobs is not None:

@@ -37,7 +37,7 @@ class Holder:
         return cls(
             host=socket.gethostname(),
             boot=_boot_id(),
-            namespace=_namespace(),
+            namespace=processes.namespace(),
             pid=os.getpid(),
             started=str(processes.start_time(os.getpid()) or ""),
             token=secrets.token_hex(8),
@@ -62,7 +62,7 @@ class Holder:
 
     def alive(self) -> bool | None:
         """Whether the process lives. None if it is stopped, or if we cannot see it from here."""
-        if not self.boot or (self.boot, self.namespace) != (_boot_id(), _namespace()):
+        if not self.boot or (self.boot, self.namespace) != (_boot_id(), processes.namespace()):
             return None
         status = processes.status(self.pid)
         if status is None:
@@ -84,12 +84,5 @@ class Holder:
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""

@@ -63,9 +63,7 @@ class TrackingStore:
         return self._database is not None and not self._database.exists()
 
     def experiment(self, name: str, *, create: bool) -> tuple[str, str] | None:
-        """(id, identity) of an experiment. None if there is none. Two drivers that create it at once get the same one.
-        BadInput if it was deleted.
-        """
+        """(id, identity) of an experiment, or None. Drivers that create it at once get the same. BadInput: deleted."""
         experiment = self._ask(lambda client: client.get_experiment_by_name(name))
         if experiment is None and create:
             home = None if self._database is None else self._database.parent

@@ -233,9 +233,7 @@ class MlflowLedger:
             self._writer = None
 
     def _write(self, operation: dict[str, Any], *, epoch: int = 0) -> None:
-        """Write an operation to the spool as it is. Texts of users were redacted before. Redacting the whole operation
-        could change words of muxfer's own, as with TOKEN=begin in the environment.
-        """
+        """Write an operation to the spool. Users' texts were redacted before; words of muxfer's own must stay."""
         assert self._writer is not None, "open the study first"
         assert self._lease is not None
         self._written = True

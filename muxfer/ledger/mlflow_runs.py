@@ -89,9 +89,7 @@ class StudyRuns:
         return True
 
     def _try(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Call `act`, and go on if it fails for good: a person deleted the run, or muxfer did not write the values.
-        Such a failure must not hold up the operations behind it.
-        """
+        """Call `act`. A failure for good (a deleted run, foreign values) must not hold up the operations behind it."""
         try:
             act(*arguments)
         except FOREIGN as error:

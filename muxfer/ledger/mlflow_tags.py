@@ -36,9 +36,10 @@ def parsing_tag(run: Any, tag: str) -> Iterator[None]:
 
 
 def read_json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The JSON object in the parts of a tag. ValueError if there is none."""
+    """The JSON object that `split_tag` split. ValueError if there is none."""
     try:
-        data = json.loads(join_tag(tags, name))
+        parts = [tags[f"{name}.{number}"] for number in range(int(tags.get(f"{name}.parts", 0)))]
+        data = json.loads("".join(parts))
     except KeyError as missing:
         raise ValueError(f"{missing.args[0]} is missing") from None
     expect(Mapping[str, Any], data)
@@ -128,16 +129,9 @@ def refuse_newer_schema(runs: Sequence[Any], what: str) -> None:
 
 
 def split_tag(name: str, text: str) -> dict[str, str]:
-    """Split a long text into several tags, so that one search brings it back. One more tag holds their number, because
-    a shorter text may replace a longer one later.
-    """
+    """Split a long text into tags that one search brings back. One more holds their number: it may become less."""
     parts = [text[start : start + TAG_CHARACTERS] for start in range(0, len(text), TAG_CHARACTERS)]
     return {f"{name}.parts": str(len(parts))} | {f"{name}.{number}": part for number, part in enumerate(parts)}
-
-
-def join_tag(tags: Mapping[str, str], name: str) -> str:
-    """Join the text that `split_tag` wrote."""
-    return "".join(tags[f"{name}.{number}"] for number in range(int(tags.get(f"{name}.parts", 0))))
 
 
 def pretty_json(data: Any) -> str:

@@ -63,9 +63,7 @@ class Spool:
                 self._unsynced = False
 
     def read(self, limit_bytes: int = CHUNK_BYTES) -> tuple[list[Operation], int]:
-        """The oldest operations that are not acknowledged, and the offset to acknowledge once they are applied. Reads
-        at most `limit_bytes`, but always a whole last operation.
-        """
+        """The oldest waiting operations, up to the end of the one at `limit_bytes`, and the offset to acknowledge."""
         with self._lock:
             start, stop = self.acknowledged, self.appended
             if start == stop:

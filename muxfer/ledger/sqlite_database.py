@@ -112,9 +112,7 @@ def _is_made(database: Path) -> bool:
 
 
 def locked_error(database: Path) -> LedgerUnreachable:
-    """The error for a database that another process has locked for too long. It names the process if it can. A process
-    that was stopped in a transaction holds the lock until it is woken.
-    """
+    """The error for a database that is locked for too long, with the process: one that is stopped keeps its lock."""
     pid = locking_process([database, database.with_name(database.name + "-shm")])
     if pid is None:
         who, remedy = "another process", "let it finish, or end it if it is stopped,"

@@ -87,9 +87,8 @@ def drawing_of(file: Path) -> str | None:
 
 
 def _newest_check(folder: Path) -> tuple[Mapping[str, Any], Path] | None:
-    """The newest check in a folder, and where its figure lies: beside it. None where no file has the right form.
-
-    The figure that the file names is not read: it could be any file, and the page goes to the ledger.
+    """The newest check in a folder, and where its figure lies: beside it. None where no file has the right form. The
+    figure that the file names is not read: it could be any file, and the page goes to the ledger.
     """
     if (file := max(folder.glob("*.json"), key=lambda file: file.lstat().st_mtime, default=None)) is None:
         return None

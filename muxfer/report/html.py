@@ -35,10 +35,5 @@ def _environment() -> "Environment":
 
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.filters["prose"] = _prose
+    environment.filters["prose"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")  # one line holds both
     return environment
-
-
-def _prose(text: str) -> str:
-    """Keep a number and its percent sign on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")

@@ -1,8 +1,4 @@
-"""The evidence on a study's page, below its verdict.
-
-Each function draws its figures, writes them beside the page as PNG, SVG and CSV, and returns a section. It returns None
-where the study has nothing for it.
-"""
+"""The evidence on a study's page. Each function writes its figures beside the page, and returns a section or None."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

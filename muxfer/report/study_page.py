@@ -1,8 +1,4 @@
-"""The page of a study, for people: what a sweep found.
-
-It answers first and shows its evidence below: verdict and best setting in words, then the U-curves, optimum and regret,
-the search, training curves, cost and every trial.
-"""
+"""The page of a study, for people: the verdict and the best setting in words first, then the evidence for them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +9,6 @@ from muxfer.report.html import html
 from muxfer.report.sections import Context
 from muxfer.report.summary import summary
 from muxfer.trial import Record, Verdict
-
-__all__ = ["Context", "write"]
 
 
 def write(

@@ -27,7 +27,6 @@ def write_target(
     band: Path | None = None,
 ) -> Path:
     """Write FOLDER/target.html: what the target reached, beside each proxy's best, its samples and its lineage.
-
     `samples` is a PNG; the page holds a copy of it. `band` is the SVG of the target's loss in the predicted band. The
     page leaves out what is missing.
     """

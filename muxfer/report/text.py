@@ -1,7 +1,4 @@
-"""The results of a study as plain text for a terminal: losses, optima and the verdict.
-
-How a number, an outcome or a drift is written is decided in `muxfer.report.format`, for figures and pages as well.
-"""
+"""The results of a study as plain text for a terminal: losses, optima and the verdict."""
 
 import textwrap
 from collections.abc import Sequence
@@ -41,10 +38,9 @@ def table_text(records: Sequence[Record], verdict: Verdict) -> str:
 def cells_text(
     table: cells.Table, verdict: Verdict, *, metric: str = METRIC, where: str = "", seeds: str = "seeds"
 ) -> str:
-    """The metric as aligned plain text: a row for each value of the setting, a column for each axis value.
-
-    `*` marks the best of a column. A setting that diverged shows the first step at which a replicate did. `where` names
-    the other settings of the table. `seeds` says how to ask for more seeds.
+    """The metric as aligned plain text: a row for each value of the setting, a column for each axis value. `*` marks
+    the best of a column. A setting that diverged shows the first step at which a replicate did. `where` names the other
+    settings of the table. `seeds` says how to ask for more seeds.
     """
     if not table:
         return f"no trial has settled\nverdict  {verdict.verdict}: {verdict.why}"

@@ -18,7 +18,6 @@ SIZES = ("width", "depth", "batch_size", "steps")  # the settings that decide wh
 
 STEP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.15)
 """Shares of the target's steps that a proposal may train for. The smallest is the paper's own: 30K of 200K (MMDiT)."""
-
 LEAST_SETTINGS = 5  # Fewer settings do not show both sides of an optimum. The papers tuned PixArt-α with five.
 
 
@@ -30,9 +29,8 @@ def training_flops(macs: float, *, samples: float) -> float:
 
 
 def estimated_macs(model: Model) -> float:
-    """Multiply-accumulates of one sample's forward pass through a transformer of this size, from its keys alone.
-
-    It only orders a queue. Each token and block counts projections (4 D^2), MLP (2 r D^2) and attention (2 T D).
+    """Multiply-accumulates of one sample's forward pass through a transformer of this size, from its keys alone. It
+    only orders a queue. Each token and block counts projections (4 D^2), MLP (2 r D^2) and attention (2 T D).
     Embedders, the modulation and the readout are left out.
     """
     tokens = (model.image_size // model.patch) ** 2
@@ -41,10 +39,9 @@ def estimated_macs(model: Model) -> float:
 
 
 def most_parameters(model: Model) -> float:
-    """An upper bound of the parameters of our families at these sizes, at worst a few times too large.
-
-    It shows without torch that a disk holds the checkpoints. A block has at most the two streams of an MMDiT,
-    2 (10 + 2 r) D^2, and its biases. Embedders and the projector of REPA are counted at their largest.
+    """An upper bound of the parameters of our families at these sizes, at worst a few times too large. It shows without
+    torch that a disk holds the checkpoints. A block has at most the two streams of an MMDiT, 2 (10 + 2 r) D^2, and its
+    biases. Embedders and the projector of REPA are counted at their largest.
     """
     width, tokens = model.width, (model.image_size // model.patch) ** 2
     blocks = model.depth * ((24 + 4 * model.mlp_ratio) * width**2 + 64 * width)
@@ -81,10 +78,9 @@ class Part:
 
 
 def parts(task: Task, search: Search, settings: Iterable[Setting]) -> list[Part]:
-    """What a whole search trains, finalists included. `settings` are the combinations of its grids.
-
-    A size that a sampler draws counts at its largest: a plan says what a study costs at most. The tasks have no
-    warm-up, which costs nothing.
+    """What a whole search trains, finalists included. `settings` are the combinations of its grids. A size that a
+    sampler draws counts at its largest: a plan says what a study costs at most. The tasks have no warm-up, which costs
+    nothing.
     """
     task = replace(task, training=replace(task.training, warmup_steps=0))
     drawn = {name: _largest(name, space) for name, space in search.spaces.items() if name in SIZES}

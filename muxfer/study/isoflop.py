@@ -84,10 +84,9 @@ def target_size(
     width_per_depth: int | None = None,
     flops_by: str = "6nd",
 ) -> TargetSize:
-    """The model nearest to the predicted size at a budget, and the steps that the budget then pays for.
-
-    The width is a multiple of the head dim at the task's depth. With `width_per_depth` the depth is searched, and the
-    width follows it as in the study.
+    """The model nearest to the predicted size at a budget, and the steps that the budget then pays for. The width is a
+    multiple of the head dim at the task's depth. With `width_per_depth` the depth is searched, and the width follows it
+    as in the study.
     """
     prediction = predict(fit, flops)
     hp = "width" if width_per_depth is None else "depth"

@@ -20,7 +20,7 @@ from muxfer.config.study import Config
 from muxfer.errors import BadInput
 from muxfer.study.cost import estimated_macs, most_parameters, parts
 from muxfer.study.search import grid, num_settings
-from muxfer.training.attempt_folders import refuse_links, subfolders
+from muxfer.training.attempt_folders import refuse_links, stored_bytes, subfolders
 from muxfer.trial import Record, Trial, content_hash
 
 SPARE_BYTES = 10**9  # space on the disk that is left free where no budget is given
@@ -53,9 +53,7 @@ def to_delete(held: Iterable[Held], *, room: int) -> list[Held]:
 
 
 class Retention:
-    """Applies the rules to the trials of one study, below `folder`. Only the driver that holds the lease uses it.
-    `running_bytes` are reserved for the trials that train.
-    """
+    """Applies the rules below `folder`. Only the lease's holder uses it. `running_bytes` are for trials that train."""
 
     def __init__(self, folder: Path, *, budget_bytes: int, running_bytes: int) -> None:
         self._folder = folder
@@ -65,16 +63,14 @@ class Retention:
         self._waiting: dict[str, int] = {}
 
     def begin(self, records: Iterable[Record], *, epoch: int) -> None:
-        """Apply the rules to what earlier drivers left: they may have been killed before they did. `epoch` is that of
-        our lease. Folders of a later epoch are kept: a later driver may have taken over unnoticed.
-        """
+        """Apply the rules to what earlier drivers left. `epoch` is our lease's: folders of a later one are kept."""
         self._epoch = epoch
         by_key = {record.key: record for record in records}
         for path in subfolders(self._folder):
             if (record := by_key.get(path.name)) is not None and record.outcome.settled:
                 self._take(record)
             else:
-                self._waiting[path.name] = _bytes_below(path)
+                self._waiting[path.name] = stored_bytes(path)
         self._fit(running=())
 
     def settle(self, record: Record, *, running: Collection[str]) -> None:
@@ -87,7 +83,7 @@ class Retention:
 
         path = self._folder / record.key
         if not record.outcome.settled:  # it may run again, from an older checkpoint if its last is damaged
-            self._waiting[record.key] = checkpoint.stored_bytes(path)
+            self._waiting[record.key] = stored_bytes(path)
             return
         size = checkpoint.keep_newest(path, epoch=self._epoch)
         self._waiting.pop(record.key, None)
@@ -113,9 +109,7 @@ class Retention:
 def plan_retention(
     config: Config, trials: Sequence[Trial], *, folder: Path, print_line: Callable[[str], None]
 ) -> Retention:
-    """The retention of these trials' checkpoints below `folder`. A search that learns passes its first round. BadInput
-    where the budget does not hold the checkpoints of the running trials and the best one.
-    """
+    """The retention below `folder`. BadInput where the budget is too small for the running trials and the best one."""
     refuse_links(folder)
     count = len(trials)
     if config.search.num_settings is not None:
@@ -177,15 +171,9 @@ def _budget(config: Config, folder: Path) -> tuple[int, str]:
     if config.checkpoints.budget_gb is not None:
         return int(config.checkpoints.budget_gb * 1e9), f"checkpoints.budget_gb is {config.checkpoints.budget_gb:g}"
     disk = next(path for path in (folder, *folder.parents) if path.is_dir())
-    free, there = shutil.disk_usage(disk).free, _bytes_below(folder)
+    free, there = shutil.disk_usage(disk).free, stored_bytes(folder)
     where = f"the disk of {folder} has {_text_of_size(free)} free, of which {_text_of_size(SPARE_BYTES)} is left alone"
     return free + there - SPARE_BYTES, where
-
-
-def _bytes_below(folder: Path) -> int:
-    from muxfer.training import checkpoint
-
-    return checkpoint.stored_bytes(folder)
 
 
 def _text_of_size(size: float) -> str:

@@ -107,10 +107,9 @@ def open_ledger(request: Request, *, existing: bool = False, remedy: str | None 
 
 @contextmanager
 def drive(request: Request, *, ledger: Ledger | None = None, recorded: Study | None = None) -> Iterator[Session]:
-    """Hold the lease of the request's study. The end flushes what was written and gives the lease back.
-
-    `ledger` None: the request's own is opened. `recorded`: a study of the ledger that keeps its recorded
-    configuration; None: the request's study, whose configuration is recorded. StudyBusy when another one drives it.
+    """Hold the lease of the request's study. The end flushes what was written and gives the lease back. `ledger` None:
+    the request's own is opened. `recorded`: a study of the ledger that keeps its recorded configuration; None: the
+    request's study, whose configuration is recorded. StudyBusy when another one drives it.
     """
     with ExitStack() as opened:
         ledger = ledger or opened.enter_context(open_ledger(request))
@@ -131,7 +130,6 @@ def drive(request: Request, *, ledger: Ledger | None = None, recorded: Study | N
 
 def _flush_before_failing(ledger: Ledger, lease: Lease, study: Study, error: BaseException) -> None:
     """Deliver what the ledger still takes. Its own failure is not reported: the spool keeps what it did not take.
-
     StudyBusy, in place of another error of ours, when another driver took the study over while this one was stopped.
     """
     with contextlib.suppress(MuxferError):
@@ -141,10 +139,7 @@ def _flush_before_failing(ledger: Ledger, lease: Lease, study: Study, error: Bas
 
 
 def _remove_leftovers(files: StudyFolder) -> None:
-    """Remove half-written files of killed drivers. Only the holder of the lease may.
-
-    Folders belong to exports, which hold no lease: the next export removes them.
-    """
+    """Remove killed drivers' half-written files, as the lease's holder. Exports hold none: they clean up themselves."""
     for file in files.temporary_files:
         writer = re.search(r"\.(\d+)\.tmp$", file.name)
         if writer is None or gone(int(writer[1])):  # `report` writes without a lease

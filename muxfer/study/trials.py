@@ -2,7 +2,7 @@
 configuration gives the same study and the same keys in every folder and on every host.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from muxfer.config.parse import setting_value
@@ -18,9 +18,7 @@ MAX_TRIALS = 10_000
 
 
 def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
-    """The study of a sweep and its overrides: its identity leaves out grids, seeds, budget, target and compute. A key
-    that the study varies is left out too: its value in the task has no effect.
-    """
+    """The study of a sweep. Its identity leaves out what it varies, grids, seeds, budget, target and compute."""
     content = key_content(to_plain(config.task))
     varied = sorted({*config.search.grids, *config.search.spaces})
     for setting in varied:
@@ -33,16 +31,6 @@ def study_of(name: str, config: Config, *, fingerprint: str) -> Study:
     return Study(name=name, key=content_hash({"name": name, "identity": identity}), identity=identity)
 
 
-def trial_key(
-    task: Mapping[str, Any], *, replicate: int, fingerprint: str, kind: str = "proxy", numerics: int = NUMERICS_VERSION
-) -> str:
-    """Content hash of everything that decides a trial's numbers: equal keys train bit for bit alike on a CPU. A target
-    differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
-    """
-    content = {"task": key_content(task), "replicate": replicate, "data_fingerprint": fingerprint, "numerics": numerics}
-    return content_hash(content if kind == "proxy" else {**content, "kind": kind})
-
-
 def make_trial(
     task: Task,
     setting: Setting,
@@ -52,8 +40,12 @@ def make_trial(
     kind: str = "proxy",
     numerics: int = NUMERICS_VERSION,
 ) -> Trial:
+    """A trial whose key is the content hash of everything that decides its numbers: equal keys train bit for bit alike
+    on a CPU. A target differs from an equal proxy: it has a lineage. `numerics` is the version that trained the trial.
+    """
     plain = to_plain(task)
-    key = trial_key(plain, replicate=replicate, fingerprint=fingerprint, kind=kind, numerics=numerics)
+    hashed = {"task": key_content(plain), "replicate": replicate, "data_fingerprint": fingerprint, "numerics": numerics}
+    key = content_hash(hashed if kind == "proxy" else {**hashed, "kind": kind})
     content: dict[str, Any] = {"replicate": replicate, "fingerprint": fingerprint, "kind": kind}
     return Trial(key=key, setting=dict(setting), task=plain, cost_flops=estimated_flops(task), **content)
 

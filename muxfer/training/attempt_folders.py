@@ -46,16 +46,27 @@ def subfolders(parent: Path, names: re.Pattern[str] | None = None) -> list[Path]
     return []
 
 
+def stored_bytes(trial_folder: str | Path) -> int:
+    """The bytes that a trial's checkpoints take on the disk, unfinished ones too."""
+    total = 0
+    if os.path.islink(trial_folder):
+        return total
+    for root, _, names in os.walk(trial_folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a worker may just have pruned it
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total
+
+
 def numbers_in_name(folder: Path) -> tuple[int, ...]:
     """A checkpoint's step, or an attempt's epoch and number. They order folders by age (as text 10000 < 9999)."""
     return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))
 
 
 def highest_epoch(home: Path) -> int:
-    """The highest lease epoch in the names of the attempts of the study whose folder is `home`. 0 without attempts.
-
-    A ledger that is new, or was restored from a backup, may count lower. A lease with no higher epoch than this one
-    would look like a lease that another driver has taken over.
+    """The highest lease epoch in the names of the attempts of the study whose folder is `home`. 0 without attempts. A
+    ledger that is new, or was restored from a backup, may count lower. A lease with no higher epoch than this one would
+    look like a lease that another driver has taken over.
     """
     epochs = (numbers_in_name(attempt)[0] for trial in subfolders(home / "trials") for attempt in attempts(trial))
     return max((epoch for epoch in epochs if epoch < MAX_EPOCH), default=0)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from muxfer.errors import BadInput
-from muxfer.training.attempt_folders import attempts, numbers_in_name, subfolders
+from muxfer.training.attempt_folders import attempts, numbers_in_name, stored_bytes, subfolders
 
 KEEP = 2  # How many checkpoints of a running trial are kept. If the last one is damaged, the one before is still there.
 _STEP = re.compile(r"step-[0-9]+")
@@ -52,9 +52,7 @@ class _Invalid(Exception):
 
 
 def save(attempt_folder: str | Path, snapshot: Snapshot, *, key: str) -> Path:
-    """Write a checkpoint of the trial `key`. It is durable when this returns. Raises BadInput when the disk refuses.
-    Earlier checkpoints stay as they are. Call `prune` afterwards.
-    """
+    """Write a checkpoint of trial `key`, durable when this returns. BadInput when the disk refuses."""
     folder = Path(attempt_folder)
     final = folder / f"step-{snapshot.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
@@ -131,9 +129,7 @@ def keep_newest(trial_folder: str | Path, *, epoch: int) -> int:
 
 
 def delete_all(trial_folder: str | Path, *, epoch: int) -> int:
-    """Delete every checkpoint of a trial. Returns the bytes that remain all the same. For `epoch` see keep_newest. The
-    trial's folder stays, empty, as the sign that there were checkpoints.
-    """
+    """Delete a trial's checkpoints. Returns the bytes that remain. `epoch` as in keep_newest. The folder stays."""
     folder = Path(trial_folder)
     if not _taken_over(folder, epoch):
         for attempt in attempts(folder):
@@ -145,18 +141,6 @@ def is_deleted(trial_folder: str | Path) -> bool:
     """Whether `delete_all` has deleted the trial's checkpoints."""
     folder = Path(trial_folder)
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def stored_bytes(trial_folder: str | Path) -> int:
-    """The bytes that a trial's checkpoints take on the disk, unfinished ones too."""
-    total = 0
-    if os.path.islink(trial_folder):
-        return total
-    for root, _, names in os.walk(trial_folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # a worker may just have pruned it
-                total += os.lstat(os.path.join(root, name)).st_size
-    return total
 
 
 def _newest_first(checkpoints: Iterable[Path]) -> list[Path]:

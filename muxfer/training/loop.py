@@ -101,7 +101,6 @@ class Trainer:
 
     def advance(self, seconds: float, on_checkpoint: "Callable[[Trainer], None] | None" = None) -> list[Point]:
         """Train for about this long (one step at least), to the end or to divergence. Returns the new points.
-
         `on_checkpoint` is called between steps, at every `checkpoint_every` and at the end. The trainer does not keep
         it: a trainer that holds its owner is a cycle, which would fill the device until garbage is collected.
         """
@@ -117,10 +116,7 @@ class Trainer:
         return self.points[num_points:]
 
     def validate(self) -> float:
-        """Mean loss of the averaged weights over the fixed grid of validation pictures, times and noise.
-
-        A loss that is not finite means that the last update diverged. Then `diverged_at` is set too.
-        """
+        """Mean loss of the averaged weights over the validation grid. A loss that is not finite sets `diverged_at`."""
         began = time.perf_counter()
         split, num_timesteps = self.data.validation, self.evaluation.timesteps
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -238,7 +234,6 @@ class Trainer:
 
     def _seed_forward(self, *content: int | str) -> None:
         """Make what a model draws in its own forward (dropout, the label drop of diffusers' DiT) depend on the step.
-
         Seeds torch's global generators for every model, at 5 µs a step (2026-11). muxfer's own models draw nothing.
         """
         seed = generator_of(*self._source, "forward", *content).initial_seed()

@@ -73,10 +73,9 @@ class Clip:
 
 
 class AveragedWeights:
-    """Exponential moving average of weights, free of bias from the start.
-
-    After n updates it is the sum of d^(n-i) w_i over i = 1..n, divided by the sum of d^(n-i), with d = 1 - 1 / max(1,
-    fraction * steps). The initial weights have no part in it, so short and long runs follow the same rule.
+    """Exponential moving average of weights, free of bias from the start. After n updates it is the sum of d^(n-i) w_i
+    over i = 1..n, divided by the sum of d^(n-i), with d = 1 - 1 / max(1, fraction * steps). The initial weights have no
+    part in it, so short and long runs follow the same rule.
     """
 
     def __init__(self, params: Sequence[torch.Tensor], *, fraction: float, steps: int) -> None:

@@ -53,10 +53,9 @@ class Choice:
 
 
 def choose_target(request: Request, ledger: Ledger, *, flops: float | None, law: str | None, force: bool) -> Choice:
-    """Choose the best setting of the study that a request means, and plan the target with it.
-
-    `flops` sizes the target by the fit of the isoFLOP study `law`; law None: by the study's own. BadInput where the
-    study can't be transferred, unless `force` overrules it.
+    """Choose the best setting of the study that a request means, and plan the target with it. `flops` sizes the target
+    by the fit of the isoFLOP study `law`; law None: by the study's own. BadInput where the study can't be transferred,
+    unless `force` overrules it.
     """
     study = read_study(request, ledger)
     config, sizing = request.config, None

@@ -4,18 +4,19 @@
 predict this target. Without any, the target is not watched, and the reason is reported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from muxfer.analysis.loss_band import MIN_REPORTS, LossBand, LossCurve, loss_band
-from muxfer.config.settings import with_setting
+from muxfer.config.settings import SETTINGS, value_of, with_setting
 from muxfer.config.task import Task
 from muxfer.executors.base import Executor, TrialJob
 from muxfer.transfer.target import TargetRun
 from muxfer.trial import Point, Record
 
-AT_MOST = ("model.width", "model.depth", "training.batch_size")
-AT_LEAST = ("optimizer.weight_decay", "training.label_dropout")
+AT_MOST = ("width", "depth", "batch_size")
+AT_LEAST = ("weight_decay", "label_dropout")
 """A proxy predicts a target that is at least as large and at most as regularized. Such a target's loss is expected to
 be lower, whatever else changes."""
 
@@ -24,7 +25,6 @@ def target_band(
     target: TargetRun, base: Task, records: Sequence[Record], curves: Mapping[str, Sequence[Point]], *, axis: str
 ) -> LossBand | str:
     """The target's band, from the finished proxies at the chosen setting, at every value of the axis and every seed.
-
     `base` is the task that the study varies. `curves` are training losses by trial key. A text says why there is none.
     """
     chosen = {name: value for name, value in target.winner.setting.items() if name != axis}
@@ -44,10 +44,10 @@ def target_band(
         return difference or "no proxy finished at the chosen setting"
     band = loss_band(
         selected,
-        size=_size(target.task, axis),
+        size=float(value_of(target.task, axis)) if axis in AT_MOST else math.inf,
         rates=_rates(target.task),
         speed=target.task.optimizer.base_lr / target.proxy.optimizer.base_lr,
-        trend=axis in ("width", "depth", "batch_size"),
+        trend=axis in AT_MOST,
     )
     few = f"the proxies' curves have fewer than {2 * MIN_REPORTS} points: lower training.report_every"
     return few if band is None else band
@@ -67,23 +67,13 @@ class Watched:
 
 def _difference(proxy: Task, target: Task) -> str:
     """Why a proxy does not predict a target; empty where it does."""
-    for sign, keys in ((1, AT_MOST), (-1, AT_LEAST)):
-        for key in keys:
-            own, its = _at(proxy, key), _at(target, key)
+    for sign, names in ((1, AT_MOST), (-1, AT_LEAST)):
+        for name in names:
+            own, its = value_of(proxy, name), value_of(target, name)
             if sign * own > sign * its:
-                return f"the target's {key} {its:g} says that its loss may be above that of the proxies, with {own:g}"
+                why = f"says that its loss may be above that of the proxies, with {own:g}"
+                return f"the target's {SETTINGS[name]} {its:g} {why}"
     return ""
-
-
-def _at(task: Task, key: str) -> float:
-    group, _, name = key.partition(".")
-    value: float = getattr(getattr(task, group), name)
-    return value
-
-
-def _size(task: Task, axis: str) -> float:
-    known = {"width": task.model.width, "depth": task.model.depth, "batch_size": task.training.batch_size}
-    return float(known.get(axis, float("inf")))
 
 
 def _rates(task: Task) -> list[float]:

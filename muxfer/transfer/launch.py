@@ -25,9 +25,7 @@ from muxfer.trial import Record, Trial
 
 
 def launch_target(session: Session, choice: Choice, *, print_line: PrintLine) -> Record:
-    """Train the target where it is not trained yet, and write its files where they are missing; its record.
-    TrialsFailed when it diverged, failed or was halted: the message names the figure of its loss.
-    """
+    """Train the target and write its files where they are missing. TrialsFailed, with a figure, without a result."""
     _assert_unchanged(session, choice)
     trial = choice.trial
     files, checkpoints = session.files.target(trial.key), session.files.trial(trial.key)

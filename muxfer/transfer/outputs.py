@@ -53,9 +53,7 @@ def newest_snapshot(record: Record, checkpoints: Path) -> "Snapshot":
 def write_outputs(
     files: TargetFolder, trial: Trial, trained: "Snapshot", scales: "ScalePlan", task: Task
 ) -> list[Path]:
-    """Write weights, description and samples, in that order, and return the files. `trial` is described as it stands:
-    its task may hold names of variables. `task` has their values.
-    """
+    """Write weights, description and samples. `trial` is described with names of variables, `task` has values."""
     from safetensors.torch import save
 
     ema = trained.tensors["ema"]

@@ -19,9 +19,7 @@ SIZES = ("width", "depth", "steps")
 
 
 def sized_target(request: Request, base: Task, flops: float, law: str | None) -> tuple[Target, str]:
-    """The target at these FLOPs, and a line that explains its size. `base` is the task of the proxies. `law` is the
-    isoFLOP study, with its overrides as one would type them; None: the study of the request.
-    """
+    """The target at these FLOPs, and a line on its size. `law` is the isoFLOP study as typed; None: the request's."""
     target = request.config.target
     given = [name for name in SIZES if f"target.{name}" in request.overridden and getattr(target, name) is not None]
     if given:

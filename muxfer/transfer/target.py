@@ -13,7 +13,7 @@ from typing import Any
 
 from muxfer.analysis.cells import Best, shown
 from muxfer.config.parse import parse_task
-from muxfer.config.settings import AXES, SETTINGS, TRANSFER, place_of, with_setting
+from muxfer.config.settings import AXES, SETTINGS, TRANSFER, place_of, value_of, with_setting
 from muxfer.config.study import Config, Target
 from muxfer.config.task import Task, to_plain
 from muxfer.errors import BadInput
@@ -26,10 +26,9 @@ Value = float | int | str
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """How one setting went from the proxies (`value`) to the target (`target`).
-
-    `how` is carried (unchanged), rescaled (to the target's length), left (it does not transfer: the target has the
-    configured value) or given (by the user, target.NAME).
+    """How one setting went from the proxies (`value`) to the target (`target`). `how` is carried (unchanged), rescaled
+    (to the target's length), left (it does not transfer: the target has the configured value) or given (by the user,
+    target.NAME).
     """
 
     name: str
@@ -41,9 +40,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRun:
-    """The large run and its origin. `task` is what it trains, `proxy` what the winner trained, and `settings` says how
-    they differ. `forced` lists the objections that were overruled.
-    """
+    """The large run. `task` is what it trains, `proxy` what the winner trained. `forced`: the overruled objections."""
 
     trial: Trial
     task: Task
@@ -78,10 +75,9 @@ def target_run(
     num_pictures: int,
     force: bool = False,
 ) -> TargetRun:
-    """The target's trial with the study's best base setting; BadInput where the study can't be transferred.
-
-    `inside`: the optimum at the largest axis value lies inside the grid. `num_pictures`: the size of the training set.
-    `force` overrules every objection but an empty study and another base width; `forced` keeps them.
+    """The target's trial with the study's best base setting; BadInput where the study can't be transferred. `inside`:
+    the optimum at the largest axis value lies inside the grid. `num_pictures`: the size of the training set. `force`
+    overrules every objection but an empty study and another base width; `forced` keeps them.
     """
     if best is None:
         raise BadInput(f"study {study.label} has no finished trial: nothing to transfer; widen search.{verdict.hp}")
@@ -106,7 +102,7 @@ def target_run(
     sizes = [name for name in ("depth", "batch_size") if name in best.setting]
     settings = tuple(_carried(base, proxy, config.target, [*tuned, *sizes], num_pictures))
     task = _target_task(proxy, config.target, settings)
-    setting = {name: _value(task, name) for name in best.setting if name != verdict.axis and place_of(name)}
+    setting = {name: value_of(task, name) for name in best.setting if name != verdict.axis and place_of(name)}
     forced = [
         f"target.{one.name} {value_text(one.target)} instead of the study's best {value_text(one.value)}"
         for one in settings
@@ -142,10 +138,10 @@ def _target_task(proxy: Task, target: Target, settings: Sequence[Carried]) -> Ta
 
 def _carried(base: Task, proxy: Task, target: Target, tuned: Sequence[str], num_pictures: int) -> Iterator[Carried]:
     """An entry for each tuned setting, then for settings bound to the horizon, then for regularization in use."""
-    regularization = [name for name, kind in TRANSFER.items() if kind == "regularization" and _value(proxy, name)]
+    regularization = [name for name, kind in TRANSFER.items() if kind == "regularization" and value_of(proxy, name)]
     given = [name for name in TRANSFER if getattr(target, name, None) is not None]
     for name in dict.fromkeys([*tuned, "warmup_steps", "ema_fraction", *regularization, *given]):
-        value, own = _value(proxy, name), getattr(target, name, None)
+        value, own = value_of(proxy, name), getattr(target, name, None)
         if own is not None:
             yield Carried(name=name, value=value, target=own, how="given", why=f"target.{name} says so")
         elif name in AXES:
@@ -191,7 +187,7 @@ def _to_horizon(name: str, steps: int, target_steps: int, value: Value) -> Carri
 
 def _regularization(name: str, base: Task, proxy: Task, target: Target, num_pictures: int, *, tuned: bool) -> Carried:
     """The best amount depends on how often the data are seen: it is carried where no run sees them twice."""
-    value = _value(proxy, name)
+    value = value_of(proxy, name)
     seen = proxy.training.steps * proxy.training.batch_size / num_pictures
     target_seen = target.steps * (target.batch_size or proxy.training.batch_size) / num_pictures
     often = f"the proxies see the data {seen:.3g} times, the target {target_seen:.3g} times"
@@ -200,16 +196,9 @@ def _regularization(name: str, base: Task, proxy: Task, target: Target, num_pict
     if not tuned:
         why = f"as configured, not tuned; {often}: another value may be better, target.{name}=VALUE"
         return Carried(name=name, value=value, target=value, how="carried", why=why)
-    own = _value(base, name)
+    own = value_of(base, name)
     why = f"{often}, and its best value depends on that: as configured instead, or target.{name}=VALUE"
     return Carried(name=name, value=value, target=own, how="left", why=why)
-
-
-def _value(task: Task, name: str) -> Value:
-    place = place_of(name)
-    assert place is not None
-    value: Value = getattr(getattr(task, place[0]), place[1])
-    return value
 
 
 def value_text(value: Value) -> str:

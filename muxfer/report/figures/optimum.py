@@ -18,7 +18,6 @@ DODGE = 1.1  # The grid's best stands this factor to the left of the fitted one,
 
 STABLE: dict[str, Any] = {"color": SOFT, "linestyle": ":", "marker": "_", "markersize": 9, "markeredgewidth": 1.8}
 """The edge of stability: a dash at each axis value, because a line needs two of them."""
-
 FIELDS = ("grid", "choice", "fitted", "low", "high", "stable", "diverges")
 
 

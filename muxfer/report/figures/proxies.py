@@ -19,7 +19,6 @@ BANDS = ("diverges", "not known")  # Rows of the band above the panel, from the 
 
 FACES = (1.0, 0.0, 0.45, 0.2, 0.7)
 """How much of its colour fills the marker, by rank in the third varied size from the largest."""
-
 NUMBERS = ("num_trials", "cost", "share", "choice", "sureness", "relative", "estimate", "low", "high")
 """The numbers of a candidate in the CSV."""
 

@@ -18,10 +18,8 @@ from muxfer.report.format import brief_value
 
 INK, LINE, PAPER = "#1c1e22", "#d5d8dc", "#fefefe"
 """Colours of text, grid lines and background. The page replaces them by its own."""
-
 SOFT = "#5d626b"
 """Colour of references and notes."""
-
 MARKERS = "osD^vPXph*"
 
 _TO_LMS = np.array(
@@ -33,16 +31,14 @@ _TO_LAB = np.array(
      [0.0259040371, 0.7827717662, -0.8086757660]]
 )  # fmt: skip
 """Linear sRGB to cones, and their cube roots to OKLab (Ottosson 2020): even lightness, and hue independent of it."""
-
 _MIRROR = 1.19
 """Sum of a colour's lightness and its twin's: paper (0.99) and the page's dark background (0.20) face each other."""
 
 
 def palette(count: int) -> list[tuple[str, str]]:
-    """A sequential colour and its twin on dark for each of `count` values. The last one stands out the most.
-
-    Lightness falls by even steps for every kind of colour vision: half of plasma's steps vanish for protanopes. The
-    light end of viridis is cut where the contrast with the background would fall below 3:1.
+    """A sequential colour and its twin on dark for each of `count` values. The last one stands out the most. Lightness
+    falls by even steps for every kind of colour vision: half of plasma's steps vanish for protanopes. The light end of
+    viridis is cut where the contrast with the background would fall below 3:1.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex

@@ -17,10 +17,9 @@ Curves = Mapping[str, Sequence[Point]]
 
 
 def training_curves_figure(records: Sequence[Record], verdict: Verdict, points: Curves, path_stem: Path) -> list[Path]:
-    """Training loss by step of the first replicate of each setting, one small panel for each axis value.
-
-    The optimum is thick. Writes STEM.png, STEM.svg and STEM.csv (one row for each drawn point). Writes nothing where
-    `points` (by trial key) hold no `train_loss`.
+    """Training loss by step of the first replicate of each setting, one small panel for each axis value. The optimum is
+    thick. Writes STEM.png, STEM.svg and STEM.csv (one row for each drawn point). Writes nothing where `points` (by
+    trial key) hold no `train_loss`.
     """
     kept, curves = _thinned(records, verdict, points)
     if not any(curves.values()):
