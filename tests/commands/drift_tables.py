@@ -1,12 +1,10 @@
 """Tables for the tests of `muxfer verdict --table`: the paper's, and parabolas of a known drift."""
 
-from pathlib import Path
-
 import numpy as np
 
 from muxfer.commands.verdict_table import verdict
+from tests.typed import ROOT
 
-ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "tests" / "tables"
 LR, MULTIPLIER = TABLES / "dit_mup_base_lr_by_width.csv", TABLES / "dit_mup_output_mult_by_width.csv"
 SCORES = {"fid50k": "min", "sfid50k": "min", "inception_score": "max", "precision": "max", "recall": "max"}

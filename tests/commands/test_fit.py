@@ -1,11 +1,8 @@
 """The fit command: laws from a table or a recorded study, the keys of its JSON, the figure, and every refusal."""
 
 import csv
-import functools
 import json
 import math
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -14,23 +11,14 @@ import pytest
 from muxfer.analysis.isoflop_points import Points
 from muxfer.analysis.scaling_law import fit_isoflop
 from muxfer.commands.fit import fit
-from muxfer.commands.sweep import proposing
-from muxfer.config.settings import with_setting
 from muxfer.errors import BadInput
-from muxfer.models.count import measure
 from muxfer.report.figures.laws import laws_figure
-from muxfer.study.resolve import resolve
-from muxfer.study.session import drive
-from muxfer.trial import Outcome, Record
+from tests.refusals import refused
+from tests.small_sweeps import record_study
+from tests.typed import answer, muxfer
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
 COLUMNS = ("flops", "params", "tokens", "loss")
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
 
 
 def rows(*, noise=1e-5, exponent=0.5681, falls=0.0273, fid=False, seed=0):
@@ -149,59 +137,35 @@ BAD = {
 def test_a_bad_table_is_refused_in_one_line(tmp_path, case):
     names, content, message = BAD[case]
     table = write(tmp_path / "bad.csv", rows() if content is None else content, names)
-    with pytest.raises(BadInput) as error:
+    with refused(message):
         fit(None, (), table=table)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_the_command_prints_one_json_object_and_refuses_a_name_with_a_table(paper, tmp_path):
-    words = [sys.executable, "-m", "muxfer", "fit", "--table", paper, "--predict", "1.5e21", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["prediction"]["params"] == pytest.approx(964.7e6, rel=0.02)
-    refused = subprocess.run([*words, "isoflop"], capture_output=True, text=True, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "not both" in refused.stderr
-    assert refused.stdout == ""
+    words = ["fit", "--table", paper, "--predict", "1.5e21", "--json"]
+    assert answer(tmp_path, *words)["prediction"]["params"] == pytest.approx(964.7e6, rel=0.02)
+    both = muxfer(tmp_path, *words, "isoflop")
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "not both" in both.stderr
 
 
-counted = functools.lru_cache(maxsize=None)(measure)
 SMALL = ("search.flops=[1e11,2e11,4e11]", "search.depth=[2,3,4,5]", "training.batch_size=64")
 
 
-def recorded_study(*overrides):
-    """A study whose losses lie on parabolas around 0.35 sqrt(C) parameters, in a ledger of its own."""
-    resolved = resolve("isoflop", [*SMALL, *overrides])
-    trials = proposing(resolved.config, fingerprint=resolved.fingerprint)([])
-    with drive(resolved) as session:
-        for trial in trials:
-            params = counted(with_setting(resolved.config.task, trial.setting).model).parameters
-            x = math.log(params / (0.35 * trial.setting["flops"] ** 0.5))
-            session.ledger.begin(trial)
-            session.ledger.settle(
-                Record(
-                    key=trial.key,
-                    setting=trial.setting,
-                    replicate=trial.replicate,
-                    outcome=Outcome.FINISHED,
-                    metric=3 * trial.setting["flops"] ** -0.05 * (1 + 0.05 * x**2),
-                    step=trial.setting["steps"],
-                    num_parameters=params,
-                )
-            )
-    return resolved, trials
+def parabola(flops, params):
+    """Losses around 0.35 sqrt(C) parameters."""
+    return 3 * flops**-0.05 * (1 + 0.05 * math.log(params / (0.35 * flops**0.5)) ** 2)
 
 
 def test_a_recorded_study_is_fitted_and_drawn_beside_its_report():
-    resolved, trials = recorded_study()
+    asked, trials = record_study("isoflop", SMALL, parabola)
     result = fit("isoflop", SMALL, predict_at=1e13)
     assert result.exit_code == 0
     assert result.data["params"]["exponent"] == pytest.approx(0.5, abs=1e-6)
     assert result.data["loss"]["exponent"] == pytest.approx(-0.05, abs=1e-6)
-    assert result.data["figure"] == str(resolved.files.path / "isoflop.png")
+    assert result.data["figure"] == str(asked.files.path / "isoflop.png")
     assert result.data["notes"] == []
-    assert len(read(resolved.files.path / "isoflop.csv")) == len(trials)
+    assert len(read(asked.files.path / "isoflop.csv")) == len(trials)
 
 
 def test_a_study_that_is_no_isoflop_study_is_refused():

@@ -8,22 +8,16 @@ from click.testing import CliRunner
 
 from muxfer.cli import main
 from muxfer.commands.plan import plan
-from muxfer.errors import BadInput
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.resolve import resolve
 from muxfer.study.session import drive
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome
+from tests.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
 TINY = ["model.base_width=16", "model.depth=1", "search.width=[16]", "training.batch_size=8", "evaluation.timesteps=1"]
 TINY += ["training.steps=4", "training.warmup_steps=0", "search.base_lr=[2**-6]"]
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    return tmp_path
 
 
 def train(*overrides):
@@ -91,16 +85,15 @@ def test_a_proposal_keeps_the_budget_when_it_is_planned(name, overrides, budget,
 @pytest.mark.parametrize(
     ("name", "budget", "message"),
     [
-        ("lr-width", 1e-9, r"costs .* % of the target; give --budget"),
-        ("lr-width", 0.0, "between 0 and 1"),
-        ("lr-width", float("nan"), "between 0 and 1"),
-        ("isoflop", 0.1, "search.flops"),
+        ("lr-width", 1e-9, ("costs ", " % of the target; give --budget")),
+        ("lr-width", 0.0, ("between 0 and 1",)),
+        ("lr-width", float("nan"), ("between 0 and 1",)),
+        ("isoflop", 0.1, ("search.flops",)),
     ],
 )
 def test_an_impossible_budget_is_refused_in_one_line(name, budget, message):
-    with pytest.raises(BadInput, match=message) as refused:
+    with refused(*message):
         plan(name, [], budget=budget)
-    assert "\n" not in str(refused.value)
 
 
 def test_the_help_has_an_example():

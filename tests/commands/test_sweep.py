@@ -13,45 +13,21 @@ from muxfer.errors import BadInput
 from muxfer.executors import ray_sessions
 from muxfer.executors.inline import InlineExecutor
 from muxfer.study.resolve import Request, resolve
-from muxfer.study.session import drive, open_ledger
-from muxfer.study.trials import grid_trials
-from tests.typed import start
-
-TINY = [
-    "search.width=[16]",
-    "search.base_lr=[2**-6]",
-    "model.base_width=16",
-    "model.depth=1",
-    "model.patch=4",
-    "training.steps=4",
-    "training.warmup_steps=1",
-    "training.batch_size=8",
-    "evaluation.timesteps=1",
-]
-
-
-def run_trials(asked: Request, executor: InlineExecutor) -> None:
-    """One driver's work on a study: the trials that are not settled yet."""
-    with drive(asked) as session:
-        session.run(
-            grid_trials(asked.config, fingerprint=asked.fingerprint), session.records(), start_executor=lambda: executor
-        )
+from muxfer.study.session import open_ledger
+from tests.small_sweeps import TINY, run_trials
+from tests.typed import muxfer
 
 
 @pytest.fixture
-def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def failed(empty_folder: Path) -> Request:
     """A study in the current folder, whose one trial has failed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     asked = resolve("lr-width", TINY)
     run_trials(asked, InlineExecutor(worker="nowhere:Nobody"))
     return asked
 
 
 def test_a_retry_leaves_what_another_driver_settled_while_it_waited(failed: Request) -> None:
-    answer = retry(
-        "lr-width", TINY, print_line=lambda told: run_trials(failed, InlineExecutor()) if "once more" in told else None
-    )
+    answer = retry("lr-width", TINY, print_line=lambda told: run_trials(failed) if "once more" in told else None)
     assert (answer.data["retried"], answer.data["trials"]) == (0, [])
     assert list(failed.files.path.glob("trials/*/attempt-*/step-*")), "the other's checkpoint"
     with open_ledger(failed) as ledger:
@@ -59,12 +35,10 @@ def test_a_retry_leaves_what_another_driver_settled_while_it_waited(failed: Requ
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def trained(empty_folder: Path) -> Request:
     """A study in the current folder, all of it trained, and its page written."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     asked = resolve("lr-width", TINY)
-    run_trials(asked, InlineExecutor())
+    run_trials(asked)
     sweep("lr-width", TINY, print_line=print)
     return asked
 
@@ -77,7 +51,7 @@ def test_a_page_goes_to_another_ledger_too_once_that_holds_the_study(
 
     before = pages()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    run_trials(trained, InlineExecutor())
+    run_trials(trained)
     sweep("lr-width", TINY, print_line=print)
     assert len(after := pages()) == len(before) + 1
     sweep("lr-width", TINY, print_line=print)
@@ -89,12 +63,8 @@ def test_a_pipe_in_the_place_of_a_pages_stamp_is_not_waited_for(trained: Request
     kept = stamp.read_bytes()
     stamp.unlink()
     os.mkfifo(stamp)
-    process = start(tmp_path, "sweep", "lr-width", *TINY)
-    try:
-        _, told = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, told
+    done = muxfer(tmp_path, "sweep", "lr-width", *TINY)
+    assert done.returncode == 0, done.stderr
     assert stamp.read_bytes() == kept
 
 
@@ -137,10 +107,8 @@ def test_a_spool_of_another_ledger_is_left_to_that_one(failed: Request) -> None:
     assert spool.exists()
 
 
-def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(tmp_path, monkeypatch):
+def test_a_retry_keeps_its_files_in_the_folder_of_the_study_that_is_recorded(empty_folder, monkeypatch):
     """The study's driver alone sweeps there; without the override that it was made with, another's is asked for."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     recorded = resolve("lr-width", [*TINY, "optimizer.parametrization=standard"])
     run_trials(recorded, InlineExecutor(worker="nowhere:Nobody"))
 

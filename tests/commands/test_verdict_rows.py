@@ -14,8 +14,8 @@ from muxfer.analysis.transferability import judge_table
 from muxfer.commands import verdict_table
 from muxfer.commands.verdict_table import verdict
 from muxfer.errors import BadInput
-from muxfer.trial import Outcome, Record
 from tests.commands.drift_tables import LR, MULTIPLIER, SCORES, judged, quadratic, write
+from tests.synthetic import settled
 
 
 def test_only_a_seed_column_pairs_the_runs_of_different_cells(tmp_path):
@@ -46,13 +46,10 @@ def reference_verdict(text, *, metric, hp, mode, seed):
     sign = -1.0 if mode == "max" else 1.0
     seeds = sorted({key[3] for key in runs}) if seed else []
     records = [
-        Record(
-            key=str(number),
-            setting={"width": width, "hp": value},
+        settled(
+            {"width": width, "hp": value},
+            None if loss is None else sign * loss,
             replicate=number if replicate is None else seeds.index(replicate),
-            outcome=Outcome.DIVERGED if loss is None else Outcome.FINISHED,
-            metric=None if loss is None else sign * loss,
-            step=0,
         )
         for (width, value, loss, replicate), number in runs.items()
     ]
@@ -71,10 +68,7 @@ def mutated(rows, rng):
         column = rng.randrange(len(header))
         match rng.randrange(9):
             case 0:
-                header, body = (
-                    header[:column] + header[column + 1 :],
-                    [row[:column] + row[column + 1 :] for row in body],
-                )
+                header, *body = (row[:column] + row[column + 1 :] for row in (header, *body))
             case 1 | 2 if body:
                 body[rng.randrange(len(body))][column] = rng.choice(WORDS)
             case 3 if body:

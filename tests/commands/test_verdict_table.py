@@ -2,44 +2,29 @@
 
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from muxfer.commands.verdict_table import verdict
-from muxfer.errors import BadInput
-from tests.commands.drift_tables import LR, MULTIPLIER, ROOT, SCORES, judged, quadratic, write
+from tests.commands.drift_tables import LR, MULTIPLIER, SCORES, judged, quadratic, write
+from tests.refusals import refused
+from tests.typed import ROOT, muxfer
 
 PAGE = ROOT / "docs" / "verdict.md"
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "muxfer", "verdict", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("metric", SCORES)
 def test_the_papers_learning_rate_transfers_from_the_smallest_width(metric):
     data = judged(LR, "log2_base_lr", metric, mode=SCORES[metric])
     assert data["verdict"] == "transfers"
-    assert {width: optimum["grid"] for width, optimum in data["optimum"].items()} == {
-        "144": -10,
-        "288": -10,
-        "576": -10,
-    }
-    assert {width: optimum["stable"] for width, optimum in data["optimum"].items()} == dict.fromkeys(
-        data["optimum"], -10
-    )
+    for key in ("grid", "stable"):
+        assert {width: optimum[key] for width, optimum in data["optimum"].items()} == {
+            "144": -10,
+            "288": -10,
+            "576": -10,
+        }
     assert data["from"] == 144
     assert [regret["relative"] for regret in data["regret"]] == [0, 0]
 
@@ -51,7 +36,7 @@ def test_the_papers_output_multiplier_does_not_drift(metric):
 
 def test_the_command_prints_the_table_and_the_verdict_or_one_json_object():
     columns = ("--axis", "width", "--metric", "fid50k")
-    done = command("--table", LR, *columns, "--hp", "log2_base_lr")
+    done = muxfer(ROOT, "verdict", "--table", LR, *columns, "--hp", "log2_base_lr")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -60,7 +45,7 @@ def test_the_command_prints_the_table_and_the_verdict_or_one_json_object():
     assert [line.split()[1:] for line in lines if line.startswith("-10 ")] == [["88.89*", "61.65*", "43.73*"]]
     assert any(line.startswith("verdict: transfers: ") for line in lines)
     assert "validation loss" not in done.stdout
-    done = command("--table", MULTIPLIER, *columns, "--hp", "log2_output_mult", "--json")
+    done = muxfer(ROOT, "verdict", "--table", MULTIPLIER, *columns, "--hp", "log2_output_mult", "--json")
     assert done.returncode == 6, done.stderr
     data = json.loads(done.stdout)
     assert data["verdict"] == "abstains"
@@ -83,9 +68,8 @@ def test_the_command_prints_the_table_and_the_verdict_or_one_json_object():
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
+    done = muxfer(ROOT, "verdict", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert message in line
 
@@ -117,9 +101,9 @@ REFUSED = {
 def test_a_table_that_contradicts_itself_is_refused_in_one_line(tmp_path, case):
     rows, options, message = REFUSED[case]
     path = write(tmp_path, rows, "width,hp,loss,seed" if len(rows[0]) == 4 else "width,hp,loss")
-    with pytest.raises(BadInput, match="runs.csv|named twice") as refused:
+    with refused(message) as caught:
         judged(path, **options)
-    assert message in str(refused.value)
+    assert re.search("runs.csv|named twice", str(caught.value))
 
 
 @pytest.mark.parametrize("metric", ["", "NaN", "inf", "-inf", "1e999"])
