@@ -16,19 +16,11 @@ from torch import nn
 from muxfer.mup import ScalePlan, fold_factors, param_groups, parametrize, scale_of
 from tests.mup.depth_cases import ALPHA, CASES, DEPTH, WIDTH, Case, M, S, is_end, right_plan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EPS, DECAY, RATE, BETAS, CLIP = 1e-3, 0.1, 2.0**-6, (0.9, 0.95), 0.25
 STEPS = 24
 FEW = 8
 """Steps within which a mutant must change the losses."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order: threads would differ by 1e-16 between two runs of one model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(

@@ -16,6 +16,7 @@ from torch import nn
 from muxfer.mup import ScalePlan, fold_factors, make_plan, param_groups, parametrize
 from proxy_models import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASE, WIDTH = 32, 128
 EPS, DECAY, RATE, BETAS, CLIP = 1e-3, 0.1, 2.0**-6, (0.9, 0.95), 0.25
 STEPS = 20
@@ -100,15 +101,6 @@ def train_mup(initial: nn.Module, alpha: float, *, random_readout: bool) -> tupl
     groups = [{"params": infinite, "eps": EPS * BASE / WIDTH}, {"params": finite, "eps": EPS}]
     optimizer = mup.MuAdamW(groups, lr=RATE, weight_decay=DECAY, eps=EPS, betas=BETAS)
     return losses_of(model, optimizer, lambda: nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order: threads would differ by 1e-16 between two runs of one model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ours(alpha: float, *, random_readout: bool) -> tuple[nn.Module, ScalePlan]:

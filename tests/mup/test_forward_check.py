@@ -1,7 +1,6 @@
 """A forward that depends on the width is refused, and no model of ours or of diffusers is."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from muxfer.models.build import conditioning
 from muxfer.models.count import validate_forward
 from muxfer.models.families import family_of
 from muxfer.mup.forward_check import refuse_changing_forward
+from tests.typed import ROOT
 
-MODELS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
 class Net(nn.Module):
