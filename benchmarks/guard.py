@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from benchmarks.commands import ROOT
 from muxfer.analysis.loss_band import LossBand, LossCurve, Smoother, first_breach, loss_band
 from muxfer.config.hydra_compose import compose
@@ -152,8 +154,6 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="seeds per study")
     seeds = parser.parse_args(arguments).seeds
-    import torch
-
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):

@@ -165,10 +165,8 @@ def _copy_run(
     for kind in ("runs", "tags", "params", "latest_metrics", "metrics"):
         columns = [row[1] for row in connection.execute(f"pragma table_info({kind})")]
         chosen = ", ".join("?" if column == "run_uuid" else column for column in columns)
-        connection.execute(
-            f"insert into {kind} ({', '.join(columns)}) select {chosen} from {kind} where run_uuid = ?",
-            (run_id, source),
-        )
+        copied = f"insert into {kind} ({', '.join(columns)}) select {chosen} from {kind} where run_uuid = ?"
+        connection.execute(copied, (run_id, source))
     for kind, changes in (("tags", tags), ("params", params)):
         connection.executemany(
             f"update {kind} set value = ? where run_uuid = ? and key = ?",

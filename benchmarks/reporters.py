@@ -8,7 +8,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks.commands import ROOT
 from benchmarks.faults.harness.server import serving
 from benchmarks.faults.harness.sweep import query
 from benchmarks.reporter import CURVES, points_of
-from benchmarks.timing import Row, spread
+from benchmarks.timing import Row, Spread, spread
 from muxfer.executors.base import TrialJob, TrialUpdate
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.ledger.writer import Writer
@@ -48,35 +47,27 @@ def writing(*, quick: bool) -> list[Row]:
         request = resolve("lr-width", [f"ledger.tracking_uri={uri}", f"output_dir={folder}"])
         with drive(request) as session:
             session.flush()
-            load = _train(session, trials, reports=reports)
+            seconds, flush_seconds, ages, waiting = _train(session, trials, reports=reports)
         num_wrong = compare(proxy.database, trials, reports=reports)
-    note = f"{len(trials)} trials, {num_points:,} points in {load.seconds:.0f} s, {NUM_REPORTERS} processes"
-    rate, offered = num_points / (load.seconds + load.flush_seconds), num_points / load.seconds
-    waiting = {"bytes_waiting_then": spread([load.pending_bytes]), "bytes_waiting_meanwhile": spread(load.samples)}
-    taken, flush = "points the driver and one server took per second", spread([load.flush_seconds])
+    note = f"{len(trials)} trials, {num_points:,} points in {seconds:.0f} s, {NUM_REPORTERS} processes"
+    rate, offered = num_points / (seconds + flush_seconds), num_points / seconds
+    taken, flush = "points the driver and one server took per second", spread([flush_seconds])
     return [
         Row(name="points lost, doubled or changed", value=spread([num_wrong]), at_most=0, note=note),
         Row(name=taken, value=spread([rate]), note=f"offered: {offered:,.0f} a second"),
-        Row(name="age of a report when the driver took it", value=spread(load.ages), unit=" s", at_most=1, note=note),
+        Row(name="age of a report when the driver took it", value=spread(ages), unit=" s", at_most=1, note=note),
         Row(name="flush after the last report", value=flush, unit=" s", at_most=5, contestants=waiting),
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What was measured while the reporters ran, and while the ledger was flushed after the last report."""
+def _train(
+    session: Session, trials: Sequence[Trial], *, reports: int
+) -> tuple[float, float, list[float], dict[str, Spread]]:
+    """The driver's real loop. It is not `Session.run`, because that includes the flush, which is timed here.
 
-    seconds: float
-    flush_seconds: float
-    ages: Sequence[float]
-    pending_bytes: int
-    """In the spool, after the last report."""
-    samples: Sequence[float]
-    """Bytes in the spool, twice a second."""
-
-
-def _train(session: Session, trials: Sequence[Trial], *, reports: int) -> Load:
-    """The driver's real loop. It is not `Session.run`, because that includes the flush, which is timed here."""
+    Returns the seconds of the loop and of the flush, the ages of the reports, and how many bytes waited in the spool:
+    after the last report, and twice a second.
+    """
     ledger = session.ledger
     assert isinstance(ledger, MlflowLedger)
     assert ledger._writer is not None
@@ -107,13 +98,8 @@ def _train(session: Session, trials: Sequence[Trial], *, reports: int) -> Load:
     over.set()
     sampler.join()
     assert len(ran.records) == len(trials)
-    return Load(
-        seconds=ended - began,
-        flush_seconds=flush_seconds,
-        ages=reporters.ages,
-        pending_bytes=pending_bytes,
-        samples=samples,
-    )
+    waiting = {"bytes_waiting_then": spread([pending_bytes]), "bytes_waiting_meanwhile": spread(samples)}
+    return ended - began, flush_seconds, reporters.ages, waiting
 
 
 class Reporters:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.harness.settings import CACHE, STEPS
-from benchmarks.faults.harness.sweep import Sweep, wait_for
+from benchmarks.faults.harness.sweep import Process, Sweep, wait_for
 
 LATEST_MOMENT = 0.7
 """A command is interrupted within this part of an uninterrupted sweep's time.
@@ -91,7 +91,7 @@ def _run_uninterrupted(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def random_moment(sweep: Sweep, process: "subprocess.Popen[str]", rng: random.Random) -> bool:
+def random_moment(sweep: Sweep, process: Process, rng: random.Random) -> bool:
     """Wait for a random moment, in 4 of 10 cases one of HALF_WRITTEN. Returns whether the process still runs then."""
     seconds = rng.uniform(0.0, LATEST_MOMENT * reference(sweep.name, sweep.overrides)["wall_seconds"])
     if rng.random() < 0.4:

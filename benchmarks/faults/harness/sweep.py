@@ -20,6 +20,7 @@ from typing import IO, Any
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, ROOT, SETTLE_SECONDS, STEPS
 from muxfer.processes import locking_process, start_time, status
 
+Process = subprocess.Popen[str]
 MARK = "MUXFER_FAULTS_MARK"
 """An environment variable by which the processes of one Sweep are recognized."""
 LITTER = re.compile(r"(^|/)(\.[^/]*|[^/]*\.(tmp|lock|offset)|[^/]*\.db\.new[^/]*|spool-[^/]*)$")
@@ -84,9 +85,7 @@ class Sweep:
         self._outputs: dict[int, tuple[IO[str], IO[str]]] = {}
         self._checkpoints: dict[tuple[str, int], int] = {}
 
-    def start(
-        self, *arguments: str, command: str = "sweep", entry: Sequence[str] = ("muxfer",)
-    ) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, command: str = "sweep", entry: Sequence[str] = ("muxfer",)) -> Process:
         """Start `muxfer sweep NAME overrides --json` in its own session. Files take its output, so it never blocks.
 
         `entry` is the module to run and what it takes before the command's own arguments.
@@ -105,7 +104,7 @@ class Sweep:
         self._outputs[process.pid] = out, err
         return process
 
-    def end(self, process: "subprocess.Popen[str]", *, timeout: float = 600.0) -> Exit:
+    def end(self, process: Process, *, timeout: float = 600.0) -> Exit:
         """Wait for a command. One that does not end in time is killed and fails the case."""
         try:
             process.wait(timeout)
@@ -267,7 +266,7 @@ def new_folder(folder: Path, prefix: str = "") -> Path:
     return new
 
 
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", *, seconds: float = 120.0) -> bool:
+def wait_for(condition: Callable[[], object], process: Process, *, seconds: float = 120.0) -> bool:
     """Whether the condition held before the process ended and before the time was over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -115,12 +115,8 @@ def special_file(rng: random.Random, home: Path) -> list[str]:
     file = home / rng.choice(["sweeps", "conf/model"]) / f"{NAME}.yaml"
     file.parent.mkdir(parents=True)
     links = (partial(os.symlink, target) for target in (file.name, "/dev/zero", "nowhere"))
-    makers: list[Callable[[Path], object]] = [
-        os.mkfifo,
-        os.mkdir,
-        *links,
-        partial(Path.write_bytes, data=b"a: 1\n" * 2_000_000),
-    ]
+    huge = partial(Path.write_bytes, data=b"a: 1\n" * 2_000_000)
+    makers: list[Callable[[Path], object]] = [os.mkfifo, os.mkdir, *links, huge]
     rng.choice(makers)(file)
     return [f"model={NAME}"] if file.parent.name == "model" else []
 

@@ -16,15 +16,8 @@ from typing import Any
 
 from benchmarks.faults.harness.refusals import CPU_SECONDS, TooLong, limited, refusal, run_command
 from benchmarks.faults.harness.sweep import new_folder
-from benchmarks.faults.inputs.config_mutations import (
-    FILES,
-    NAME,
-    mutated_data,
-    mutated_file,
-    mutated_overrides,
-    special_file,
-    write_file,
-)
+from benchmarks.faults.inputs import config_mutations as mutations
+from benchmarks.faults.inputs.config_mutations import FILES, NAME
 from muxfer.config.hydra_compose import compose
 from muxfer.config.models import with_num_classes
 from muxfer.config.parse import parse
@@ -46,7 +39,7 @@ def in_process(seed: int, folder: Path, faults: int) -> int:
     before = sorted(folder.rglob("*"))
     plain = compose("lr-width")
     for text in FILES:
-        write_file(folder / "sweeps" / f"{NAME}.yaml", text.encode())
+        mutations.write_file(folder / "sweeps" / f"{NAME}.yaml", text.encode())
         with limited():
             assert refusal(lambda: _plan(NAME, [])), f"it was accepted: {text[:300]!r}"
     shutil.rmtree(folder / "sweeps")
@@ -78,10 +71,10 @@ def by_command(seed: int, folder: Path, faults: int) -> int:
         home = new_folder(folder)
         special = False
         if rng.random() < 0.5:
-            arguments = mutated_overrides(rng)
+            arguments = mutations.mutated_overrides(rng)
         else:
             special = rng.random() < 0.4
-            arguments = special_file(rng, home) if special else mutated_file(rng, home)
+            arguments = mutations.special_file(rng, home) if special else mutations.mutated_file(rng, home)
         name = NAME if (home / "sweeps" / f"{NAME}.yaml").is_symlink() or (home / "sweeps").is_dir() else "lr-width"
         command, more = rng.choice([("sweep", ["--dry-run"]), ("plan", []), ("config", []), ("sweep", ["--dry-run"])])
         arguments = [word for word in arguments if "\0" not in word]
@@ -110,14 +103,14 @@ def _mutation(rng: random.Random, folder: Path, plain: Mapping[str, Any]) -> tup
     """A description of a random mutation, and the call that plans with it."""
     kind = rng.random()
     if kind < 0.4:
-        overrides = mutated_overrides(rng)
+        overrides = mutations.mutated_overrides(rng)
         return f"overrides {overrides}"[:3000], lambda: _plan("lr-width", overrides)
     if kind < 0.6:
-        overrides = mutated_file(rng, folder)
+        overrides = mutations.mutated_file(rng, folder)
         texts = [file.read_bytes()[:1500] for file in folder.rglob("*.yaml")]
         name = NAME if (folder / "sweeps").is_dir() else "lr-width"
         return f"{name} {overrides}, files {texts}", lambda: _plan(name, overrides)
-    data = mutated_data(rng, copy.deepcopy(dict(plain)))
+    data = mutations.mutated_data(rng, copy.deepcopy(dict(plain)))
     try:
         text = f"data {data}"[:5000]
     except (RecursionError, ValueError):  # too deep to be written, or a number that is too long

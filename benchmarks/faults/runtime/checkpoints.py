@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
 
+import torch
+
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.settings import CHECKPOINT_EVERY, GRID, SETTLE_SECONDS, STEPS
 from benchmarks.faults.harness.sweep import Sweep, new_folder, wait_for
@@ -148,8 +150,6 @@ def make_request(folder: Path) -> Request:
 
 def make_job(folder: Path) -> TrialJob:
     """The first trial of the grid, of width 16, on one thread."""
-    import torch
-
     torch.set_num_threads(1)
     request = make_request(folder)
     trial = grid_trials(request.config, fingerprint=request.fingerprint)[0]

@@ -89,8 +89,7 @@ def _own_mounts() -> bool:
     """Give this process and its children a mount namespace of their own. False if that is not allowed."""
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNT_NAMESPACE) != 0:
         return False
-    done = subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True)
-    return done.returncode == 0
+    return subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
 
 
 def _checkpoint_then_spool(folder: Path, rng: random.Random, faults: int) -> int:

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.faults.harness.promise import assert_promise, random_moment, reference
 from benchmarks.faults.harness.settings import ADAPTIVE, GRID, Case
-from benchmarks.faults.harness.sweep import Exit, Sweep, listed, new_folder, wait_for
+from benchmarks.faults.harness.sweep import Exit, Process, Sweep, listed, new_folder, wait_for
 from muxfer.processes import start_time
 
 STOP_SECONDS = 30.0
@@ -165,7 +164,7 @@ one_of_each = interrupting(_kill_driver, _stop(signal.SIGTERM, True), _kill_ray,
 """The test suite's case of the four rows above."""
 
 
-def _process_of_a_trial(sweep: Sweep, process: "subprocess.Popen[str]", but: set[int], *, writing: bool) -> int | None:
+def _process_of_a_trial(sweep: Sweep, process: Process, but: set[int], *, writing: bool) -> int | None:
     """A process that holds a trial, or that writes its checkpoint. None if the command ended before there was one."""
     pids: list[int] = []
 
@@ -188,7 +187,7 @@ def _cut_a_write(sweep: Sweep, pid: int) -> bool:
     return next(sweep.folder.glob(f"muxfer/*/trials/*/attempt-*/.step-*.{pid}.tmp"), None) is not None
 
 
-def _wait_for_next_checkpoint(sweep: Sweep, process: "subprocess.Popen[str]") -> None:
+def _wait_for_next_checkpoint(sweep: Sweep, process: Process) -> None:
     """Wait until one more trial has a checkpoint of this command."""
     before = len(sweep.checkpoints())
     wait_for(lambda: len(sweep.checkpoints()) > before, process)

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.faults.harness.refusals import refusal
 from benchmarks.faults.harness.sweep import Sweep, new_folder, runs_of
 from muxfer.commands import transfer as launch
@@ -128,12 +130,8 @@ def _study(overrides: tuple[str, ...], kind: Kind, rng: random.Random, name: str
     assert verdict("lr-width", overrides).data["verdict"] == "abstains"  # there is only one width
     assert "</html>" in Path(report("lr-width", overrides).data["report"]).read_text()
     taken: list[str] = []
-
-    def transfer() -> None:
-        answer = launch.transfer("lr-width", overrides, print_line=print, dry_run=True)
-        taken.append(answer.data["source"]["trial"])
-
-    why = refusal(transfer)
+    transfer = partial(launch.transfer, "lr-width", overrides, print_line=print, dry_run=True)
+    why = refusal(lambda: taken.append(transfer().data["source"]["trial"]))
     winner, reason = _winner(list(records.values()))
     shown = f"{name}: took {taken}, expected {winner or reason}: {why}"
     assert taken == ([winner] if winner else []), shown
@@ -171,8 +169,6 @@ def _assert_outcome(name: str, record: Record, injected: tuple[Kind, int] | None
 
 def _drive(overrides: tuple[str, ...], injected: Mapping[str, tuple[Kind, int]]) -> tuple[dict[str, Record], int]:
     """Run a sweep up to its records, without Ray and without the page. Returns the records and how many were new."""
-    import torch
-
     torch.set_num_threads(1)
     _injected.clear()
     _injected.update(injected)

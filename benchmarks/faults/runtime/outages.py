@@ -6,7 +6,6 @@ one before held up. The command must end with 0 by itself: it may wait long enou
 
 import os
 import random
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 from benchmarks.faults.harness.promise import assert_promise, reference
 from benchmarks.faults.harness.server import Lost, Proxy, serving
 from benchmarks.faults.harness.settings import BRIEF, Case
-from benchmarks.faults.harness.sweep import Sweep, new_folder, query, wait_for
+from benchmarks.faults.harness.sweep import Process, Sweep, new_folder, query, wait_for
 
 LONG_SECONDS = 60.0
 """In an outage of at least this length, everything must be trained before the server comes back."""
@@ -127,7 +126,7 @@ ledger_stays_away = partial(_stays_away, (Proxy.down, Proxy.hang, Proxy.break_))
 server_stays_down = partial(_stays_away, (Proxy.down,))
 
 
-def _start(folder: Path, proxy: Proxy, *arguments: str) -> "tuple[Sweep, subprocess.Popen[str]]":
+def _start(folder: Path, proxy: Proxy, *arguments: str) -> tuple[Sweep, Process]:
     """Start a sweep into the proxy's server, and wait until it trains."""
     sweep = Sweep(folder, environment={"MLFLOW_TRACKING_URI": proxy.uri}, database=proxy.database)
     reference(sweep.name, sweep.overrides)
