@@ -24,8 +24,6 @@ from muxfer.config.study import LedgerConfig
 from muxfer.errors import StudyBusy
 from muxfer.ledger.mlflow_ledger import MlflowLedger
 from muxfer.trial import Study
-
-pytestmark = pytest.mark.slow
 config = LedgerConfig(tracking_uri=sys.argv[2], experiment=sys.argv[3], lease_seconds=float(sys.argv[4]))
 print("READY", flush=True)
 sys.stdin.readline()
