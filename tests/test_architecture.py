@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import structure
+from tests.typed import ROOT
 
-ROOT = Path(__file__).parents[1]
 ROOMS = (
     "__init__", "errors", "validate", "trial", "redaction", "files", "processes", "garbage",
     "config", "analysis", "data", "mup", "training", "models", "evaluation", "executors", "ledger",
@@ -177,9 +177,18 @@ def test_training_and_models_load_torch_alone_of_the_heavy_libraries():
     assert loaded(every, heavy) == ""
 
 
-def test_help_loads_nothing_heavy():
-    heavy = ["torch", "ray", "mlflow", "hydra", "numpy", "rich", "pandas"]
-    assert loaded(["muxfer.cli"], heavy) == ""
+LIGHT = {
+    "cli": ("torch", "ray", "mlflow", "hydra", "numpy", "rich", "pandas"),  # for its help
+    "report": ("matplotlib", "pandas", "torch"),
+    "report.terminal": ("rich",),
+    **dict.fromkeys(("models.plugins", "executors.base", "commands.sweep", "commands.status"), ("torch",)),
+}
+"""By module, libraries that it must not load: torch takes 2 to 3 s, which a sweep with nothing to run must not pay."""
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_loads_no_heavy_library(module):
+    assert loaded([f"muxfer.{module}"], LIGHT[module]) == ""
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,19 +12,7 @@ from muxfer.cli import main
 from muxfer.commands.ui import ui_environment
 from muxfer.study import resolve as request
 from muxfer.study import session
-
-ROOT = Path(__file__).parents[1]
-
-
-def muxfer(folder, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "muxfer", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.typed import ROOT, environment, muxfer, start
 
 
 def refused(done, exit_code, *told):
@@ -66,8 +53,7 @@ BAD = {
 def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, case):
     arguments, told = BAD[case]
     refused(muxfer(tmp_path, *arguments), 2, told)
-    left = [path.name for path in tmp_path.iterdir() if path.name != "muxfer"]
-    assert left == []
+    assert [path.name for path in tmp_path.iterdir() if path.name != "muxfer"] == []
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -179,50 +165,32 @@ def test_clean_leaves_and_names_what_its_ledger_does_not_know_for_another_may_ha
 
 
 def test_a_reader_of_progress_that_goes_away_does_not_change_the_exit_code(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "muxfer", "sweep", "lr-width", "search.width=[40]"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    process.stderr.close()
-    assert process.wait(timeout=300) == 2
+    with start(tmp_path, "sweep", "lr-width", "search.width=[40]") as process:
+        process.stderr.close()
+        assert process.wait(timeout=300) == 2
 
 
 @pytest.mark.parametrize(("given", "code"), [("nope=1", 2), ("training.steps=30", 0)])
 def test_a_log_that_cannot_be_written_does_not_change_the_exit_code(tmp_path, given, code):
     with open("/dev/full", "w") as full:
-        assert answered_into(subprocess.DEVNULL, tmp_path, given, stderr=full)[0] == code
+        done = muxfer(tmp_path, "config", "lr-width", given, stdout=subprocess.DEVNULL, stderr=full)
+    assert done.returncode == code
 
 
 def test_an_answer_that_nobody_reads_does_not_change_the_exit_code(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as gone:
-        assert answered_into(gone, tmp_path) == (0, "")
+        done = muxfer(tmp_path, "config", "lr-width", stdout=gone)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_answer_that_cannot_be_written_is_no_success(tmp_path):
+@pytest.mark.parametrize(
+    "arguments", [["config", "lr-width"], [], ["--help"], ["sweep", "--help"], ["--version"]], ids=" ".join
+)
+def test_an_answer_or_a_help_that_cannot_be_written_is_no_success(tmp_path, arguments):
     with open("/dev/full", "w") as full:
-        code, told = answered_into(full, tmp_path)
-    assert code == 2
-    assert told.startswith("muxfer: the answer can't be written to stdout (No space left on device)")
-    assert told.count("\n") == 1
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["sweep", "--help"], ["--version"]])
-def test_nor_is_a_help_that_cannot_be_written(tmp_path, arguments):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "muxfer", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=300,
-        )
+        done = muxfer(tmp_path, *arguments, stdout=full)
     assert done.returncode == 2
     assert done.stderr.startswith("muxfer: the answer can't be written to stdout (No space left on device)")
     assert done.stderr.count("\n") == 1
@@ -236,7 +204,7 @@ def test_what_the_caller_closed_does_not_change_the_exit_code_and_gets_into_no_f
     done = subprocess.run(
         ["sh", "-c", f'"$0" -m muxfer {arguments} {closed}', sys.executable],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -245,20 +213,6 @@ def test_what_the_caller_closed_does_not_change_the_exit_code_and_gets_into_no_f
     assert "Traceback" not in done.stderr
     assert "muxfer: " not in done.stdout, "what is for stderr is not said on stdout"
     assert list(tmp_path.iterdir()) == []
-
-
-def answered_into(stdout, folder, *given, stderr=subprocess.PIPE):
-    """The exit code of a command that answers into `stdout`, and what it says on stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "muxfer", "config", "lr-width", *given],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stderr
 
 
 STOPPED_WITHIN = """

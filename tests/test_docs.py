@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
@@ -14,8 +13,8 @@ from muxfer.commands.model import model
 from muxfer.config.hydra_compose import compose, compose_model
 from muxfer.config.parse import parse, parse_part
 from muxfer.study.resolve import resolve
+from tests.typed import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -1,12 +1,10 @@
 """The installed command works from an empty folder, and no package called conf or sweeps is installed with it."""
 
-import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.typed import ROOT, environment
 
 
 def test_wheel_holds_configurations_and_templates_and_no_other_package(tmp_path):
@@ -24,7 +22,7 @@ def test_wheel_holds_configurations_and_templates_and_no_other_package(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", "import muxfer.cli; print(muxfer.__file__); muxfer.cli.main()", "config", "lr-width"],
         cwd=empty,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env=environment(PYTHONPATH=str(site)),
         capture_output=True,
         text=True,
         check=True,

@@ -1,9 +1,5 @@
 """Exported runs are loaded by diffusers: a real ledger, real trials, a real target, the real command."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +13,9 @@ from muxfer.errors import BadInput
 from muxfer.trial import Record
 from proxy_models import FAMILIES
 from tests.commands.trained_runs import Trained, exported
+from tests.typed import answer, muxfer
 
-ROOT = Path(__file__).parents[2]
 BUILD = {"depth": 2, "head_dim": 16, "patch": 4, "image_size": 8, "channels": 1}
-
-
-def muxfer(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "muxfer", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def averaged(record: Record, **build: Any) -> torch.nn.Module:
@@ -55,9 +40,7 @@ def assert_same_dit(folder: str, model: torch.nn.Module) -> None:
 
 
 def test_diffusers_loads_the_export_and_computes_the_same(trained: Trained) -> None:
-    done = muxfer(trained.folder, "export", trained.dit.key[:12], "--to", "diffusers", "--json")
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)
+    data = answer(trained.folder, "export", trained.dit.key[:12], "--to", "diffusers")
     assert data.pop("wall_seconds") > 0
     model = averaged(trained.dit, width=16, num_classes=10, frequency_shift=1.0)
     # Both blocks of diffusers' class have the embedders, our model has them once.
@@ -172,9 +155,7 @@ def test_a_refusal_is_exit_code_2_and_one_line(trained: Trained, arguments: list
     assert message in line
 
 
-def test_a_missing_ledger_is_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+def test_a_missing_ledger_is_not_created(empty_folder: Path) -> None:
     with pytest.raises(BadInput, match="no ledger at sqlite:///mlflow.db"):
         exported("0123abc")
-    assert list(tmp_path.iterdir()) == []
+    assert list(empty_folder.iterdir()) == []

@@ -12,38 +12,15 @@ from muxfer.commands.export import weights_of
 from muxfer.commands.result import CommandResult
 from muxfer.commands.transfer import transfer
 from muxfer.errors import BadInput, StudyBusy, TrialsFailed
-from muxfer.executors.inline import InlineExecutor
 from muxfer.files import TargetFolder, replace_file
 from muxfer.study.resolve import resolve
-from muxfer.study.session import drive, open_ledger
-from muxfer.study.trials import grid_trials
+from muxfer.study.session import open_ledger
 from muxfer.transfer.outputs import verified_weights
 from muxfer.trial import Record
+from tests.small_sweeps import TARGET, TINY, run_trials
 
-STUDY = [
-    "search.width=[16]",
-    "search.base_lr=[2**-6]",
-    "model.base_width=16",
-    "model.depth=1",
-    "model.patch=4",
-    "training.steps=10",
-    "training.warmup_steps=2",
-    "training.batch_size=16",
-    "training.checkpoint_every=10",
-    "evaluation.timesteps=2",
-]
-TARGET = ["target.width=32", "target.steps=30", "evaluation.sampling_steps=2", "evaluation.samples_per_class=1"]
-
-
-def run_trials(overrides: list[str], *, trials: int | None = None) -> None:
-    """One driver's work on a study: its first trials, or all, that are not settled yet."""
-    asked = resolve("lr-width", overrides)
-    with drive(asked) as session:
-        session.run(
-            grid_trials(asked.config, fingerprint=asked.fingerprint)[:trials],
-            session.records(),
-            start_executor=InlineExecutor,
-        )
+STUDY = [*TINY, "training.steps=10", "training.warmup_steps=2", "training.batch_size=16"]
+STUDY += ["training.checkpoint_every=10", "evaluation.timesteps=2"]
 
 
 class Target:
@@ -76,7 +53,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("launch"))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        run_trials(STUDY)
+        run_trials(resolve("lr-width", STUDY))
         yield Target()
 
 
@@ -188,29 +165,23 @@ def test_a_full_disk_under_a_targets_picture_is_one_line_and_the_next_command_dr
     assert picture.read_bytes() == kept
 
 
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    return tmp_path
-
-
-def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(alone: Path) -> None:
+def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(empty_folder: Path) -> None:
     study = [*STUDY, "search.base_lr=[2**-6,2**-5]"]
-    run_trials(study, trials=1)
+    asked = resolve("lr-width", study)
+    run_trials(asked, first=1)
     with pytest.raises(StudyBusy, match="changed while this command waited for it: run the same command again"):
-        transfer("lr-width", [*study, *TARGET], print_line=lambda told: run_trials(study), force=True)
-    assert not list(alone.rglob("target-*")), "nothing was launched"
+        transfer("lr-width", [*study, *TARGET], print_line=lambda told: run_trials(asked), force=True)
+    assert not list(empty_folder.rglob("target-*")), "nothing was launched"
     assert transfer("lr-width", [*study, *TARGET], print_line=print, force=True).data["metric"] is not None
 
 
-def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(alone: Path) -> None:
+def test_why_a_target_was_halted_is_told_though_its_curve_can_not_be_drawn(empty_folder: Path) -> None:
     study = [*STUDY, "training.steps=40", "training.report_every=2"]
     wrong = [*study, *TARGET, "target.steps=120", "target.base_lr=2**-2"]
-    run_trials(study)
+    run_trials(resolve("lr-width", study))
     with pytest.raises(TrialsFailed, match="was halted at step .*; its curve: "):
         transfer("lr-width", wrong, print_line=print, force=True)
-    [curve] = alone.rglob("target-band.png")
+    [curve] = empty_folder.rglob("target-band.png")
     curve.unlink()
     curve.mkdir()
     with pytest.raises(TrialsFailed, match=r"was halted at step .* with target\.guard=off$"):

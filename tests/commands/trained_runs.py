@@ -14,24 +14,13 @@ from muxfer.study.resolve import resolve
 from muxfer.study.session import drive, open_ledger
 from muxfer.study.trials import grid_trials
 from muxfer.trial import Outcome, Record
+from tests.small_sweeps import TARGET, TINY
 
-TINY = [
-    "search.width=[16]",
-    "search.base_lr=[2**-6]",
-    "model.base_width=16",
-    "model.depth=2",
-    "model.patch=4",
-    "training.steps=20",
-    "training.warmup_steps=2",
-    "training.batch_size=16",
-    "training.checkpoint_every=10",
-    "training.ema_fraction=0.5",
-    "evaluation.timesteps=2",
-]
-DIT = [*TINY, "model.frequency_shift=1", "search.base_lr=[2**-6,2**60]"]
-PIXART = [*TINY, "model=pixart", "model.text_dim=12"]
-DECLARED = [*TINY, "model=diffusers_pixart", "model.text_dim=12"]
-TARGET = ["target.width=32", "target.steps=30", "evaluation.sampling_steps=2", "evaluation.samples_per_class=1"]
+SMALL = [*TINY, "model.depth=2", "training.steps=20", "training.warmup_steps=2", "training.batch_size=16"]
+SMALL += ["training.checkpoint_every=10", "training.ema_fraction=0.5", "evaluation.timesteps=2"]
+DIT = [*SMALL, "model.frequency_shift=1", "search.base_lr=[2**-6,2**60]"]
+PIXART = [*SMALL, "model=pixart", "model.text_dim=12"]
+DECLARED = [*SMALL, "model=diffusers_pixart", "model.text_dim=12"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +64,7 @@ def train_all(folder: Path) -> Trained:
         dit = train(*DIT, lost={**lost, **wrong})
         pixart = train(*PIXART)
         declared = train(*DECLARED)
-        other = train(*TINY)
+        other = train(*SMALL)
         launched = transfer("lr-width", [*DIT, *TARGET], print_line=print, force=True).data
         resolved = resolve("lr-width", DIT)
         with open_ledger(resolved) as ledger:

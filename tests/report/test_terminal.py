@@ -1,8 +1,5 @@
 """Aligned columns hold every cell whole, and a terminal's settings change nothing."""
 
-import subprocess
-import sys
-
 import pytest
 
 from muxfer.report.format import show_hours, show_seconds, show_time
@@ -62,11 +59,6 @@ def test_uneven_rows_and_wrong_letters_are_refused(rows, align):
 
 def test_control_characters_become_spaces():
     assert table_lines([["a\nb", "\x1b[31m1"], ["c\td", "2"]]) == ["a b   [31m1", "c d       2"]
-
-
-def test_importing_the_module_does_not_load_rich():
-    code = "import sys, muxfer.report.terminal; sys.exit('rich' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
