@@ -20,11 +20,14 @@ from muxfer.mup.parametrize import (
     make_plan,
     param_groups,
     parametrize,
+    validate_optimizer,
     validate_same_base,
 )
-from muxfer.mup.rules import Initialization, Scale, ScalePlan, scale_of
+from muxfer.mup.rules import PARAMETRIZATIONS, ROLES, Initialization, Scale, ScalePlan, scale_of
 
 __all__ = [
+    "PARAMETRIZATIONS",
+    "ROLES",
     "Initialization",
     "Scale",
     "ScalePlan",
@@ -33,5 +36,6 @@ __all__ = [
     "param_groups",
     "parametrize",
     "scale_of",
+    "validate_optimizer",
     "validate_same_base",
 ]

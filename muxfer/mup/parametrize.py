@@ -2,8 +2,8 @@
 
 Only the values of parameters change: no attribute, no hook, no module. Scales are found by name, so state dicts,
 compiled models, copies and wrappers keep them. Refuses a plan for another model, and weights that do not follow the
-initialization in the plan (trained, loaded, or scaled before). Also refuses depth scaling of a model that does not
-declare where its residual branches end.
+initialization in the plan (trained, loaded, or scaled before). Also refuses optimizers outside the Adam family, and
+depth scaling of a model that does not declare where its residual branches end.
 """
 
 import math
@@ -133,6 +133,18 @@ def param_groups(
 def fold_factors(plan: ScalePlan) -> dict[str, float]:
     """The factor f of every parameter by name. A gradient norm must count g as f x g, the unfolded gradient."""
     return {name: scale.fold for name, scale in plan.scales.items()}
+
+
+def validate_optimizer(optimizer_class: type[torch.optim.Optimizer], *, weight_decay: float = 0.0) -> None:
+    """Refuse an optimizer that the table does not cover: one outside the Adam family, or Adam with L2 decay."""
+    if issubclass(optimizer_class, torch.optim.AdamW):
+        return
+    if not issubclass(optimizer_class, torch.optim.Adam):
+        raise BadInput(f"optimizer {optimizer_class.__name__} is not of the Adam family; use AdamW")
+    if weight_decay:
+        raise BadInput(
+            f"Adam with weight decay {weight_decay} adds L2 to the gradient, which the table does not cover; use AdamW"
+        )
 
 
 def validate_same_base(source: ScalePlan | Mapping[str, Any], target: ScalePlan) -> None:

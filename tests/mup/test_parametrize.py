@@ -15,6 +15,7 @@ from muxfer.mup import (
     make_plan,
     param_groups,
     parametrize,
+    validate_optimizer,
     validate_same_base,
 )
 from proxy_models import FAMILIES
@@ -260,6 +261,19 @@ def test_plan_hashes_are_those_of_earlier_versions(parametrization: str, expecte
     plan = plan_for(256, make, readout="2.weight", parametrization=parametrization, depth=4, base_depth=4)
     assert plan.hash == expected
     assert ScalePlan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam])
+def test_optimizers_outside_the_adam_family_are_refused(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    with pytest.raises(BadInput, match=f"{optimizer_class.__name__} is not of the Adam family; use AdamW"):
+        validate_optimizer(optimizer_class)
+
+
+def test_adam_is_refused_with_l2_decay_only() -> None:
+    validate_optimizer(torch.optim.Adam)
+    validate_optimizer(torch.optim.AdamW, weight_decay=0.1)
+    with pytest.raises(BadInput, match="use AdamW"):
+        validate_optimizer(torch.optim.Adam, weight_decay=0.1)
 
 
 def test_a_target_with_another_base_is_refused() -> None:
