@@ -6,7 +6,8 @@
 - At most one checkpoint interval of work done again.
 - No process, lock or temporary file of ours left behind.
 
-All of it is read from the database and the disk, not through muxfer's own readers.
+All of it is read from the database and the disk, not through muxfer's own readers. The uninterrupted sweep, with which
+all is compared, also says when a command may be interrupted.
 """
 
 import fcntl
