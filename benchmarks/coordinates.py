@@ -16,10 +16,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.page import replace_section
+from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
+
+if TYPE_CHECKING:
+    from muxfer.mup.mutants import Mutant
 
 WIDTHS = (32, 64, 128, 256)
 DEPTHS = (2, 4, 8, 16)
@@ -90,6 +94,26 @@ class Result:
     seconds: float = 0.0
 
 
+def changes_training(task: Task, mutant: "Mutant", *, width: int) -> bool:
+    """Whether a mutant changes a number that training at this width depends on. False proves that no check can see it.
+
+    Then every rate, decay, eps and fold is equal, and every initial weight is equal to the bit. Examples are a wrong
+    deviation of a zero weight, and a rule for a parameter that the model lacks.
+    """
+    import torch
+
+    from muxfer.models.build import build_model, scale_plan
+    from muxfer.mup.mutants import mutated
+
+    sized = with_setting(task, {"width": width})
+    plan = scale_plan(sized)
+    broken = mutated(plan, mutant)
+    if any(replace(broken.scales[name], init_std=s.init_std) != s for name, s in plan.scales.items()):
+        return True
+    right, wrong = (build_model(sized, replicate=0, plan=each)[0].state_dict() for each in (plan, broken))
+    return any(not torch.equal(right[name], wrong[name]) for name in right)
+
+
 @lru_cache(maxsize=64)
 def task_of(overrides: tuple[str, ...]) -> Task:
     from muxfer.config.hydra_compose import compose
@@ -105,7 +129,7 @@ def run(job: Job) -> Result:
     """Run one check in this process, on one thread."""
     import torch
 
-    from muxfer.models.coordinate_run import changes_training, check_coordinates
+    from muxfer.models.coordinate_run import check_coordinates
     from muxfer.mup.mutants import MUTANTS
 
     torch.set_num_threads(1)

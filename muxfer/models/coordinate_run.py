@@ -112,18 +112,3 @@ def _pair_finite(model: nn.Module, plan: ScalePlan, task: Task, *, replicate: in
             is_drawn_alike = own is not None and own == plan.base_initializations[name]
             if scale is not None and scale.role == "finite" and is_drawn_alike and scale == base_plan.scales[name]:
                 parameter.copy_(values[name])
-
-
-def changes_training(task: Task, mutant: Mutant, *, width: int, replicate: int = 0) -> bool:
-    """Whether a mutant changes a number that training at this width depends on. False proves that no check can see it:
-    every rate, decay, eps and fold is equal, and every initial weight is equal to the bit. Examples are a wrong
-    deviation of a zero weight, and a rule for a parameter that the model lacks.
-    """
-    sized = with_setting(task, {"width": width})
-    plan = scale_plan(sized)
-    broken = mutated(plan, mutant)
-    for name, scale in plan.scales.items():
-        if replace(broken.scales[name], init_std=scale.init_std) != scale:
-            return True
-    right, wrong = (build_model(sized, replicate=replicate, plan=each)[0].state_dict() for each in (plan, broken))
-    return any(not torch.equal(right[name], wrong[name]) for name in right)

@@ -58,7 +58,7 @@ def test_text_has_enough_contrast_with_its_background(style):
 def test_neighbouring_lines_differ_in_lightness_for_every_colour_vision(seen, dark):
     paper = variables(DARK if dark else LIGHT)["paper"]
     for count in range(2, 8):
-        colors = [pair[dark] for pair in palette(count)]
+        colors = [twin(color) if dark else color for color in palette(count)]
         steps = np.diff([lightness(color, seen) for color in colors])
         assert len(set(np.sign(steps))) == 1
         assert np.abs(steps).min() >= 5

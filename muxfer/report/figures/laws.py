@@ -50,7 +50,7 @@ def _laws(fit: IsoflopFit, title: str, parametric: ParametricLaw | None, predict
     grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1])
     curves, sizes = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1])
     losses = figure.add_subplot(grid[1, 1], sharex=sizes)
-    colors = [color for color, _ in palette(len(fit.budgets))]
+    colors = palette(len(fit.budgets))
     _draw_curves(curves, fit, colors)
     curves.set_title(brief(title, 60))
     for axes, name in ((sizes, "params"), (losses, "loss")):

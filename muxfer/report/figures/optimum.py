@@ -42,7 +42,7 @@ def _csv(verdict: Verdict) -> str:
 
 def _draw(verdict: Verdict) -> Any:
     values = list(verdict.optimum)
-    colors = {axis: color for axis, (color, _) in zip(values, palette(len(values)), strict=True)}
+    colors = dict(zip(values, palette(len(values)), strict=True))
     figure = style.new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _draw_optima(left, verdict, colors)

@@ -85,7 +85,7 @@ class _Styles:
         tasks = [candidate.task for candidate in front.candidates]
         self.values = [sorted({task[axis] for task in tasks}) for axis in front.axes[:3]]
         self.axes = front.axes[:3]
-        self.colors = [color for color, _ in palette(len(self.values[0]))]
+        self.colors = palette(len(self.values[0]))
 
     def of(self, task: Mapping[str, float]) -> dict[str, Any]:
         ranks = [values.index(task[axis]) for axis, values in zip(self.axes, self.values, strict=True)]

@@ -87,7 +87,7 @@ def _losses(results: Sequence[SettingResult]) -> tuple[float, float]:
 def _colors(results: Sequence[SettingResult]) -> list[str]:
     """Colours by rank among the finished settings; grey for a setting without a loss."""
     num_finished = sum(one.metric is not None for one in results)
-    ramp = [color for color, _ in style.palette(max(num_finished, 1))][::-1]
+    ramp = style.palette(max(num_finished, 1))[::-1]
     return [*ramp[:num_finished], *[style.SOFT] * (len(results) - num_finished)]
 
 
@@ -178,7 +178,7 @@ def _importances(ranked: Sequence[tuple[str, float]]) -> Any:
     figure = style.new_figure(8.6, 0.4 + 0.32 * len(ranked))
     axes = figure.subplots()
     rows = range(len(ranked))[::-1]
-    axes.barh(rows, [share for _, share in ranked], color=style.palette(3)[1][0], height=0.56)
+    axes.barh(rows, [share for _, share in ranked], color=style.palette(3)[1], height=0.56)
     for row, (_, share) in zip(rows, ranked, strict=True):
         axes.text(share, row, f"  {100 * share:.0f} %", va="center")
     axes.set_yticks(rows, [style.brief(name, 28) for name, _ in ranked])

@@ -35,8 +35,8 @@ _MIRROR = 1.19
 """Sum of a colour's lightness and its twin's: paper (0.99) and the page's dark background (0.20) face each other."""
 
 
-def palette(count: int) -> list[tuple[str, str]]:
-    """A sequential colour and its twin on dark for each of `count` values. The last one stands out the most. Lightness
+def palette(count: int) -> list[str]:
+    """A sequential colour for each of `count` values. The last one stands out the most. Lightness
     falls by even steps for every kind of colour vision: half of plasma's steps vanish for protanopes. The light end of
     viridis is cut where the contrast with the background would fall below 3:1.
     """
@@ -45,8 +45,7 @@ def palette(count: int) -> list[tuple[str, str]]:
 
     viridis = colormaps["viridis"]
     places = [1.0] if count == 1 else [i / (count - 1) for i in range(count)]
-    colors = [to_hex(viridis(0.58 * (1 - place))) for place in places]
-    return [(color, twin(color)) for color in colors]
+    return [to_hex(viridis(0.58 * (1 - place))) for place in places]
 
 
 def twin(color: str) -> str:

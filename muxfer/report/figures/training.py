@@ -53,7 +53,7 @@ def _draw(records: Sequence[Record], curves: Curves, verdict: Verdict) -> Any:
 
     values_of_axis = sorted({float(record.setting[verdict.axis]) for record in records})
     hps = sorted({float(record.setting[verdict.hp]) for record in records})
-    colors = {hp: color for hp, (color, _) in zip(hps, palette(len(hps)), strict=True)}
+    colors = dict(zip(hps, palette(len(hps)), strict=True))
     values = sorted(point.value for curve in curves.values() for point in curve)
     columns = num_columns(len(values_of_axis))
     rows = math.ceil(len(values_of_axis) / columns)

@@ -53,7 +53,7 @@ def _bands_csv(fitted: Bands, verdict: Verdict) -> str:
 def _styles(tables: Sequence[Table]) -> Styles:
     """The row, colour and marker of each axis value, the same in all tables."""
     values = sorted({axis for table in tables for axis in table})
-    colors = [color for color, _ in palette(len(values))]
+    colors = palette(len(values))
     return {axis: (i, colors[i], MARKERS[i % len(MARKERS)]) for i, axis in enumerate(values)}
 
 
