@@ -1,5 +1,5 @@
 # make sweep   the main job: a learning-rate sweep over widths, on real images, with a verdict
-# make test    the tests that need no Ray, MLflow server, browser, fault bench or long coordinate check: minutes
+# make test    the tests that are not marked slow (no Ray, MLflow server, browser, fault bench or long training): minutes
 # make check   format, lint, types and all tests: what CI runs
 # make bench   the benchmarks      make models  the coordinate checks of docs/models.md
 # make faults  hurts sweeps in every known way (an hour; FULL=1 goes on by seed): the table of docs/reliability.md
@@ -28,8 +28,8 @@ browser:
 	else echo "no chromium for tests/report/test_browser.py: sudo apt-get install chromium fonts-dejavu-core"; fi
 
 # Tests of one file share its fixtures, so a file stays in one of the two lanes.
-FAST := $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
-SLOW := $(BIN)/python -m pytest -m slow
+PYTEST := $(BIN)/python -m pytest
+LANES := --numprocesses 2 --dist loadfile
 
 check: export MUXFER_REQUIRE_BROWSER := $(if $(shell command -v apt-get),1,0)
 
@@ -37,14 +37,15 @@ sweep: install
 	$(BIN)/muxfer sweep lr-width
 
 test: install
-	$(FAST)
+	$(PYTEST) -m "not slow" $(LANES)
 
 check: install browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(FAST)
-	$(SLOW)
+	$(PYTEST) -m "not slow" $(LANES)
+	$(PYTEST) -m "slow and not alone" $(LANES)
+	$(PYTEST) -m alone
 
 format: install
 	$(BIN)/ruff format .

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -18,34 +17,15 @@ from muxfer.commands.clean import clean
 from muxfer.errors import StudyBusy
 from muxfer.study import resolve as request
 from muxfer.study import session
-from tests.typed import start
+from tests.typed import answer, muxfer, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-SMALL = [
-    "search.width=[16,32]",
-    "search.base_lr=[2**-8,2**-6,2**-1]",
-    "model.base_width=32",
-    "model.depth=1",
-    "model.patch=4",
-    "training.steps=120",
-    "training.batch_size=32",
-    "training.checkpoint_every=20",
-    "evaluation.timesteps=2",
-]
+SMALL = ["search.width=[16,32]", "search.base_lr=[2**-8,2**-6,2**-1]", "model.base_width=32", "model.depth=1"]
+SMALL += ["model.patch=4", "training.steps=120", "training.batch_size=32", "training.checkpoint_every=20"]
+SMALL += ["evaluation.timesteps=2"]
 HEAVY = ("torch", "numpy", "datasets", "mlflow", "safetensors")
 TARGET = ["target.width=64", "target.steps=240", "evaluation.sampling_steps=10", "evaluation.samples_per_class=2"]
-
-
-def finish(process, timeout=600):
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-def answer(folder, *arguments):
-    code, out, err = finish(start(folder, *arguments, "--json"))
-    assert code == 0, err
-    return json.loads(out)
 
 
 def results(swept):
@@ -130,9 +110,9 @@ def test_a_second_sweep_does_nothing(swept):
 
 def test_extending_the_grid_reuses_its_trials(swept):
     folder, first = swept
-    code, out, err = finish(start(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6]"))
-    assert (code, err.count("finished")) == (0, 0), err
-    assert "2 more settled trials of lr-width-" in out, "nothing is left out in silence"
+    fewer = muxfer(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6]")
+    assert (fewer.returncode, fewer.stderr.count("finished")) == (0, 0), fewer.stderr
+    assert "2 more settled trials of lr-width-" in fewer.stdout, "nothing is left out in silence"
     more = answer(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6,2**-4,2**-1]")
     assert (more["ran"], more["skipped"]) == (2, 6)
     assert results(first).items() <= results(more).items()
@@ -142,12 +122,12 @@ def test_extending_the_grid_reuses_its_trials(swept):
 def test_the_transfer_launches_a_target_with_its_lineage_weights_and_samples(swept):
     folder, _ = swept
     answer(folder, "sweep", "lr-width", *SMALL, "search.base_lr=[2**-8,2**-6,2**-4,2**-1]")
-    code, out, err = finish(start(folder, "transfer", "lr-width", *SMALL, *TARGET, "--json", "--force"))
-    assert code == 0, err
-    launched = json.loads(out)
+    done = muxfer(folder, "transfer", "lr-width", *SMALL, *TARGET, "--json", "--force")
+    assert done.returncode == 0, done.stderr
+    launched = json.loads(done.stdout)
     assert launched["target"] == {"model": "dit", "width": 64, "steps": 240}
     assert launched["metric"] < launched["proxy_metric"]
-    assert "hidden" in err, "each parameter group's scaled rate is shown"
+    assert "hidden" in done.stderr, "each parameter group's scaled rate is shown"
     from PIL import Image
     from safetensors import safe_open
 
@@ -165,7 +145,7 @@ def test_the_transfer_launches_a_target_with_its_lineage_weights_and_samples(swe
     assert {"ema.safetensors", "samples.png", "target.json"} <= names
     for trial in folder.glob("muxfer/*/trials/*"):
         shutil.rmtree(trial)  # what the target handed out needs its checkpoints no more
-    again = json.loads(finish(start(folder, "transfer", "lr-width", *SMALL, *TARGET, "--json", "--force"))[1])
+    again = answer(folder, "transfer", "lr-width", *SMALL, *TARGET, "--force")
     assert {**again, "wall_seconds": 0} == {**launched, "wall_seconds": 0}, "the target was found done"
 
 
@@ -174,19 +154,11 @@ def test_two_studies_of_one_sweep_are_told_apart(swept):
     standard = answer(folder, "sweep", "lr-width", *SMALL, "optimizer.parametrization=standard")
     assert standard["study"] != first["study"]
     assert standard["ran"] == 6
-    code, out, err = finish(start(folder, "transfer", "lr-width"))
-    assert (code, out) == (2, "")
-    assert "optimizer.parametrization=mup or optimizer.parametrization=standard" in err
-    code, _, err = finish(start(folder, "verdict", "lr-width", "optimizer.parametrization=mup"))
-    assert code in (0, 6), err
-
-
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
+    refused = muxfer(folder, "transfer", "lr-width")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "optimizer.parametrization=mup or optimizer.parametrization=standard" in refused.stderr
+    judged = muxfer(folder, "verdict", "lr-width", "optimizer.parametrization=mup")
+    assert judged.returncode in (0, 6), judged.stderr
 
 
 def checkpoints(folder):
@@ -194,7 +166,7 @@ def checkpoints(folder):
 
 
 @pytest.mark.parametrize(
-    ("number", "to_group", "exit_code"),
+    ("number", "to_group", "code"),
     [
         (signal.SIGTERM, False, 143),
         (signal.SIGTERM, True, 143),
@@ -202,16 +174,13 @@ def checkpoints(folder):
         (signal.SIGUSR1, False, 143),
     ],
 )
-def test_a_stopped_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(
-    swept, tmp_path, number, to_group, exit_code
-):
+def test_a_stopped_sweep_goes_on_where_it_was_and_ends_with_the_same_numbers(swept, tmp_path, number, to_group, code):
     _, first = swept
     process = start(tmp_path, "sweep", "lr-width", *SMALL, "--json")
     wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
     (os.killpg if to_group else os.kill)(process.pid, number)
-    code, out, err = finish(process)
-    assert code == exit_code, err
-    assert out == ""
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, out) == (code, ""), err
     assert "Traceback" not in err
     before = {path.parents[2].name: 0 for path in checkpoints(tmp_path)}
     for path in checkpoints(tmp_path):
@@ -233,25 +202,19 @@ def test_a_second_driver_is_turned_away_and_the_first_goes_on(tmp_path):
     long = [*SMALL, "training.steps=100000", "search.width=[32]", "search.base_lr=[2**-6]"]
     process = start(tmp_path, "sweep", "lr-width", *long, "--json")
     wait_for(lambda: checkpoints(tmp_path), process)
-    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *long, "--json"))
-    assert (code, out) == (75, ""), err
-    assert "Traceback" not in err
-    code, out, err = finish(start(tmp_path, "sweep", "lr-width", *long, "--json", "--if-running=skip"))
-    assert code == 0, err
-    assert "skipped_because" in json.loads(out)
+    second = muxfer(tmp_path, "sweep", "lr-width", *long, "--json")
+    assert (second.returncode, second.stdout) == (75, ""), second.stderr
+    assert "Traceback" not in second.stderr
+    assert "skipped_because" in answer(tmp_path, "sweep", "lr-width", *long, "--if-running=skip")
     os.kill(process.pid, signal.SIGTERM)
-    code, out, err = finish(process)
-    assert code == 143, "the first went on until it was stopped"
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 143, "the first went on until it was stopped"
     assert "started" in err
 
 
 def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tells(tmp_path):
-    tiny = [
-        *SMALL,
-        "search.width=[16]",
-        "search.base_lr=[2**-6]",
-        f"ledger.tracking_uri=sqlite:///{tmp_path}/a/s3cret.db",
-    ]
+    elsewhere = f"ledger.tracking_uri=sqlite:///{tmp_path}/a/s3cret.db"
+    tiny = [*SMALL, "search.width=[16]", "search.base_lr=[2**-6]", elsewhere]
     first = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert "s3cret" not in Path(first["report"]).read_text()
     asked = request.resolve("lr-width", [*tiny, f"output_dir={tmp_path}/a/muxfer"])
@@ -264,10 +227,10 @@ def test_clean_removes_the_files_and_keeps_the_ledger_whose_address_no_page_tell
         with pytest.raises(StudyBusy, match="is being driven"):
             clean("lr-width", asked.overrides, confirmed=started_meanwhile)
     assert Path(first["folder"]).is_dir(), "the files of a sweep that was started while clean asked"
-    code, _, err = finish(start(tmp_path, "clean", "lr-width", tiny[-1], "training.steps=60", "--yes"))
-    assert (code, "no study lr-width with training.steps=60 has files" in err) == (2, True), err
-    code, _, err = finish(start(tmp_path, "clean", "lr-width", tiny[-1], "training.steps=120", "--yes"))
-    assert code == 0, err
+    other = muxfer(tmp_path, "clean", "lr-width", elsewhere, "training.steps=60", "--yes")
+    assert (other.returncode, "no study lr-width with training.steps=60 has files" in other.stderr) == (2, True)
+    cleaned = muxfer(tmp_path, "clean", "lr-width", elsewhere, "training.steps=120", "--yes")
+    assert cleaned.returncode == 0, cleaned.stderr
     assert not list(tmp_path.glob("a/muxfer/*"))
     again = answer(tmp_path, "sweep", "lr-width", *tiny)
     assert again["ran"] == 0

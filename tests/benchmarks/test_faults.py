@@ -43,6 +43,7 @@ def results(request, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_promise_holds_after(row, results):
     caused, error = results[row.brief or row.case].result()

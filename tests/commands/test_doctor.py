@@ -1,10 +1,7 @@
 """The doctor tests real things: a cluster that it starts, a port where nobody listens, the devices of this machine."""
 
 import json
-import os
 import socketserver
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -12,19 +9,15 @@ import torch
 
 from muxfer.commands.doctor import _loopback, _server, ledger, machine, versions
 from muxfer.study.resolve import resolve_without_data
+from tests.typed import muxfer
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
+@pytest.mark.slow
 def test_an_open_cluster_and_an_unreachable_ledger_fail_with_remedies_and_leave_no_files(empty_folder):
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    command = [sys.executable, "-m", "muxfer", "doctor", "ledger.tracking_uri=http://user:s3cret@127.0.0.1:9", "--json"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    uri = "ledger.tracking_uri=http://user:s3cret@127.0.0.1:9"
+    ran = muxfer(empty_folder, "doctor", uri, "--json", RAY_AUTH_MODE="disabled")
     assert ran.returncode == 6, ran.stderr
     assert "s3cret" not in ran.stdout + ran.stderr
     data = json.loads(ran.stdout)

@@ -39,6 +39,7 @@ def assert_same_dit(folder: str, model: torch.nn.Module) -> None:
     torch.testing.assert_close(loaded(x_BCHW, timestep=t_B, class_labels=y_B).sample, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_diffusers_loads_the_export_and_computes_the_same(trained: Trained) -> None:
     data = answer(trained.folder, "export", trained.dit.key[:12], "--to", "diffusers")
     assert data.pop("wall_seconds") > 0

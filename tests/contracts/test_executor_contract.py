@@ -15,7 +15,7 @@ from tests.executors.run_jobs import records_of, run_jobs
 from tests.typed import ROOT
 
 
-@pytest.fixture(scope="module", params=["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["inline", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.alone])])
 def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     """An executor with one slot, so that the order is visible. All tests share one session of Ray."""
     if request.param == "inline":

@@ -1,7 +1,6 @@
 """A sweep joins a cluster that another process started, and leaves it as it was."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,22 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.typed import ROOT, start
+from tests.small_sweeps import TINY
+from tests.typed import environment, start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-TINY = [
-    "search.width=[16]",
-    "search.base_lr=[2**-6,2**-4]",
-    "model.base_width=16",
-    "model.depth=1",
-    "model.patch=4",
-    "training.steps=4",
-    "training.warmup_steps=1",
-    "training.batch_size=8",
-    "training.checkpoint_every=4",
-    "evaluation.timesteps=1",
-]
+TWO_TRIALS = [*TINY, "search.base_lr=[2**-6,2**-4]", "training.checkpoint_every=4"]
 
 HEAD = """
 import sys
@@ -45,7 +34,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", HEAD],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -61,7 +50,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_tunes_state_stays_until_a_sweep_on_a_joined_cluster_ends(head, tmp_path):
     """Tune restores a missing folder, but not the marker by which other nodes know that they share it."""
-    sweep = start(tmp_path, "sweep", "lr-width", f"compute.address={head}", "compute.slots=1", *TINY, "--json")
+    sweep = start(tmp_path, "sweep", "lr-width", f"compute.address={head}", "compute.slots=1", *TWO_TRIALS, "--json")
     has_marker = None
     while has_marker is None and sweep.poll() is None:
         for state in tmp_path.glob("muxfer/*/.ray-*/trials/experiment_state-*"):

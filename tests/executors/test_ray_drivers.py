@@ -17,7 +17,7 @@ from tests.executors.fake_trials import make_job
 from tests.executors.run_jobs import is_alive, records_of, run_jobs, wait_until
 from tests.typed import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 JOINING = ("stopped", "join")
 CASES = ("gcs_server", "raylet", "driver", *JOINING)

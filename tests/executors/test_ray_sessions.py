@@ -19,7 +19,7 @@ from muxfer.processes import start_time
 from tests.executors.run_jobs import wait_until
 from tests.typed import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.executors.fake_trials import make_job
 from tests.executors.run_jobs import collect_updates, is_alive, pids_of, records_of, run_jobs, wait_until
 from tests.typed import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_one_process_with_one_thread_runs_trial_after_trial(executor, tmp_path):

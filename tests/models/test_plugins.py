@@ -182,6 +182,7 @@ def test_a_job_brings_its_plugins_to_its_process(task, folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_sweep_of_a_plugins_class_runs_on_ray(folder):
     trials = answer(folder, "sweep", "lr-width", "model=mine", *GRID, *SHORT, "--plugin", "my_models")["trials"]
     assert [(trial["outcome"], trial["step"]) for trial in trials] == [("finished", 20)] * 4

@@ -23,6 +23,8 @@ from muxfer.trial import Outcome, Verdict, VerdictKind
 from tests.small_sweeps import TINY, run_trials
 from tests.typed import muxfer
 
+pytestmark = pytest.mark.slow
+
 PROXIES = [*TINY, "search.width=[16,32]", "training.steps=40", "training.warmup_steps=4", "training.batch_size=16"]
 PROXIES += ["training.report_every=2", "training.checkpoint_every=1000"]
 STUDIES = {
