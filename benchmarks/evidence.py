@@ -29,7 +29,8 @@ from muxfer.report.figures.u_curves import compare_figure
 from muxfer.trial import Record
 
 SMALLEST, TARGET = 32.0, 256.0
-BATCH_SIZE = 64
+COST = parameters_times_samples(64)
+"""By the batch size of every run."""
 NUM_SEEDS = 3
 """Seeds of the sweeps. Every choice is made on these."""
 PAGE = recorded.DATA.parent / "evidence.md"
@@ -91,13 +92,11 @@ def paired(losses: Mapping[int, float], others: Mapping[int, float]) -> Differen
 
 
 def cost_of(records: Sequence[Record], run: float) -> float:
-    cost = parameters_times_samples(BATCH_SIZE)
-    return math.fsum(cost(record) for record in records) / run
+    return math.fsum(COST(record) for record in records) / run
 
 
 def run_cost(records: Sequence[Record]) -> float:
-    cost = parameters_times_samples(BATCH_SIZE)
-    return max(cost(record) for record in records if record.setting["width"] == TARGET)
+    return max(COST(record) for record in records if record.setting["width"] == TARGET)
 
 
 def at_width(records: Sequence[Record], width: float) -> list[Record]:

@@ -124,10 +124,9 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in alarms:
         yield f"  false alarm: {row['study']}, seed {row['seed']}, width {row['width']}, {row['steps']} steps"
     yield ""
-    columns = (
-        "| rate | targets | halted | diverged | stopped by either | share of the steps at the stop, median (range)"
-    )
-    yield f"{columns} | loss against the best rate's, of those that finished |"
+    stop_column = "share of the steps at the stop, median (range)"
+    loss_column = "loss against the best rate's, of those that finished"
+    yield f"| rate | targets | halted | diverged | stopped by either | {stop_column} | {loss_column} |"
     yield "|---|---|---|---|---|---|---|"
     for factor in WRONG:
         group = [row for row in rows if row["rate"] == factor]

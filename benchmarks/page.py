@@ -15,16 +15,14 @@ from benchmarks.timing import Row
 
 def machine() -> dict[str, Any]:
     """What a reader needs to judge the figures. It holds no path and no host name."""
-    model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     versions = {name: version(name) for name in ("torch", "ray", "mlflow")}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": os.cpu_count(),
-        "cpu": model,
+        "cpu": names[0] if names else platform.machine(),
         "python": platform.python_version(),
         **versions,
     }

@@ -31,12 +31,8 @@ LATEST_MOMENT = 0.7
 
 Later commands have less to do and would end before a later moment.
 """
-HALF_WRITTEN: Mapping[str, str] = {
-    "a checkpoint is being written": "muxfer/*/trials/*/attempt-*/.step-*",
-    "a spool was made": "muxfer/*/spool-*.jsonl",
-    "the database is being made": "mlflow.db*",
-    "the report is being written": "muxfer/*/*.svg",
-}
+HALF_WRITTEN = ("muxfer/*/trials/*/attempt-*/.step-*", "muxfer/*/spool-*.jsonl", "mlflow.db*", "muxfer/*/*.svg")
+"""What exists while a checkpoint, a spool, the database and the report are written."""
 
 
 def assert_promise(sweep: Sweep, result: Mapping[str, Any]) -> None:
@@ -96,7 +92,7 @@ def random_moment(sweep: Sweep, process: Process, rng: random.Random) -> bool:
     """Wait for a random moment, in 4 of 10 cases one of HALF_WRITTEN. Returns whether the process still runs then."""
     seconds = rng.uniform(0.0, LATEST_MOMENT * reference(sweep.name, sweep.overrides)["wall_seconds"])
     if rng.random() < 0.4:
-        pattern = rng.choice(list(HALF_WRITTEN.values()))
+        pattern = rng.choice(HALF_WRITTEN)
         wait_for(lambda: next(sweep.folder.glob(pattern), None) is not None, process, seconds=seconds)
         time.sleep(rng.uniform(0.0, 0.05))
     else:

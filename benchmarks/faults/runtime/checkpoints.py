@@ -59,8 +59,7 @@ def checkpoint_damaged(seed: int, folder: Path, faults: int) -> int:
         assert loaded is not None, f"{name}: no checkpoint was loaded"
         assert loaded.snapshot.step == 2 * CHECKPOINT_EVERY, f"{name}: step {loaded.snapshot.step} was loaded"
         if number < RESUMED:
-            again = TrialRun(job)
-            record = finish_trial(again)
+            record = finish_trial(TrialRun(job))
             assert record.resumed_at == 2 * CHECKPOINT_EVERY, f"{name}: resumed at {record.resumed_at}"
             assert weights_digest(job) == expected, f"{name}: weights differ from the uninterrupted trial's"
     if faults == len(damages):
