@@ -16,14 +16,20 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from benchmarks.page import replace_section
+from muxfer.config.hydra_compose import compose
+from muxfer.config.models import with_num_classes
+from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting
 from muxfer.config.task import Task
-
-if TYPE_CHECKING:
-    from muxfer.mup.mutants import Mutant
+from muxfer.data.source import load_dataset
+from muxfer.models.build import build_model, scale_plan
+from muxfer.models.coordinate_run import check_coordinates
+from muxfer.mup.mutants import MUTANTS, Mutant, mutated
 
 WIDTHS = (32, 64, 128, 256)
 DEPTHS = (2, 4, 8, 16)
@@ -94,17 +100,12 @@ class Result:
     seconds: float = 0.0
 
 
-def changes_training(task: Task, mutant: "Mutant", *, width: int) -> bool:
+def changes_training(task: Task, mutant: Mutant, *, width: int) -> bool:
     """Whether a mutant changes a number that training at this width depends on. False proves that no check can see it.
 
     Then every rate, decay, eps and fold is equal, and every initial weight is equal to the bit. Examples are a wrong
     deviation of a zero weight, and a rule for a parameter that the model lacks.
     """
-    import torch
-
-    from muxfer.models.build import build_model, scale_plan
-    from muxfer.mup.mutants import mutated
-
     sized = with_setting(task, {"width": width})
     plan = scale_plan(sized)
     broken = mutated(plan, mutant)
@@ -116,22 +117,12 @@ def changes_training(task: Task, mutant: "Mutant", *, width: int) -> bool:
 
 @lru_cache(maxsize=64)
 def task_of(overrides: tuple[str, ...]) -> Task:
-    from muxfer.config.hydra_compose import compose
-    from muxfer.config.models import with_num_classes
-    from muxfer.config.parse import parse
-    from muxfer.data.source import load_dataset
-
     task = parse(compose("lr-width", overrides)).task
     return replace(task, model=with_num_classes(task.model, load_dataset(task.data).num_classes))
 
 
 def run(job: Job) -> Result:
     """Run one check in this process, on one thread."""
-    import torch
-
-    from muxfer.models.coordinate_run import check_coordinates
-    from muxfer.mup.mutants import MUTANTS
-
     torch.set_num_threads(1)
     task = task_of(job.overrides)
     mutant = None if job.mutant is None else MUTANTS[job.mutant]
@@ -153,13 +144,13 @@ def run(job: Job) -> Result:
         if line.slope is not None:
             worst[line.measure] = max(worst.get(line.measure, 0.0), abs(line.slope - line.expected))
     failing = tuple(f"{line.measure} of {line.name}: {line.slope}" for line in check.lines if not line.passed)
-    change, seconds = check.loss_change, time.perf_counter() - began
-    return Result(passed=check.passed, worst=worst, failing=failing, loss_change=change, seconds=seconds)
+    seconds = time.perf_counter() - began
+    return Result(passed=check.passed, worst=worst, failing=failing, loss_change=check.loss_change, seconds=seconds)
 
 
-def run_all(jobs: Sequence[Job], *, processes: int = 2) -> list[Result]:
-    """Run the jobs. Results are in their order."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+def run_all(jobs: Sequence[Job]) -> list[Result]:
+    """Run the jobs, two at a time. Results are in their order."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         return list(pool.map(run, jobs))
 
 
@@ -167,16 +158,13 @@ def study(
     name: str, overrides: Sequence[str], *, axis: str, num_healthy: int, mutants: Sequence[str]
 ) -> dict[str, Any]:
     """Run all checks of one family. Returns its part of docs/models.json."""
-    if axis == "width":
-        sizes, control = WIDTHS, (*overrides, "optimizer.parametrization=standard")
-        healthy_overrides = tuple(overrides)
-    else:
+    sizes, healthy_overrides, control = WIDTHS, tuple(overrides), (*overrides, "optimizer.parametrization=standard")
+    if axis == "depth":
         sizes, control = ODD_DEPTHS if "uvit" in name else DEPTHS, tuple(overrides)
         healthy_overrides = (*overrides, f"model.base_depth={sizes[0]}", "optimizer.parametrization=completep")
     healthy = [Job(overrides=healthy_overrides, seeds=(seed,), axis=axis, sizes=sizes) for seed in range(num_healthy)]
-    control_job = Job(overrides=control, axis=axis, sizes=sizes)
     broken = [Job(overrides=healthy_overrides, mutant=mutant, axis=axis, sizes=sizes) for mutant in mutants]
-    results = run_all([*healthy, control_job, *broken])
+    results = run_all([*healthy, Job(overrides=control, axis=axis, sizes=sizes), *broken])
     right, under_control, faults = results[:num_healthy], results[num_healthy], results[num_healthy + 1 :]
     return {
         "name": name,
@@ -249,8 +237,6 @@ def main() -> int:
     parser.add_argument("--healthy", type=int, default=HEALTHY_RUNS, help="healthy runs a family")
     parser.add_argument("--only", help="part of a family's name; prints, writes nothing")
     arguments = parser.parse_args()
-    from muxfer.mup.mutants import MUTANTS
-
     studies = []
     for axis, families in (("width", FAMILIES), ("depth", DEPTH_FAMILIES)):
         for name, overrides in families.items():
