@@ -66,6 +66,7 @@ def test_a_ledger_that_does_not_answer_is_4_and_its_password_is_not_shown(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["compute.device=cuda"], ["compute.slots=4096"]])
 def test_resources_that_no_node_has_are_5(tmp_path, more):
     done = muxfer(tmp_path, "sweep", "lr-width", "training.steps=20", *more)
@@ -148,6 +149,7 @@ def test_clean_takes_the_studies_of_that_name_alone_and_never_an_undelivered_spo
     assert other.exists()
 
 
+@pytest.mark.slow
 def test_clean_leaves_and_names_what_its_ledger_does_not_know_for_another_may_have_a_driver_there(tmp_path):
     with driven(tmp_path, ledger="another.db") as theirs:
         told = f"left {theirs}: what is there is not in the ledger sqlite:///mlflow.db"

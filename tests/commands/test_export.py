@@ -15,6 +15,8 @@ from proxy_models import FAMILIES
 from tests.commands.trained_runs import Trained, exported
 from tests.typed import answer, muxfer
 
+pytestmark = pytest.mark.slow
+
 BUILD = {"depth": 2, "head_dim": 16, "patch": 4, "image_size": 8, "channels": 1}
 
 
@@ -39,7 +41,6 @@ def assert_same_dit(folder: str, model: torch.nn.Module) -> None:
     torch.testing.assert_close(loaded(x_BCHW, timestep=t_B, class_labels=y_B).sample, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_diffusers_loads_the_export_and_computes_the_same(trained: Trained) -> None:
     data = answer(trained.folder, "export", trained.dit.key[:12], "--to", "diffusers")
     assert data.pop("wall_seconds") > 0

@@ -22,6 +22,8 @@ from tests.commands.trained_runs import DIT, Trained, exported
 from tests.full_disk import full_disk
 from tests.typed import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_export_replaces_an_export_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "out"

@@ -17,6 +17,8 @@ from muxfer.study.session import open_ledger
 from tests.small_sweeps import TINY, run_trials
 from tests.typed import muxfer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def failed(empty_folder: Path) -> Request:

@@ -19,6 +19,8 @@ from muxfer.transfer.outputs import verified_weights
 from muxfer.trial import Record
 from tests.small_sweeps import TARGET, TINY, run_trials
 
+pytestmark = pytest.mark.slow
+
 STUDY = [*TINY, "training.steps=10", "training.warmup_steps=2", "training.batch_size=16"]
 STUDY += ["training.checkpoint_every=10", "evaluation.timesteps=2"]
 

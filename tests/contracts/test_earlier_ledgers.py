@@ -53,6 +53,7 @@ def test_records_and_curves_of_earlier_versions_read_as_written(earlier):
     assert all(curve[-1].step <= records[key].step for key, curve in curves.items())
 
 
+@pytest.mark.slow
 def test_sweep_skips_and_verdict_reads_trials_of_earlier_versions(earlier):
     reported, _, overrides = earlier
     result = sweep.sweep("lr-width", overrides, print_line=print)
@@ -105,6 +106,7 @@ def today(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_trials_train_to_the_numbers_recorded_under_their_keys(name, today):
     """If they differ, NUMERICS_VERSION must go up. Else a sweep would mix two numerics under the same keys."""

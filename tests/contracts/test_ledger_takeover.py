@@ -14,6 +14,8 @@ from muxfer.errors import StudyBusy
 from muxfer.ledger.tracking_uri import sqlite_path
 from tests.contracts.conftest import ROOT, STUDY
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])

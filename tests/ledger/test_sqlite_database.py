@@ -66,6 +66,7 @@ def test_error_names_the_process_that_locks_the_database(tmp_path, journal):
     assert "by another process: let it finish, or end it if it is stopped, and" in str(locked_error(database))
 
 
+@pytest.mark.slow
 def test_write_to_a_locked_database_ends_after_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_client, "BUSY_SECONDS", 0.2)
     ledger = sqlite_ledger(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)

@@ -11,6 +11,8 @@ from muxfer.study.resolve import resolve
 from muxfer.transfer.sizing import sized_target
 from tests.small_sweeps import record_study
 
+pytestmark = pytest.mark.slow
+
 ISOFLOP = ["data=digits", "model=dit", "model.depth=1", "model.patch=4", "model.base_width=32", "target.depth=null"]
 ISOFLOP += ["search.hp=width", "~search.depth", "search.width_per_depth=null", "search.width=[16,32,48,64,96]"]
 ISOFLOP += ["search.flops=[1e11,2e11,4e11,8e11]", "training.batch_size=16"]
