@@ -37,15 +37,15 @@ sweep: install
 	$(BIN)/muxfer sweep lr-width
 
 test: install
-	$(PYTEST) -m "not slow" $(LANES)
+	$(PYTEST) -m "not slow" --durations 12 $(LANES)
 
 check: install browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow" $(LANES)
-	$(PYTEST) -m "slow and not alone" $(LANES)
-	$(PYTEST) -m alone
+	$(PYTEST) -m "not slow" --durations 12 $(LANES)
+	$(PYTEST) -m "slow and not alone" --durations 12 $(LANES)
+	$(PYTEST) -m alone --durations 12
 
 format: install
 	$(BIN)/ruff format .
