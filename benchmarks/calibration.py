@@ -96,8 +96,9 @@ def measured(case: Case, *, studies: int, seed: int = 0) -> dict[str, Any]:
 def _note_coverage(judged: Verdict, case: Case, truth: np.ndarray, covers: dict[str, list[bool]]) -> None:
     """Add to `covers`, for each interval of this verdict, whether it holds the truth."""
     for place, optimum in zip(truth, judged.optimum.values(), strict=True):
-        if optimum.low is not None and optimum.high is not None:
-            covers["optimum"].append(bool(optimum.low <= place <= optimum.high))
+        if optimum.low is not None or optimum.high is not None:  # None: open on that side
+            low, high = optimum.low, optimum.high
+            covers["optimum"].append((low is None or low <= place) and (high is None or place <= high))
     low, high = judged.drift_per_doubling["low"], judged.drift_per_doubling["high"]
     if low is not None and high is not None:
         covers["drift"].append(bool(low <= case.drift <= high))

@@ -113,6 +113,7 @@ def plan(name: str, overrides: tuple[str, ...], budget: float | None) -> Command
 @click.option("--mode", type=click.Choice(["min", "max"]), help="With --table: the better metric; min if left out.")
 @click.option("--log2-hp", is_flag=True, help="With --table: take log2 of the setting; not where it is log2 already.")
 @click.option("--seed", metavar="COL", help="With --table: the column that numbers runs of shared randomness.")
+@click.option("--where", metavar="COL=VALUE", multiple=True, help="With --table: the rows that count, such as bs=256.")
 def verdict(
     name: str | None,
     overrides: tuple[str, ...],
@@ -123,6 +124,7 @@ def verdict(
     mode: str | None,
     log2_hp: bool,
     seed: str | None,
+    where: tuple[str, ...],
 ) -> CommandResult:
     """Say whether the optimum of sweep NAME, or of a table, transfers along its axis; exit 6 when it is not a yes.
 
@@ -131,9 +133,8 @@ def verdict(
       muxfer verdict --table runs.csv --axis width --hp lr --metric loss --log2-hp
     """
     if table is None:
-        options = {"axis": axis, "hp": hp, "metric": metric, "mode": mode, "seed": seed, "log2-hp": log2_hp or None}
-        given = [option for option, value in options.items() if value is not None]
-        if given:
+        options = {"axis": axis, "hp": hp, "metric": metric, "mode": mode, "seed": seed, "log2-hp": log2_hp}
+        if given := [option for option, value in {**options, "where": where}.items() if value]:
             raise click.UsageError(f"--{min(given)} goes with --table FILE.csv alone")
         if name is None:
             raise click.UsageError("verdict needs the NAME of a sweep, or --table FILE.csv")
@@ -148,7 +149,8 @@ def verdict(
         raise click.UsageError(f"--table needs {', '.join(missing)} as well: the columns to read")
     from muxfer.commands.verdict_table import verdict as judge_table
 
-    return judge_table(table, axis=axis, hp=hp, metric=metric, mode=mode or "min", log2_hp=log2_hp, seed=seed)
+    mode = mode or "min"
+    return judge_table(table, axis=axis, hp=hp, metric=metric, mode=mode, log2_hp=log2_hp, seed=seed, where=where)
 
 
 @main.command(short_help="Scaling laws of isoFLOP sweep NAME, or of a table")

@@ -152,8 +152,9 @@ class Optimum:
 
     `grid` is the value with the lowest mean. `choice` is the value that is lowest on the smoothed curve; muxfer takes
     it, so that the luckiest run does not decide. `fitted` is the vertex of the curve with its 95 % interval `low` to
-    `high`, None where the points do not curve. `diverges` is the smallest value above the optimum at which a replicate
-    diverged, None if none did. `stable` is the largest value below `diverges` that finished, None if none did.
+    `high`, None where the points do not curve. One end alone is None where the interval reaches beyond the values
+    tried. `diverges` is the smallest value above the optimum at which a replicate diverged, None if none did. `stable`
+    is the largest value below `diverges` that finished, None if none did.
     """
 
     grid: float | None

@@ -126,15 +126,34 @@ class Curve:
 def fit_curves(rows: Mapping[float, RowPoints], *, paired: bool = True) -> tuple[dict[float, Curve], Noise | None]:
     """A curve for each row that has three points to fit, and the noise about all of them.
 
-    The noise is None where no degree of freedom remains to separate it from the shape. `paired`: the columns of the
-    metrics are replicates that share their randomness; else their order means nothing.
+    Where no degree of freedom remains to separate it from the shape, replicates alone give it, or it is None. `paired`:
+    the columns of the metrics are replicates that share their randomness; else their order means nothing.
     """
     curves = {axis: curve for axis, points in rows.items() if (curve := _fit_curve(points, REACH, paired=paired))}
     if _is_misfit(list(curves.values())):
         curves = {axis: curve for axis, points in rows.items() if (curve := _fit_curve(points, 1, paired=paired))}
     df = sum(curve.df for curve in curves.values())
-    noise = Noise(variance=sum(curve.sse for curve in curves.values()) / df, df=df) if df > 0 else None
-    return curves, noise
+    sse = sum(curve.sse for curve in curves.values())
+    if df == 0:
+        parts = [_replicate_scatter(points, paired=paired) for points in rows.values()]
+        sse, df = sum(part for part, _ in parts), sum(part_df for _, part_df in parts)
+    return curves, Noise(variance=sse / df, df=df) if df > 0 else None
+
+
+def _replicate_scatter(points: RowPoints, *, paired: bool) -> tuple[float, int]:
+    """Sum of squares, and its degrees of freedom, of replicates about the means of the cells near the lowest one.
+
+    `paired`: less what each replicate adds to all of them; replicates that lack one of these cells are left out.
+    """
+    y = points.metrics[_near_minimum(points, REACH)] / points.level
+    if not paired:
+        counts = np.isfinite(y).sum(axis=1)
+        return float(np.nansum((y - np.nanmean(y, axis=1, keepdims=True)) ** 2)), int((counts - 1).sum())
+    y = y[:, np.isfinite(y).all(axis=0)]
+    if y.shape[1] < 2:
+        return 0.0, 0
+    residual = y - y.mean(axis=1, keepdims=True) - y.mean(axis=0) + y.mean()
+    return float((residual**2).sum()), (y.shape[0] - 1) * (y.shape[1] - 1)
 
 
 def drift_interval(curves: Mapping[float, Curve], noise: Noise) -> tuple[float, float, float] | None:

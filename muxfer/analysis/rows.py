@@ -5,8 +5,9 @@ rows, pools their noise and compares them with the row of the largest axis value
 in `muxfer.analysis.transferability`.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,9 @@ from muxfer.trial import Optimum, Outcome, Regret
 
 NEAR = 0.03
 """Smoothing decides between settings whose measured metrics lie within this share: a parabola is no more exact."""
+
+GAP = 1.5
+"""A row's grid has a gap where two of its values are this many times its usual step apart."""
 
 NO_DRIFT: Mapping[str, float | None] = {"value": None, "low": None, "high": None}
 """Where no drift can be measured."""
@@ -180,7 +184,8 @@ class FittedRow:
             return Optimum(grid=None, **self._stability())
         fitted = low = high = None
         if self.interval is not None and self.curve is not None:
-            fitted, low, high = (self._setting_at(x) for x in (self.curve.vertex(), *self.interval))
+            fitted = self._setting_at(self.curve.vertex())
+            low, high = (self._setting_at(end) if self._is_tried(end) else None for end in self.interval)
         elif self.noise is None and self.curve is not None and self.curve.coefficients[1] > 0:
             below, above = bracket(self.cells, self.grid)
             inside = below and above and self._position(below) < self.curve.vertex() < self._position(above)
@@ -191,6 +196,18 @@ class FittedRow:
     def is_inside(self, cell: Cell) -> bool:
         """Whether the cell has a settled neighbour on both sides, diverged or not."""
         return None not in bracket(self.cells, cell)
+
+    def hole(self, values: Iterable[float]) -> float | None:
+        """The first of these values that lies beside the optimum in a gap of the row's grid; None: there is none."""
+        if self.choice is None:
+            return None
+        settled = sorted(self._position(cell) for cell in self.cells.values() if cell.outcome.settled)
+        here = settled.index(self._position(self.choice))
+        typical = float(np.median(np.diff(settled)))
+        for low, high in itertools.pairwise(settled[max(here - 1, 0) : here + 2]):
+            if high - low > GAP * typical:
+                return next((hp for hp in values if low < _position_of(hp, log2_hp=self.log2_hp) < high), None)
+        return None
 
     def contrast(self, cell: Cell, other: Cell) -> tuple[float, float]:
         """The relative difference of the smoothed metrics at two cells, and its variance in units of the noise's."""
@@ -216,7 +233,12 @@ class FittedRow:
         )
 
     def _position(self, cell: Cell) -> float:
-        return _position(cell, log2_hp=self.log2_hp)
+        return _position_of(cell.hp, log2_hp=self.log2_hp)
+
+    def _is_tried(self, position: float) -> bool:
+        """Whether the position lies between settled cells. An interval that reaches beyond is open on that side."""
+        tried = [self._position(cell) for cell in self.cells.values() if cell.outcome.settled]
+        return min(tried) <= position <= max(tried)
 
     def _setting_at(self, position: float) -> float:
         return float(2.0**position if self.log2_hp else position)
@@ -252,15 +274,15 @@ class FittedRow:
         return {"stable": max(stable, default=None), "diverges": diverges}
 
 
-def _position(cell: Cell, *, log2_hp: bool) -> float:
-    """Where the cell lies on the curve: log2 of the setting, -inf where it has none, or the setting itself."""
+def _position_of(hp: float, *, log2_hp: bool) -> float:
+    """Where a setting lies on the curve: its log2, -inf where it has none, or the setting itself."""
     if not log2_hp:
-        return cell.hp
-    return math.log2(cell.hp) if cell.hp > 0 else -math.inf
+        return hp
+    return math.log2(hp) if hp > 0 else -math.inf
 
 
 def _row_points(cells: Mapping[float, Cell], *, log2_hp: bool) -> RowPoints:
-    places = {hp: _position(cell, log2_hp=log2_hp) for hp, cell in cells.items()}
+    places = {hp: _position_of(hp, log2_hp=log2_hp) for hp in cells}
     finished = [cell for hp, cell in cells.items() if cell.mean is not None and math.isfinite(places[hp])]
     replicates = sorted({replicate for cell in finished for replicate in cell.metrics})
     column = {replicate: i for i, replicate in enumerate(replicates)}

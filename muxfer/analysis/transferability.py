@@ -4,10 +4,11 @@ The argmin of a grid looks certain, and may prove wrong at the large run. So the
 intervals: what does the largest task lose by using the optimum of a smaller one? There are three verdicts:
 
     transfers   the 95 % upper bound of that regret is at most TOLERATED_REGRET, or every axis value has the same grid
-                optimum; and every optimum lies inside the grid
-    drifts      the 95 % interval of the optimum's drift per doubling excludes 0, and the lower bound of a regret
-                exceeds NOTABLE_REGRET or the optimum of the smallest diverges at the largest (there a grid optimum that
-                marches on is drift enough)
+                optimum; and every optimum lies inside the grid. An optimum that surely moves may transfer: the
+                sentence then says by how much
+    drifts      it does not transfer, the 95 % interval of the optimum's drift per doubling excludes 0, and the lower
+                bound of a regret exceeds NOTABLE_REGRET or the optimum of the smallest diverges at the largest (there a
+                grid optimum that marches on is drift enough)
     abstains    otherwise: the optimum at the grid's edge, too few points, noise larger than the differences
 
 A verdict has one sentence that says why, and the axis value from which on the optimum transfers. Curves, noise and
@@ -181,15 +182,30 @@ class _Evidence:
             return VerdictKind.DRIFTS if drifts else VerdictKind.ABSTAINS, f"{subject} diverges {at_largest}"
         at_most = "" if regret.high is None else f" (at most {percent(regret.high)})"
         cost = f"{subject} costs {percent(regret.estimate)}{at_most} {at_largest}"
+        unit = "in log2 " if self.fitted.log2_hp else ""
+        moves_by = f"it moves by {self.drift['value'] or 0:+.2f} {unit}per doubling"
+        if self.from_ == self.smallest:
+            why = self._why_it_transfers(regret, cost)
+            return VerdictKind.TRANSFERS, f"{why}, though {moves_by}" if moves else why
+        if not_run := self._not_run():
+            return VerdictKind.ABSTAINS, f"{not_run}: run it there"
         if moves and any(r.low is not None and r.low > NOTABLE_REGRET for r in self.regret):
-            assert self.drift["value"] is not None
-            unit = "in log2 " if self.fitted.log2_hp else ""
-            return VerdictKind.DRIFTS, f"{cost}, and it moves by {self.drift['value']:+.2f} {unit}per doubling"
+            return VerdictKind.DRIFTS, f"{cost}, and {moves_by}"
         if open_bracket := self._open_bracket():
             return VerdictKind.ABSTAINS, open_bracket
-        if self.from_ == self.smallest:
-            return VerdictKind.TRANSFERS, self._why_it_transfers(regret, cost)
         return VerdictKind.ABSTAINS, self._why_it_is_uncertain(regret, cost)
+
+    def _not_run(self) -> str:
+        """Which setting that decides has no result, and where; empty: there is none."""
+        judged = {regret.from_ for regret in self.regret} | {self.largest}
+        values = sorted({hp for row in self.rows.values() for hp in row.cells})
+        for value, row in self.rows.items():
+            if value not in judged and row.choice is not None:
+                optimum = f"the optimum of {self.axis} {value:g} ({self.hp} {shown(row.choice.hp)})"
+                return f"{optimum} has no result at {self.axis} {self.largest:g}"
+            if (hole := row.hole(values)) is not None:
+                return f"{self.hp} {shown(hole)}, beside the optimum, has no result at {self.axis} {value:g}"
+        return ""
 
     def _open_bracket(self) -> str:
         """Which row has no optimum inside the grid; empty: each has one."""

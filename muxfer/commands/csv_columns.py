@@ -15,8 +15,9 @@ import math
 import re
 import stat
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +37,23 @@ NOT_A_NUMBER = frozenset(
 MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip or xlsx", b"PAR1": "Parquet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 _Row = tuple[int, list[str]]  # The line on which a row begins, and its fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """A column as text: `distinct` values in the order in which they appear, and the index of each row's, [N]."""
+
+    distinct: Sequence[str]
+    codes: np.ndarray
+
+    def is_any(self, words: Collection[str]) -> bool:
+        """Whether one of the values is one of these words, in any case."""
+        return any(text.lower() in words for text in self.distinct)
+
+
+def column_names(path: str | Path) -> list[str]:
+    """The names of the columns, in their order."""
+    return _header(Path(path))
 
 
 def read_columns(path: str | Path, required: Sequence[str], *, optional: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -58,6 +76,29 @@ def read_columns(path: str | Path, required: Sequence[str], *, optional: Sequenc
     if num_rows == 0:
         raise BadInput(f"{path} has a header and no rows: expected one row a run")
     return {name: np.frombuffer(column) for name, column in columns.items()}
+
+
+def read_texts(path: str | Path, names: Sequence[str], *, most: int = MAX_ROWS) -> Mapping[str, Texts]:
+    """Return the named columns of the first `most` rows as text, without spaces around it."""
+    path = Path(path)
+    header = _header(path)
+    places = {name: _place(path, header, name) for name in names}
+    known: dict[str, dict[str, int]] = {name: {} for name in names}
+    codes = {name: array("i") for name in names}
+    rows = islice(_rows(path, num_fields=len(header)), most) if names else iter(())
+    for _, fields in rows:
+        for name, place in places.items():
+            own = known[name]
+            codes[name].append(own.setdefault(fields[place].strip(), len(own)))
+    return {name: Texts(distinct=list(known[name]), codes=np.frombuffer(codes[name], dtype=np.int32)) for name in names}
+
+
+def hashes_of(path: str | Path, rows: np.ndarray) -> np.ndarray:
+    """A hash of all fields of each of these rows, which ascend and are counted from 0: [N]."""
+    path = Path(path)
+    wanted = set(rows.tolist())
+    all_rows = islice(_rows(path, num_fields=len(_header(path))), int(rows[-1]) + 1)
+    return np.array([hash(tuple(fields)) for number, (_, fields) in enumerate(all_rows) if number in wanted])
 
 
 def lines_of(path: str | Path, rows: Sequence[int]) -> list[int]:
@@ -147,7 +188,9 @@ def _rows(path: Path, *, num_fields: int) -> Iterator[_Row]:
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """Yield the lines after the header. A line that is too long is refused before all of it is read."""
+    """Yield the lines after the header, without spaces at their ends, where strict CSV takes none after a quote. A line
+    that is too long is refused before all of it is read.
+    """
     number = 1
     while text := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -155,7 +198,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
             raise _refusal(path, number, f"has more than {MAX_LINE_BYTES} characters; expected one row a line")
         if "\0" in text:
             raise _refusal(path, number, "has a zero byte, so it is no text; save the table as UTF-8 CSV")
-        yield text
+        yield text if text[-2:-1] not in (" ", "\t") else text.rstrip(" \t\r\n") + "\n"
 
 
 def _undecodable_line(path: Path) -> int:

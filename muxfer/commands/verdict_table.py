@@ -1,21 +1,22 @@
 """`muxfer verdict --table`: does the optimum transfer along the axis, in a user's table?
 
 A row is one run: an axis (width, batch, steps), a setting, a metric, and a seed if runs share one. Rows become the
-judge's cells at once, because ten million of them would be too many records. Equal rows are counted once, with a note.
-Rows that contradict each other are refused. The order of the rows never matters.
+judge's cells at once, because ten million of them would be too many records. Which rows are runs of one grid is decided
+in `muxfer.commands.run_rows`. Rows that contradict each other are refused. The order of the rows never matters.
 """
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from muxfer.analysis.cells import Cell, Table
+from muxfer.analysis.cells import Cell, Table, shown
 from muxfer.analysis.transferability import judge_table
 from muxfer.commands.csv_columns import lines_of, read_columns
 from muxfer.commands.result import CommandResult
+from muxfer.commands.run_rows import choose_rows, copies, refuse_mixed
 from muxfer.errors import BadInput, NotConfirmed
 from muxfer.report.format import TERMINAL
 from muxfer.report.text import cells_text
@@ -27,6 +28,10 @@ MAX_CELLS = 100_000
 MAX_SHOWN = 64  # The most rows or columns of a table that is printed in a terminal
 SAME = 1e-9  # Values of a grid whose relative difference is at most this are one value, written by two programs
 
+NEAR = 0.02
+"""Values of a setting that differ by at most this share of a grid step are one value, rounded by two programs: 0.01105
+and 0.0111 lie 1.3 % of a step of √2 apart."""
+
 SHUFFLER = 0x9E3779B97F4A7C15
 """An odd number. The bits of numbers times this, modulo 2^64, have no visible order; its inverse undoes that."""
 MAX_REPLICATES = 1_000  # A cell with more runs gives the judge the means of this many groups of them
@@ -37,16 +42,28 @@ EXTREME = 1e20
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The file and the names of its columns. If `seed` is None, runs of different cells share nothing."""
+    """The file and the names of its columns. If `seed` is None, runs of different cells share nothing.
+
+    `rows` are the numbers in the file of the rows that were chosen.
+    """
 
     path: str
     axis: str
     hp: str
     metric: str
     seed: str | None = None
+    rows: np.ndarray = field(default_factory=lambda: np.arange(0))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.axis, self.hp, self.metric, self.seed) if name is not None]
+
+    def lines(self, rows: Sequence[int]) -> list[int]:
+        """The lines in the file of these chosen rows."""
+        return lines_of(self.path, [int(self.rows[row]) for row in rows])
 
     def refuse(self, row: int, what: str) -> BadInput:
-        return BadInput(f"{self.path}, line {lines_of(self.path, [row])[0]}: {what}")
+        return BadInput(f"{self.path}, line {self.lines([row])[0]}: {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,27 +77,53 @@ class Grouped:
     most: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The cells of a table: axis value and setting of each, ascending, and for each row a number that orders its cell.
+
+    `merged` are values of the setting that were taken for one value.
+    """
+
+    places: Sequence[tuple[float, float]]
+    codes: np.ndarray
+    merged: Sequence[tuple[float, float]]
+
+
 def verdict(
-    path: str, *, axis: str, hp: str, metric: str, mode: str = "min", log2_hp: bool = False, seed: str | None = None
+    path: str,
+    *,
+    axis: str,
+    hp: str,
+    metric: str,
+    mode: str = "min",
+    log2_hp: bool = False,
+    seed: str | None = None,
+    where: Sequence[str] = (),
 ) -> CommandResult:
     """The result of `muxfer verdict --table`. Exit code 0 if the optimum transfers, otherwise 6."""
     columns = Columns(path=path, axis=axis, hp=hp, metric=metric, seed=seed)
-    names = [name for name in (axis, hp, metric, seed) if name is not None]
+    names = columns.names
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"column {repeated!r} is named twice: --axis, --hp, --metric and --seed are different columns")
     values = read_columns(path, names)
+    chosen = choose_rows(path, [values[axis], values[hp]], names, where)
+    columns = replace(columns, rows=chosen.numbers)
     sign = -1.0 if mode == "max" else 1.0
-    grouped = group(values, columns, sign=sign, log2_hp=log2_hp)
+    values = {name: column[chosen.numbers] for name, column in values.items()}
+    grid = find_grid(values, columns, log2_hp=log2_hp)
+    refuse_mixed(path, chosen.numbers, grid.codes, names, f"{axis} and {hp}")
+    grouped = group(values, grid, columns, sign=sign)
     judged = judge_table(grouped.table, axis=axis, hp=hp, log2_hp=log2_hp, paired=seed is not None)
     if judged.noise is not None:
         judged = replace(judged, noise=judged.noise * math.sqrt(grouped.per_replicate))
-    notes = list(_notes(grouped, columns, log2_hp=log2_hp))
+    notes = [*chosen.notes, *_notes(grouped, grid, columns, log2_hp=log2_hp)]
     data = {
         **judged.to_dict(),
         "table": path,
         "metric": metric,
         "mode": mode,
         "rows": grouped.num_rows,
+        "left_out": chosen.num_left_out,
         "duplicates": grouped.num_duplicates,
         "notes": notes,
     }
@@ -88,14 +131,15 @@ def verdict(
     return CommandResult(data=data, text=text, exit_code=0 if judged.verdict == "transfers" else NotConfirmed.exit_code)
 
 
-def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, log2_hp: bool) -> Grouped:
+def group(values: Mapping[str, np.ndarray], grid: "Grid", columns: Columns, *, sign: float) -> Grouped:
     """Cells by axis value and setting. The metric times `sign` is minimized. BadInput names the line."""
-    places, codes = _cell_codes(values, columns, log2_hp=log2_hp)
+    codes = grid.codes
     metrics = _minimized(values[columns.metric], columns, sign=sign)
     order = np.argsort(codes.astype(np.uint16) if codes.max() < 1 << 16 else codes, kind="stable")
     rows_of_cells = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
     if columns.seed is None:
-        runs = [_shuffled(np.unique(metrics[rows])) for rows in rows_of_cells]
+        is_copy = _copies(rows_of_cells, metrics, columns)
+        runs = [_shuffled(metrics[rows[~is_copy[rows]]]) for rows in rows_of_cells]
         numbers = [np.arange(len(each)) for each in runs]
         num_numbers = max(map(len, runs))
     else:
@@ -106,7 +150,7 @@ def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, lo
         num_numbers = int(seeds.max()) + 1
     group_size = math.ceil(num_numbers / MAX_REPLICATES)
     table: dict[float, dict[float, Cell]] = {}
-    for (axis, hp), each, number in zip(places, runs, numbers, strict=True):
+    for (axis, hp), each, number in zip(grid.places, runs, numbers, strict=True):
         table.setdefault(axis, {})[hp] = _cell(axis, hp, each, number // group_size)
     num_replicates = sum(len(cell.metrics) for row in table.values() for cell in row.values())
     num_finite = sum(int(np.isfinite(each).sum()) for each in runs)
@@ -119,10 +163,8 @@ def group(values: Mapping[str, np.ndarray], columns: Columns, *, sign: float, lo
     )
 
 
-def _cell_codes(
-    values: Mapping[str, np.ndarray], columns: Columns, *, log2_hp: bool
-) -> tuple[list[tuple[float, float]], np.ndarray]:
-    """The axis value and setting of each cell, in ascending order, and for each row a number that orders its cell."""
+def find_grid(values: Mapping[str, np.ndarray], columns: Columns, *, log2_hp: bool) -> Grid:
+    """The cells of a table. BadInput where its columns are no grid."""
     axis_levels, axis_codes = _levels(values, columns.axis, columns)
     hp_levels, hp_codes = _levels(values, columns.hp, columns)
     if axis_levels[0] <= 0:
@@ -132,6 +174,10 @@ def _cell_codes(
         row = int(np.argmin(values[columns.hp]))
         fault = f"{columns.hp} is {hp_levels[0]:g}, which has no log2"
         raise columns.refuse(row, f"{fault}; leave --log2-hp off if the column is log2 already")
+    is_same = _same_steps(hp_levels)
+    merged = [(float(hp_levels[i]), float(hp_levels[i + 1])) for i in np.flatnonzero(is_same)]
+    hp_codes = np.concatenate([[0], np.cumsum(~is_same)])[hp_codes]
+    hp_levels = hp_levels[np.concatenate([[True], ~is_same])]
     codes = axis_codes * len(hp_levels) + hp_codes
     cells = np.flatnonzero(np.bincount(codes))
     if len(cells) > MAX_CELLS:
@@ -139,9 +185,38 @@ def _cell_codes(
             f"{columns.path} has {len(cells)} pairs of {columns.axis} and {columns.hp}, more than {MAX_CELLS}: expected"
             " a grid; round the setting to one"
         )
-    return [
-        (float(axis_levels[cell // len(hp_levels)]), float(hp_levels[cell % len(hp_levels)])) for cell in cells
-    ], codes
+    width = len(hp_levels)
+    places = [(float(axis_levels[cell // width]), float(hp_levels[cell % width])) for cell in cells]
+    return Grid(places=places, codes=codes, merged=merged)
+
+
+def _same_steps(levels: np.ndarray) -> np.ndarray:
+    """Which steps between ascending values are roundings of one value: bool [n-1].
+
+    Roundings lie much closer together than the grid's values do, at most NEAR of a step apart, and are equal to a few
+    digits. Rates are compared by their ratios.
+    """
+    is_rate = levels[0] > 0
+    steps = np.diff(np.log2(levels) if is_rate else levels)
+    if len(steps) < 2:
+        return np.zeros(len(steps), dtype=bool)
+    ascending = np.sort(steps)
+    ratios = ascending[1:] / ascending[:-1]
+    widest = int(ratios.argmax())
+    limit = NEAR * ascending[widest + 1] if ratios[widest] * NEAR >= 1 else 0.0
+    return (steps <= limit) & (steps <= NEAR * (1.0 if is_rate else np.abs(levels[1:])))
+
+
+def _copies(rows_of_cells: Sequence[np.ndarray], metrics: np.ndarray, columns: Columns) -> np.ndarray:
+    """Which rows repeat an earlier one whole, bool [N]. Only rows of a cell with equal metrics are read again."""
+    repeated = []
+    for rows in rows_of_cells:
+        _, inverse, counts = np.unique(metrics[rows], return_inverse=True, return_counts=True)
+        repeated.append(rows[counts[inverse] > 1])
+    candidates = np.sort(np.concatenate(repeated))
+    is_copy = np.zeros(len(metrics), dtype=bool)
+    is_copy[candidates] = copies(columns.path, columns.rows[candidates], metrics[candidates], columns.names)
+    return is_copy
 
 
 def _minimized(metrics: np.ndarray, columns: Columns, *, sign: float) -> np.ndarray:
@@ -196,7 +271,7 @@ def _one_per_seed(
         second = int(np.argmax(other))
         pair = sorted([int(rows[first[inverse[second]]]), int(rows[second])])
         given = [f"{metrics[row]:g}" if np.isfinite(metrics[row]) else "diverged" for row in pair]
-        lines = lines_of(columns.path, pair)
+        lines = columns.lines(pair)
         raise BadInput(
             f"{columns.path}, lines {lines[0]} and {lines[1]}: the same {columns.axis}, {columns.hp} and {columns.seed}"
             f" with {columns.metric} {given[0]} and {given[1]}; keep one of them"
@@ -204,9 +279,9 @@ def _one_per_seed(
     return kept, numbers
 
 
-def _shuffled(distinct: np.ndarray) -> np.ndarray:
+def _shuffled(metrics: np.ndarray) -> np.ndarray:
     """The values in an order that depends neither on the rows nor on size: groups of neighbours are fair samples."""
-    bits = np.sort(distinct.view(np.uint64) * np.uint64(SHUFFLER))
+    bits = np.sort(metrics.view(np.uint64) * np.uint64(SHUFFLER))
     return (bits * np.uint64(pow(SHUFFLER, -1, 1 << 64))).view(np.float64)
 
 
@@ -220,7 +295,11 @@ def _cell(axis: float, hp: float, replicates: np.ndarray, numbers: np.ndarray) -
     return Cell(axis=axis, hp=hp, outcome=outcome, metrics=metrics, mean=mean, step=0)
 
 
-def _notes(grouped: Grouped, columns: Columns, *, log2_hp: bool) -> Iterator[str]:
+def _notes(grouped: Grouped, grid: Grid, columns: Columns, *, log2_hp: bool) -> Iterator[str]:
+    if grid.merged:
+        pairs = [f"{shown(low)} and {shown(high)}" for low, high in grid.merged]
+        more = f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
+        yield f"taken for one value of {columns.hp}: {', '.join(pairs[:3])}{more}"
     if grouped.most > 1:
         yield f"each value is the mean of up to {grouped.most} runs"
     if count := grouped.num_duplicates:

@@ -106,16 +106,18 @@ def optimum_rows(verdict: Verdict) -> list[list[str]]:
     """A header, and a row for each axis value: its optimum with interval, and its regret at the largest."""
     regrets = {regret.from_: regret for regret in verdict.regret}
     largest = max(verdict.optimum, default=0.0)
-    fitted = with_interval("fitted", (optimum.high for optimum in verdict.optimum.values()))
+    fitted = with_interval("fitted", (end for best in verdict.optimum.values() for end in (best.low, best.high)))
     regret = with_interval(f"regret at {largest:g}", (regret.high for regret in verdict.regret))
     rows = [[verdict.axis, "grid", "choice", fitted, "stable", regret]]
     for axis, optimum in verdict.optimum.items():
         grid = "none finite" if optimum.grid is None else brief_value(optimum.grid)
         choice = "" if optimum.choice is None else brief_value(optimum.choice)
         fitted = "" if optimum.fitted is None else hp_text(optimum.fitted, log2_hp=verdict.log2_hp)
-        if cells.finite(optimum.low) and cells.finite(optimum.high):
-            ends = (hp_text(end, log2_hp=verdict.log2_hp) for end in (optimum.low, optimum.high))
-            fitted += f" ({' to '.join(ends)})"
+        if cells.finite(optimum.low) or cells.finite(optimum.high):
+            low, high = (
+                hp_text(x, log2_hp=verdict.log2_hp) if cells.finite(x) else None for x in (optimum.low, optimum.high)
+            )
+            fitted += f" ({low or 'open below'} to {high or 'open above'})"
         stable = "none" if optimum.stable is None else brief_value(optimum.stable)
         rows.append([f"{axis:g}", grid, choice, fitted, stable, regret_text(regrets.get(axis))])
     return rows

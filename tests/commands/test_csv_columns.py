@@ -35,6 +35,7 @@ SAME = {
     "other columns": "a,width,b,lr,loss,\nx,64,1,0.001,1.5,\n,64,,0.002,,\ny,128,,1e-3,NaN,\n",
     "quoted text": '"width",note,lr,loss\n64,"a, ""b""\nc",0.001,1.5\n64,"",0.002,\n128,é,1e-3,NaN\n',
     "another order": "loss,lr,width\n1.5,0.001,64\n,0.002,64\nNaN,1e-3,128\n",
+    "a space after the last quote": 'width,lr,loss\n64,0.001,"1.5" \n64,0.002,"" \n128,1e-3,"NaN"\t\n',
     "spaces before quotes": '  "width", "lr",loss\n64,  "0.001","1.5"\n "64",0.002, ""\n128,1e-3,NaN\n',
     "other words for nothing": "width,lr,loss\n64,.001,+1.5\n64,2E-3,None\n128.0,0.1e-2,N/A\n",
 }

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,20 +39,23 @@ def test_values_that_differ_by_rounding_are_one_value(tmp_path):
 
 def reference_verdict(text, *, metric, hp, mode, seed):
     """The verdict of a simple reader: csv.DictReader and records, without numpy."""
-    runs = {}
+    runs, rows = {}, set()
     for number, row in enumerate(csv.DictReader(io.StringIO(text))):
+        if tuple(row.items()) in rows:
+            continue
+        rows.add(tuple(row.items()))
         loss = float(row[metric] or "nan")
         where = float(row["width"]), float(row[hp]), loss if math.isfinite(loss) else None
-        runs.setdefault((*where, float(row[seed]) if seed else None), number)
+        runs.setdefault((*where, float(row[seed]) if seed else number), number)
     sign = -1.0 if mode == "max" else 1.0
     seeds = sorted({key[3] for key in runs}) if seed else []
     records = [
         settled(
             {"width": width, "hp": value},
             None if loss is None else sign * loss,
-            replicate=number if replicate is None else seeds.index(replicate),
+            replicate=seeds.index(replicate) if seed else replicate,
         )
-        for (width, value, loss, replicate), number in runs.items()
+        for width, value, loss, replicate in runs
     ]
     table = settled_table(records, "width", "hp")
     return judge_table(table, axis="width", hp="hp", log2_hp=False, paired=seed is not None)
@@ -160,7 +164,9 @@ def test_group_means_of_many_runs_keep_the_mean_and_spread_of_a_cell(tmp_path, m
     rows = [(*row[:2], row[2], number) for number, row in enumerate(quadratic(seeds=2000, noise=0.01))]
     columns = verdict_table.Columns(path="", axis="width", hp="hp", metric="loss")
     values = dict(zip(("width", "hp", "loss", "seed"), np.array(rng.permutation(rows)).T, strict=True))
-    grouped = verdict_table.group(values, columns, sign=1.0, log2_hp=False)
+    columns = replace(columns, rows=np.arange(len(rows)))
+    grid = verdict_table.find_grid(values, columns, log2_hp=False)
+    grouped = verdict_table.group(values, grid, columns, sign=1.0)
     for row in grouped.table.values():
         for cell in row.values():
             runs = [loss for width, hp, loss, _ in rows if (width, hp) == (cell.axis, cell.hp)]

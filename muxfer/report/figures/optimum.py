@@ -68,10 +68,12 @@ def _draw_optima(axes: Any, verdict: Verdict, colors: Mapping[float, str]) -> No
         if optimum.fitted is not None:
             y = place(optimum.fitted)
             inside = [end for end in (optimum.low, optimum.high) if finite(end) and (end > 0 or not log2_hp)]
-            ends = [place(end) for end in inside] if len(inside) == 2 else [y, y]
-            axes.plot([axis, axis], ends, color=color, linewidth=2.6, solid_capstyle="round", zorder=3)
+            ends = [y, *map(place, inside)]  # an open end is drawn as far as the optimum itself
+            axes.plot(
+                [axis, axis], [min(ends), max(ends)], color=color, linewidth=2.6, solid_capstyle="round", zorder=3
+            )
             axes.plot([axis], [y], marker=MARKERS[index % 10], markersize=7, color=color, mec=PAPER, zorder=5)
-            shown_y += [y, *ends]
+            shown_y += ends
         if optimum.diverges is not None:
             axes.plot([axis], [place(optimum.diverges)], marker="x", color=color, markersize=7, mew=1.8, zorder=3)
             shown_y.append(place(optimum.diverges))
