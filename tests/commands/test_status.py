@@ -98,7 +98,7 @@ def test_a_sweep_whose_log_cannot_be_written_trains_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["status"], "no ledger at sqlite:///mlflow.db"),
         (["status", "lr-widht"], "unknown sweep 'lr-widht'"),
@@ -106,8 +106,8 @@ def test_a_sweep_whose_log_cannot_be_written_trains_on(tmp_path):
         (["retry", "lr-width"], "--failed"),
     ],
 )
-def test_where_nothing_is_recorded_it_says_so_and_makes_nothing(tmp_path, arguments, told):
+def test_where_nothing_is_recorded_it_says_so_and_makes_nothing(tmp_path, arguments, expected):
     done = muxfer(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert expected in done.stderr
     assert not list(tmp_path.iterdir())

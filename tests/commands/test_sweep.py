@@ -29,7 +29,7 @@ def failed(empty_folder: Path) -> Request:
 
 
 def test_a_retry_leaves_what_another_driver_settled_while_it_waited(failed: Request) -> None:
-    answer = retry("lr-width", TINY, print_line=lambda told: run_trials(failed) if "once more" in told else None)
+    answer = retry("lr-width", TINY, print_line=lambda line: run_trials(failed) if "once more" in line else None)
     assert (answer.data["retried"], answer.data["trials"]) == (0, [])
     assert list(failed.files.path.glob("trials/*/attempt-*/step-*")), "the other's checkpoint"
     with open_ledger(failed) as ledger:
@@ -84,12 +84,12 @@ def test_a_study_that_was_moved_and_linked_is_not_cleaned_and_the_line_says_wher
     moved = failed.files.path.rename(tmp_path / "larger disk")
     failed.files.path.symlink_to(moved)
     with pytest.raises(BadInput, match=f"is a link to {moved}: remove the link and what it leads to by hand"):
-        clean("lr-width", [], confirmed=lambda told: True)
+        clean("lr-width", [], confirmed=lambda line: True)
     assert (failed.files.path.is_symlink(), moved.is_dir()) == (True, True)
 
 
 def test_what_cannot_be_removed_is_told_in_one_line(failed: Request) -> None:
-    def replaced(told: str) -> bool:
+    def replaced(line: str) -> bool:
         shutil.rmtree(failed.files.path)
         failed.files.path.write_text("somebody else's")
         return True
@@ -105,7 +105,7 @@ def test_a_spool_of_another_ledger_is_left_to_that_one(failed: Request) -> None:
     with pytest.raises(
         BadInput, match="let muxfer sweep lr-width finish first with the ledger that it was written for"
     ):
-        clean("lr-width", [], confirmed=lambda told: True)
+        clean("lr-width", [], confirmed=lambda line: True)
     assert spool.exists()
 
 

@@ -172,7 +172,7 @@ def test_a_study_that_another_driver_went_on_with_meanwhile_is_chosen_from_anew(
     asked = resolve("lr-width", study)
     run_trials(asked, first=1)
     with pytest.raises(StudyBusy, match="changed while this command waited for it: run the same command again"):
-        transfer("lr-width", [*study, *TARGET], print_line=lambda told: run_trials(asked), force=True)
+        transfer("lr-width", [*study, *TARGET], print_line=lambda line: run_trials(asked), force=True)
     assert not list(empty_folder.rglob("target-*")), "nothing was launched"
     assert transfer("lr-width", [*study, *TARGET], print_line=print, force=True).data["metric"] is not None
 

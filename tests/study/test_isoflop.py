@@ -119,9 +119,9 @@ def test_a_target_of_a_study_over_depths_is_as_wide_as_its_depth_asks():
 
 
 @pytest.mark.parametrize(
-    ("coefficient", "flops", "told"),
+    ("coefficient", "flops", "expected"),
     [(1e-5, 1e12, "want a model of 10 parameters: the nearest has"), (4.0, 1e11, "steps: expected at least 20")],
 )
-def test_a_budget_that_fits_no_model_is_refused(coefficient, flops, told):
-    with pytest.raises(BadInput, match=told):
+def test_a_budget_that_fits_no_model_is_refused(coefficient, flops, expected):
+    with pytest.raises(BadInput, match=expected):
         target_size(fit_with(coefficient), flops, study("search.depth=[2,3,4]").task, counted)

@@ -121,7 +121,7 @@ def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(enter):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (["search.finalist_steps=8"], "search.finalist_steps 8 is training.steps"),
         (["search.num_settings=20000"], "the search has 20001 trials"),
@@ -129,8 +129,8 @@ def test_a_round_with_a_failed_trial_is_the_last_one_and_is_tried_again(enter):
         (["search.repa_weight={uniform:[0.1,1]}"], "needs a model with a projector"),
     ],
 )
-def test_a_space_that_reaches_where_no_task_can_go_is_refused_before_anything_runs(enter, overrides, told):
+def test_a_space_that_reaches_where_no_task_can_go_is_refused_before_anything_runs(enter, overrides, expected):
     enter("refused")
     asked = resolve("lr-width", [*SEARCH, *overrides])
-    with refused(told):
+    with refused(expected):
         proposing(asked.config, fingerprint=asked.fingerprint)

@@ -12,7 +12,7 @@ from muxfer.report.format import rows_csv
 from muxfer.trial import Outcome, Point, Record, Verdict
 
 MAX_POINTS = 300
-MAX_NAMED = 9  # A legend names at most this many settings, evenly spaced: more colours cannot be told apart
+MAX_NAMED = 9  # A legend names at most this many settings, evenly spaced: more colours look alike
 Curves = Mapping[str, Sequence[Point]]
 
 
