@@ -167,7 +167,7 @@ ROWS = (
     Row(
         name="bad-configs-command",
         fault="the same through the command, and pipes, devices, folders and loops of links in place of files",
-        right="exit 2 in under 5 s of processor time with one line, or a valid result; never a traceback",
+        right="exit 2 in under 10 s of processor time with one line, or a valid result; never a traceback",
         counts=Counts(gate=100, full=100, batch=20, test=3),
         case=configs.by_command,
     ),

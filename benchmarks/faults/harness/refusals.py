@@ -14,6 +14,8 @@ from muxfer.errors import BadInput
 
 CPU_SECONDS = 5.0
 """Processor time of the call itself. Another case runs beside it, so wall time would measure that one too."""
+COMMAND_SECONDS = 10.0
+"""Processor time of a whole command: a valid `plan` that imports torch, Optuna and pandas needs 4 to 6 s of it."""
 WALL_SECONDS = 60.0
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harness.refusals import CPU_SECONDS, TooLong, limited, refusal, run_command
+from benchmarks.faults.harness.refusals import COMMAND_SECONDS, TooLong, limited, refusal, run_command
 from benchmarks.faults.harness.sweep import new_folder
 from benchmarks.faults.inputs import config_mutations as mutations
 from benchmarks.faults.inputs.config_mutations import FILES, NAME
@@ -85,7 +85,7 @@ def by_command(seed: int, folder: Path, faults: int) -> int:
         assert code in ((2,) if invalid else (0, 2)), f"exit {code}: {shown}"
         refused += code == 2
         assert "Traceback" not in err, shown
-        assert seconds < CPU_SECONDS, f"{seconds:.1f} s: {shown}"
+        assert seconds < COMMAND_SECONDS, f"{seconds:.1f} s: {shown}"
         if code == 2:
             assert out == "", shown
             assert err.startswith("muxfer: "), shown
