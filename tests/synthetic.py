@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_points import Points
-from muxfer.analysis.scaling_law import fit_isoflop
+from muxfer.analysis.laws.isoflop_points import Points
+from muxfer.analysis.laws.scaling_law import fit_isoflop
 from muxfer.analysis.transferability import judge
 from muxfer.trial import Outcome, Point, Record
 

@@ -36,7 +36,7 @@ OWNERS = {
     "jinja2": ["report/html.py"],
     "rich": ["report/terminal.py", "study/progress.py"],
     "sklearn": ["analysis/scattered.py", "data/digits.py"],
-    "scipy": ["analysis/*.py"],
+    "scipy": ["analysis/*.py", "analysis/laws/*.py"],
     "click": ["cli.py", "invoke.py"],
 }
 """By heavy library, the files of muxfer/ that may import it."""

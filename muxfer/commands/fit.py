@@ -1,6 +1,6 @@
 """`muxfer fit`: the scaling laws of an isoFLOP study, or of a user's table of trained models.
 
-`muxfer.analysis.scaling_law` fits and refuses. This module reads the points, prints the laws and draws them. Exit code
+`muxfer.analysis.laws.scaling_law` fits and refuses. This module reads the points, prints the laws and draws them. Exit code
 6 if too few budgets have an optimum for a law. The budgets are then shown with the reason for each that has none.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muxfer.analysis.isoflop_points import Budget, Points
-from muxfer.analysis.law_comparison import Comparison, Differ, compare
-from muxfer.analysis.parametric_law import ParametricLaw, fit_parametric
-from muxfer.analysis.power_law import Interval
-from muxfer.analysis.scaling_law import MIN_BUDGETS, IsoflopFit, Prediction, fit_isoflop, predict
+from muxfer.analysis.laws.isoflop_points import Budget, Points
+from muxfer.analysis.laws.law_comparison import Comparison, Differ, compare
+from muxfer.analysis.laws.parametric_law import ParametricLaw, fit_parametric
+from muxfer.analysis.laws.power_law import Interval
+from muxfer.analysis.laws.scaling_law import MIN_BUDGETS, IsoflopFit, Prediction, fit_isoflop, predict
 from muxfer.commands.csv_columns import read_columns
 from muxfer.commands.result import CommandResult
 from muxfer.config.study import StudyKind

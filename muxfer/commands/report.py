@@ -60,7 +60,7 @@ def write_report(
         "check": request.folder / f"check-{request.name}",
     }
     if search.kind is StudyKind.ISOFLOP:
-        from muxfer.analysis.scaling_law import fit_isoflop
+        from muxfer.analysis.laws.scaling_law import fit_isoflop
         from muxfer.study.isoflop import points_of
 
         context["fit"] = fit_isoflop(points_of(records, study.config.task))

@@ -168,8 +168,8 @@ def _conclusion(study: RecordedStudy) -> tuple[dict[str, Any] | None, str]:
         from muxfer.report.text import table_text
 
         return None, table_text(searched(study.config.search, study.records), study.verdict)
-    from muxfer.analysis.parametric_law import fit_parametric
-    from muxfer.analysis.scaling_law import fit_isoflop
+    from muxfer.analysis.laws.parametric_law import fit_parametric
+    from muxfer.analysis.laws.scaling_law import fit_isoflop
     from muxfer.commands.fit import fit_data, fit_lines
     from muxfer.study.isoflop import points_of
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from muxfer.analysis import cells
+from muxfer.analysis.laws.scaling_law import IsoflopFit
 from muxfer.analysis.proxy_size import ProxyFront
-from muxfer.analysis.scaling_law import IsoflopFit
 from muxfer.analysis.scattered import is_scattered
 from muxfer.report.blocks import Block, Fold, Mark, Paragraph, Section, Table, drawn, note
 from muxfer.report.figures.laws import laws_figure

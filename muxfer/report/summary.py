@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muxfer.analysis.cells import finite, percent, settings_at_largest, settled_table, shown
-from muxfer.analysis.scaling_law import IsoflopFit
+from muxfer.analysis.laws.scaling_law import IsoflopFit
 from muxfer.analysis.scattered import is_scattered
 from muxfer.analysis.transferability import best_setting
 from muxfer.report.blocks import Headline

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_points import Points
-from muxfer.analysis.scaling_law import IsoflopFit, predict
+from muxfer.analysis.laws.isoflop_points import Points
+from muxfer.analysis.laws.scaling_law import IsoflopFit, predict
 from muxfer.config.models import Model
 from muxfer.config.study import Search
 from muxfer.config.task import Task

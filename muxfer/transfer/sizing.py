@@ -4,7 +4,7 @@ study of another kind, and a fit without enough optima for a law.
 
 from dataclasses import replace
 
-from muxfer.analysis.scaling_law import fit_isoflop
+from muxfer.analysis.laws.scaling_law import fit_isoflop
 from muxfer.config.study import StudyKind, Target
 from muxfer.config.task import Task
 from muxfer.errors import BadInput

@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from muxfer.analysis.isoflop_points import Points
-from muxfer.analysis.scaling_law import fit_isoflop
+from muxfer.analysis.laws.isoflop_points import Points
+from muxfer.analysis.laws.scaling_law import fit_isoflop
 from muxfer.commands.fit import fit
 from muxfer.errors import BadInput
 from muxfer.report.figures.laws import laws_figure

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from muxfer.analysis.isoflop_points import Points
-from muxfer.analysis.scaling_law import fit_isoflop
+from muxfer.analysis.laws.isoflop_points import Points
+from muxfer.analysis.laws.scaling_law import fit_isoflop
 from muxfer.config.hydra_compose import compose
 from muxfer.config.parse import parse
 from muxfer.config.settings import with_setting

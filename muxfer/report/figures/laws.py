@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_points import Budget
-from muxfer.analysis.parametric_law import ParametricLaw
-from muxfer.analysis.scaling_law import IsoflopFit, Prediction
+from muxfer.analysis.laws.isoflop_points import Budget
+from muxfer.analysis.laws.parametric_law import ParametricLaw
+from muxfer.analysis.laws.scaling_law import IsoflopFit, Prediction
 from muxfer.report.figures.style import INK, MARKERS, PAPER, SOFT, brief, draw_files, grid_behind, new_figure, palette
 from muxfer.report.format import rows_csv
 

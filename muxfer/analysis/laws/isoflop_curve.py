@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.power_law import Array
+from muxfer.analysis.laws.power_law import Array
 from muxfer.analysis.quantiles import f_tail
 
 NUM_DRAWS = 2000

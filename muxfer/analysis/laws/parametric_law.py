@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muxfer.analysis.isoflop_points import Points
-from muxfer.analysis.power_law import Array
+from muxfer.analysis.laws.isoflop_points import Points
+from muxfer.analysis.laws.power_law import Array
 
 DELTA = 1e-3
 """Where the Huber loss changes from squared to absolute, in log loss."""

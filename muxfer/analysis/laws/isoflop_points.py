@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_curve import Polynomial
-from muxfer.analysis.power_law import Array, Interval
+from muxfer.analysis.laws.isoflop_curve import Polynomial
+from muxfer.analysis.laws.power_law import Array, Interval
 from muxfer.errors import BadInput
 
 MAX_POINTS = 10_000

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from muxfer.analysis.power_law import Interval
-from muxfer.analysis.scaling_law import IsoflopFit
+from muxfer.analysis.laws.power_law import Interval
+from muxfer.analysis.laws.scaling_law import IsoflopFit
 from muxfer.errors import BadInput
 
 Differ = Literal["model", "data", "unknown"]

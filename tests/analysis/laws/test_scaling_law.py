@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from muxfer.analysis.isoflop_points import MAX_POINTS, Points
-from muxfer.analysis.law_comparison import compare
-from muxfer.analysis.parametric_law import ParametricLaw, fit_parametric
-from muxfer.analysis.power_law import PowerLaw
-from muxfer.analysis.scaling_law import fit_isoflop, predict
+from muxfer.analysis.laws.isoflop_points import MAX_POINTS, Points
+from muxfer.analysis.laws.law_comparison import compare
+from muxfer.analysis.laws.parametric_law import ParametricLaw, fit_parametric
+from muxfer.analysis.laws.power_law import PowerLaw
+from muxfer.analysis.laws.scaling_law import fit_isoflop, predict
 from muxfer.errors import BadInput
 
 BUDGETS = (1e17, 3e17, 6e17, 1e18, 3e18, 6e18)

@@ -4,7 +4,7 @@ At each budget the loss over log size has one minimum: the budget's optimal size
 parabola. It is a cubic or a quartic where the residuals show that the curves are lopsided: an F-test, pooled over the
 budgets because one budget has too few points. Noise is relative and pooled over the budgets.
 
-The optima then give power laws in the budget (`muxfer.analysis.power_law`). A budget is left out, with its reason,
+The optima then give power laws in the budget (`muxfer.analysis.laws.power_law`). A budget is left out, with its reason,
 where its sizes do not bracket the minimum or the curve does not bend beyond the noise. Under three budgets give no law.
 
 Legend: x log of the parameters less the budget's mean, [P] points of a budget, [R] draws.
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from muxfer.analysis.isoflop_curve import Polynomial, bootstrap, fit_polynomials, minimum, pooled_variance, powers
-from muxfer.analysis.isoflop_points import Budget, Points, basin, by_budget, usable
-from muxfer.analysis.power_law import Array, Interval, LogNoise, PowerLaw
+from muxfer.analysis.laws.isoflop_curve import Polynomial, bootstrap, fit_polynomials, minimum, pooled_variance, powers
+from muxfer.analysis.laws.isoflop_points import Budget, Points, basin, by_budget, usable
+from muxfer.analysis.laws.power_law import Array, Interval, LogNoise, PowerLaw
 from muxfer.analysis.quantiles import t_quantile
 from muxfer.errors import BadInput
 
