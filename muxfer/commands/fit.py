@@ -1,7 +1,7 @@
 """`muxfer fit`: the scaling laws of an isoFLOP study, or of a user's table of trained models.
 
-`muxfer.analysis.laws.scaling_law` fits and refuses. This module reads the points, prints the laws and draws them. Exit code
-6 if too few budgets have an optimum for a law. The budgets are then shown with the reason for each that has none.
+`muxfer.analysis.laws.scaling_law` fits and refuses. This module reads the points, prints the laws and draws them. Exit
+code 6 if too few budgets have an optimum for a law. The budgets are then shown with the reason for each that has none.
 """
 
 import math
