@@ -151,10 +151,10 @@ class Optimum:
     """Where the setting is best for one axis value. All values are in the setting's own units.
 
     `grid` is the value with the lowest mean. `choice` is the value that is lowest on the smoothed curve; muxfer takes
-    it, so that the luckiest run does not decide. `fitted` is the vertex of the curve with its 95 % interval `low` to
-    `high`, None where the points do not curve. One end alone is None where the interval reaches beyond the values
-    tried. `diverges` is the smallest value above the optimum at which a replicate diverged, None if none did. `stable`
-    is the largest value below `diverges` that finished, None if none did.
+    it, so that the luckiest run does not decide. `fitted` is the minimum of the curve with its 95 % interval `low` to
+    `high`, None where the curve has no minimum among the cells. One end alone is None where the interval reaches beyond
+    the values tried. `diverges` is the smallest value above the optimum at which a replicate diverged, None if none
+    did. `stable` is the largest value below `diverges` that finished, None if none did.
     """
 
     grid: float | None

@@ -193,7 +193,7 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def best_value(optimum: Optimum) -> float | None:
-    """The vertex where there is one, else the choice, else the grid's optimum."""
+    """The curve's minimum where there is one, else the choice, else the grid's optimum."""
     return next((x for x in (optimum.fitted, optimum.choice, optimum.grid) if x is not None), None)
 
 

@@ -15,19 +15,19 @@ the same choice have the same regret, so the choices are few.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
-from muxfer.analysis.cells import percent, shown, varied_names
+from muxfer.analysis.cells import percent, settled_table, shown, varied_names
+from muxfer.analysis.rows import FittedTable
 from muxfer.analysis.transferability import inside_grid, judge
 from muxfer.config.settings import AXES
-from muxfer.trial import Optimum, Outcome, Record, Regret
+from muxfer.trial import Outcome, Record, Regret
 
 TOLERANCES = (0.01, 0.02)
 """Regrets up to which a recommendation is made."""
 
 REPEATED = 0.5
-"""A choice that other seeds would make again less often than this is luck. Such a proxy is not recommended."""
+"""A choice that is the best of its own task with a lower probability is luck. Its proxy is not recommended."""
 
 CANDIDATE, LARGEST = 1.0, 2.0
 """The two values of the axis "task", which replaces all the axes in which tasks differ."""
@@ -41,7 +41,7 @@ class Candidate:
     """One smaller task as the proxy of the largest.
 
     `cost` is its whole sweep's; `share` is the same in runs of the largest task. `sureness` is the probability that
-    the sweep, run again with other seeds, makes the same choice; None where its points do not curve. `regret` is None
+    no other setting is better for its own task; None where nothing tells the noise. `regret` is None
     where the choice was never run at the largest task. `diverges`: the choice diverged there. `why` is the reason why
     the upper bound is unknown or not trusted; empty: it is known.
     """
@@ -191,11 +191,11 @@ def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, 
     noisier.
     """
     small, large = _placed(own, CANDIDATE, hp), _placed(of_largest, LARGEST, hp)
-    optimum = judge(small, axis="task", hp=hp, log2_hp=log2_hp).optimum[CANDIDATE]
+    row = FittedTable(settled_table(small, "task", hp), log2_hp=log2_hp).largest
+    optimum = row.optimum()
     at_choice = [record for record in large if record.setting[hp] == optimum.choice]
     judged = judge([*_placed(at_choice, CANDIDATE, hp), *large], axis="task", hp=hp, log2_hp=log2_hp)
     regret = next((r for r in judged.regret if r.from_ == CANDIDATE), None)
-    finished = sorted({float(record.setting[hp]) for record in small if record.outcome is Outcome.FINISHED})
     why = ""
     if optimum.choice is None:
         why = "no trial has a finite loss"
@@ -215,7 +215,7 @@ def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, 
         cost=0.0,
         share=0.0,
         choice=optimum.choice,
-        sureness=_sureness(optimum, finished, log2_hp=log2_hp),
+        sureness=row.sureness,
         regret=regret,
         why=why,
         diverges=why.startswith("the largest task diverges"),
@@ -224,27 +224,6 @@ def _candidate(own: Sequence[Record], of_largest: Sequence[Record], *, hp: str, 
 
 def _placed(records: Sequence[Record], place: float, hp: str) -> list[Record]:
     return [replace(record, setting={"task": place, hp: record.setting[hp]}) for record in records]
-
-
-def _sureness(optimum: Optimum, settings: Sequence[float], *, log2_hp: bool) -> float | None:
-    """How often the choice is the setting nearest to the vertex, with the vertex spread by its 95 % interval.
-
-    The choice is the lowest point of a parabola, so the one nearest to its vertex. The interval's two sides differ, so
-    each has its own normal distribution.
-    """
-    if optimum.choice is None or optimum.fitted is None or optimum.low is None or optimum.high is None:
-        return None
-    place = math.log2 if log2_hp else float
-    vertex, low, high = place(optimum.fitted), place(optimum.low), place(optimum.high)
-
-    def below(x: float) -> float:
-        side = vertex - low if x < vertex else high - vertex
-        return NormalDist().cdf(1.96 * (x - vertex) / max(side, 1e-12))
-
-    under = max((place(other) for other in settings if other < optimum.choice), default=-math.inf)
-    over = min((place(other) for other in settings if other > optimum.choice), default=math.inf)
-    here = place(optimum.choice)
-    return below((here + over) / 2) - below((under + here) / 2)
 
 
 def _marked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

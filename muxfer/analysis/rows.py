@@ -1,8 +1,8 @@
-"""A table of cells with a curve through each of its rows: the optima, the regrets and the drift that follow.
+"""A table of cells with the curves of its rows: the optima, the regrets and the drift that follow.
 
-A row is one axis value. `FittedRow` reads its optimum from the parabola near its lowest cell. `FittedTable` fits the
-rows, pools their noise and compares them with the row of the largest axis value. What the numbers amount to is judged
-in `muxfer.analysis.transferability`.
+A row is one axis value. `FittedTable` fits the curves of all rows at once (`muxfer.analysis.curves`) and compares the
+rows with that of the largest axis value. `FittedRow` reads one row. What the numbers amount to is judged in
+`muxfer.analysis.transferability`.
 """
 
 import itertools
@@ -14,14 +14,17 @@ from functools import cached_property
 import numpy as np
 
 from muxfer.analysis.cells import Cell, Table, best_cell, bracket, relative_excess
-from muxfer.analysis.curves import Curve, Noise, RowPoints, drift_interval, fit_curves
+from muxfer.analysis.curves import Curves, Interval, Noise
+from muxfer.analysis.optimum import locate
+from muxfer.analysis.points import MIN_CELLS, RowPoints, reduce
+from muxfer.analysis.quantiles import TAIL, Mixture
 from muxfer.trial import Optimum, Outcome, Regret
-
-NEAR = 0.03
-"""Smoothing decides between settings whose measured metrics lie within this share: a parabola is no more exact."""
 
 GAP = 1.5
 """A row's grid has a gap where two of its values are this many times its usual step apart."""
+
+MIN_DF = 4
+"""With fewer degrees of freedom the noise is known too badly to smooth by: then the lowest cell is the choice."""
 
 NO_DRIFT: Mapping[str, float | None] = {"value": None, "low": None, "high": None}
 """Where no drift can be measured."""
@@ -41,17 +44,26 @@ class Band:
 
 
 class FittedTable:
-    """The rows of a table with their curves, their pooled noise, and the comparisons between them.
+    """The rows of a table with their curves, and the comparisons between them.
 
     `paired` False: replicates of different cells share no randomness.
     """
 
     def __init__(self, table: Table, *, log2_hp: bool, paired: bool = True) -> None:
         points = {axis: _row_points(cells, log2_hp=log2_hp) for axis, cells in table.items()}
-        curves, self.noise = fit_curves({a: p for a, p in points.items() if len(p.positions)}, paired=paired)
+        curves = _fit({axis: one for axis, one in points.items() if len(one.positions)}, paired=paired)
         self.log2_hp = log2_hp
+        self.curves = curves
+        self.noise = _noise(points, paired=paired) if curves is None else curves.noise
         self.rows = {
-            axis: FittedRow(cells=cells, points=points[axis], curve=curves.get(axis), noise=self.noise, log2_hp=log2_hp)
+            axis: FittedRow(
+                axis=axis,
+                cells=cells,
+                points=points[axis],
+                curves=curves if curves is not None and axis in curves.used else None,
+                noise=self.noise,
+                log2_hp=log2_hp,
+            )
             for axis, cells in table.items()
         }
 
@@ -70,7 +82,7 @@ class FittedTable:
             if here.mean is None and here.outcome is not Outcome.DIVERGED:
                 continue
             relative = None if here.mean is None else relative_excess(here.mean, best.mean)
-            estimate, low, high = self._smoothed_regret(row.choice)
+            estimate, low, high = self.largest.regret(row.choice.hp)
             regrets.append(
                 Regret(
                     from_=axis,
@@ -85,32 +97,16 @@ class FittedTable:
             )
         return tuple(regrets)
 
-    def _smoothed_regret(self, choice: Cell) -> tuple[float | None, float | None, float | None]:
-        """Estimate and 95 % interval of what the largest task loses by this choice.
-
-        The upper end is the largest over all finished settings there, because the best of them is uncertain too.
-        """
-        row = self.largest
-        here = row.cells.get(choice.hp)
-        if here is None or here.mean is None or row.choice is None:
-            return None, None, None
-        estimate, variance = row.contrast(here, row.choice)
-        if self.noise is None:
-            return max(estimate, 0.0), None, None
-        spread = self.noise.quantile * math.sqrt(self.noise.variance)
-        high = max(d + spread * math.sqrt(v) for d, v in (row.contrast(here, other) for other in row.finished))
-        return max(estimate, 0.0), max(estimate - spread * math.sqrt(variance), 0.0), max(high, 0.0)
-
+    @cached_property
     def drift(self) -> Mapping[str, float | None]:
-        """Least-squares slope of the optimum over log2 of the axis.
+        """How far the curves shift per doubling of the axis, with its 95 % interval.
 
-        It has a 95 % interval where at least two rows have a vertex with an interval.
+        Where fewer than two curves have a minimum, a shift cannot be told from a steeper curve. There, and where the
+        curves do not bound it: the least-squares slope of the optima, without an interval.
         """
-        curves = {
-            math.log2(axis): row.curve for axis, row in self.rows.items() if axis > 0 and row.interval and row.curve
-        }
-        if len(curves) >= 2 and self.noise is not None and (drift := drift_interval(curves, self.noise)) is not None:
-            return dict(zip(("value", "low", "high"), drift, strict=True))
+        num_minima = sum(row.minimum is not None for row in self.rows.values())
+        if self.curves is not None and num_minima >= 2 and (drift := self.curves.drift()) is not None:
+            return {"value": drift.value, "low": drift.low, "high": drift.high}
         optima = {}
         for axis, row in self.rows.items():
             optimum = row.optimum()
@@ -134,11 +130,15 @@ class FittedTable:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedRow:
-    """One axis value: its cells, the curve through them if there is one, and the noise of all rows."""
+    """One axis value: its cells, and the curves and the noise of all rows.
 
+    `curves` is None where its own cells shape none.
+    """
+
+    axis: float
     cells: Mapping[float, Cell]
     points: RowPoints
-    curve: Curve | None
+    curves: Curves | None
     noise: Noise | None
     log2_hp: bool
 
@@ -157,41 +157,52 @@ class FittedRow:
 
     @cached_property
     def choice(self) -> Cell | None:
-        """The cell that is lowest on the curve, among the finished cells near the lowest.
-
-        A curve without a certain minimum smooths nothing: then it is the grid's optimum.
-        """
-        if self.interval is None or self.grid is None or self.grid.mean is None:
+        """The cell that is lowest on the curve. Of equal ones the smaller setting wins."""
+        if self.curves is None or self.noise is None or self.noise.df < MIN_DF:
             return self.grid
-        ceiling = self.grid.mean + NEAR * self.points.level
-        near = [cell for cell in self.finished if cell.mean is not None and cell.mean <= ceiling]
-        return min(near, key=lambda cell: (self._smoothed(cell), cell.hp))
-
-    @cached_property
-    def interval(self) -> tuple[float, float] | None:
-        """The vertex's 95 % interval. None where the points do not curve, or the minimum does not lie between them."""
-        if self.curve is None or self.noise is None or self.grid is None or not self.curve.coefficients[1] > 0:
-            return None
-        below, above = bracket(self.cells, self.grid)
-        ends = [self._position(cell) for cell in (below or self.grid, above or self.grid)]
-        used = self.points.positions[self.curve.used]
-        if not min(ends[0], used[0]) < self.curve.vertex() < max(ends[1], used[-1]):
-            return None
-        return self.curve.vertex_interval(self.noise)
+        smoothed = self._differences(0).mean
+        return self._shaping[int(np.argmin(smoothed > smoothed.min() + 1e-12))]
 
     def optimum(self) -> Optimum:
         if self.grid is None or self.choice is None:
             return Optimum(grid=None, **self._stability())
         fitted = low = high = None
-        if self.interval is not None and self.curve is not None:
-            fitted = self._setting_at(self.curve.vertex())
-            low, high = (self._setting_at(end) if self._is_tried(end) else None for end in self.interval)
-        elif self.noise is None and self.curve is not None and self.curve.coefficients[1] > 0:
-            below, above = bracket(self.cells, self.grid)
-            inside = below and above and self._position(below) < self.curve.vertex() < self._position(above)
-            fitted = self._setting_at(self.curve.vertex()) if inside else None
-        choice = self.choice.hp
-        return Optimum(grid=self.grid.hp, choice=choice, fitted=fitted, low=low, high=high, **self._stability())
+        if (place := self.minimum) is not None:
+            fitted = self._setting_at(place.value)
+            low, high = (None if end is None else self._setting_at(end) for end in (place.low, place.high))
+        return Optimum(grid=self.grid.hp, choice=self.choice.hp, fitted=fitted, low=low, high=high, **self._stability())
+
+    def regret(self, hp: float) -> tuple[float | None, float | None, float | None]:
+        """Estimate and 95 % interval of what this row loses by the setting, relative to its best.
+
+        The upper end is the largest over all cells of the curve, because the best of them is uncertain too.
+        """
+        here = self.cells.get(hp)
+        if here is None or here.mean is None or self.choice is None or self.choice.mean is None:
+            return None, None, None
+        if self.curves is None or here not in self._shaping:
+            estimate = float(self.points.scaled(np.array(here.mean)) - self.points.scaled(np.array(self.choice.mean)))
+            if self.noise is None:
+                return _share(estimate), None, None
+            spread = self.noise.half_width * math.sqrt(1 / len(here.metrics) + 1 / len(self.choice.metrics))
+            return _share(estimate), _share(estimate - spread), _share(estimate + spread)
+        loss = self._differences(self._shaping.index(here))
+        best = self._shaping.index(self.choice)
+        if self.noise is None:
+            return _share(-loss.mean[best]), None, None
+        estimate, low = (-float(loss.only(best).quantile(share)[0]) for share in (0.5, 1 - TAIL))
+        return _share(estimate), _share(low), _share(-float(loss.quantile(TAIL).min()))
+
+    @cached_property
+    def sureness(self) -> float | None:
+        """The probability that no other cell is better than the choice (Bonferroni's lower bound).
+
+        None where nothing tells the noise.
+        """
+        if self.curves is None or self.noise is None or self.choice is None:
+            return None
+        lower = 1 - self._differences(self._shaping.index(self.choice)).above(-1e-12)
+        return max(1 - float(lower.sum()), 0.0)
 
     def is_inside(self, cell: Cell) -> bool:
         """Whether the cell has a settled neighbour on both sides, diverged or not."""
@@ -209,58 +220,50 @@ class FittedRow:
                 return next((hp for hp in values if low < _position_of(hp, log2_hp=self.log2_hp) < high), None)
         return None
 
-    def contrast(self, cell: Cell, other: Cell) -> tuple[float, float]:
-        """The relative difference of the smoothed metrics at two cells, and its variance in units of the noise's."""
-        if self.curve is not None and self._shapes_curve(cell) and self._shapes_curve(other):
-            return self.curve.contrast(self._position(cell), self._position(other))
-        return self._smoothed(cell) - self._smoothed(other), self._variance(cell) + self._variance(other)
-
     def band(self) -> Band | None:
-        """The curve between the outermost points that shape it; None where there is none."""
-        if self.curve is None:
+        """The curve between the outermost cells that shape it; None where there is none."""
+        if self.curves is None:
             return None
-        used = self.points.positions[self.curve.used]
+        used = np.array([self._position(cell) for cell in self._shaping])
         x = np.linspace(used[0], used[-1], 41)
-        mean, level = self.curve.at(x), self.points.level
-        spread = np.zeros_like(mean)
-        if self.noise is not None:
-            spread = self.noise.quantile * np.sqrt(self.noise.variance * self.curve.variance_at(x))
-        return Band(
-            positions=tuple(self._setting_at(place) for place in x),
-            mean=tuple((level * mean).tolist()),
-            low=tuple((level * (mean - spread)).tolist()),
-            high=tuple((level * (mean + spread)).tolist()),
-        )
+        contrasts = np.hstack([np.eye(len(x)), np.full((len(x), len(used)), -1 / len(used))])
+        curve = self.curves.values(self.axis, np.concatenate([x, used]), contrasts)
+        middle = self.points.scaled(np.array([cell.mean for cell in self._shaping])).mean()
+        ends = [curve.mean] * 3 if self.noise is None else [curve.quantile(s) for s in (0.5, TAIL, 1 - TAIL)]
+        mean, low, high = (tuple(self.points.unscaled(middle + end).tolist()) for end in ends)
+        return Band(positions=tuple(self._setting_at(place) for place in x), mean=mean, low=low, high=high)
+
+    @cached_property
+    def _shaping(self) -> list[Cell]:
+        """The cells that shape the curve, ascending."""
+        assert self.curves is not None
+        on_curve = [cell for cell in self.finished if math.isfinite(self._position(cell))]
+        return [on_curve[i] for i in self.curves.used[self.axis]]
+
+    def _differences(self, i: int) -> Mixture:
+        """The curve at each of its cells less that at cell i."""
+        assert self.curves is not None
+        contrasts = np.eye(len(self._shaping))
+        contrasts[:, i] -= 1
+        return self.curves.values(self.axis, np.array([self._position(c) for c in self._shaping]), contrasts)
+
+    @cached_property
+    def minimum(self) -> Interval | None:
+        """Where the curve is lowest; None where nothing bounds it."""
+        if self.curves is None or self.choice is None:
+            return None
+        used = np.array([self._position(cell) for cell in self._shaping])
+        settled = [self._position(cell) for cell in self.cells.values() if cell.outcome.settled]
+        below = max((place for place in settled if -math.inf < place < used[0]), default=None)
+        above = min((place for place in settled if place > used[-1]), default=None)
+        near = self._position(self.choice)
+        return locate(self.curves, self.axis, positions=used, near=near, below=below, above=above)
 
     def _position(self, cell: Cell) -> float:
         return _position_of(cell.hp, log2_hp=self.log2_hp)
 
-    def _is_tried(self, position: float) -> bool:
-        """Whether the position lies between settled cells. An interval that reaches beyond is open on that side."""
-        tried = [self._position(cell) for cell in self.cells.values() if cell.outcome.settled]
-        return min(tried) <= position <= max(tried)
-
     def _setting_at(self, position: float) -> float:
         return float(2.0**position if self.log2_hp else position)
-
-    def _smoothed(self, cell: Cell) -> float:
-        """The curve's relative metric where the cell shapes the curve, else the cell's own."""
-        assert cell.mean is not None
-        if self.curve is not None and self._shapes_curve(cell):
-            return float(self.curve.at(np.array([self._position(cell)]))[0])
-        return cell.mean / self.points.level
-
-    def _variance(self, cell: Cell) -> float:
-        if self.curve is not None and self._shapes_curve(cell):
-            return float(self.curve.variance_at(np.array([self._position(cell)]))[0])
-        return 1 / len(cell.metrics)
-
-    def _shapes_curve(self, cell: Cell) -> bool:
-        return self._position(cell) in self._used_positions
-
-    @cached_property
-    def _used_positions(self) -> frozenset[float]:
-        return frozenset() if self.curve is None else frozenset(self.points.positions[self.curve.used].tolist())
 
     def _stability(self) -> dict[str, float | None]:
         """The first divergence above the optimum, and the largest setting below it that finished.
@@ -281,6 +284,34 @@ def _position_of(hp: float, *, log2_hp: bool) -> float:
     return math.log2(hp) if hp > 0 else -math.inf
 
 
+def _share(difference: float) -> float:
+    """The relative loss of a difference on the curve's scale; none below 0."""
+    return math.expm1(max(difference, 0.0)) + 0.0  # no -0
+
+
+def _noise(points: Mapping[float, RowPoints], *, paired: bool) -> Noise | None:
+    """From replicates alone."""
+    parts = [
+        reduce(one.scaled(one.metrics), np.ones(len(one.positions)), paired=paired)
+        for one in points.values()
+        if len(one.positions)
+    ]
+    df = sum(part.df for part in parts)
+    return Noise(variance=sum(part.sse for part in parts) / df, df=df) if df > 0 else None
+
+
+def _fit(points: Mapping[float, RowPoints], *, paired: bool) -> Curves | None:
+    """The curves of the rows that have some; None where no row has three cells to shape one."""
+    sizes = {axis: len(one.near_minimum(MIN_CELLS)) for axis, one in points.items()}
+    rows = {axis: one for axis, one in points.items() if sizes[axis] >= 2}
+    if max(sizes.values(), default=0) < MIN_CELLS:
+        return None
+    has_doublings = len(rows) > 1 and min(rows) > 0
+    places = np.log2(list(rows)) if has_doublings else np.zeros(len(rows))
+    doublings = dict(zip(rows, (places - places.mean()).tolist(), strict=True))
+    return Curves(rows, doublings, paired=paired)
+
+
 def _row_points(cells: Mapping[float, Cell], *, log2_hp: bool) -> RowPoints:
     places = {hp: _position_of(hp, log2_hp=log2_hp) for hp in cells}
     finished = [cell for hp, cell in cells.items() if cell.mean is not None and math.isfinite(places[hp])]
@@ -294,5 +325,6 @@ def _row_points(cells: Mapping[float, Cell], *, log2_hp: bool) -> RowPoints:
         positions=np.array([places[cell.hp] for cell in finished]),
         metrics=metrics,
         diverged=tuple(places[hp] for hp, cell in cells.items() if cell.outcome is Outcome.DIVERGED),
+        best=best.mean if best is not None and best.mean is not None else 0.0,
         level=abs(best.mean) if best is not None and best.mean else 1.0,
     )

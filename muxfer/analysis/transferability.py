@@ -3,9 +3,9 @@
 The argmin of a grid looks certain, and may prove wrong at the large run. So the question is asked in loss, with
 intervals: what does the largest task lose by using the optimum of a smaller one? There are three verdicts:
 
-    transfers   the 95 % upper bound of that regret is at most TOLERATED_REGRET, or every axis value has the same grid
-                optimum; and every optimum lies inside the grid. An optimum that surely moves may transfer: the
-                sentence then says by how much
+    transfers   the 95 % upper bound of that regret is at most TOLERATED_REGRET, and every optimum lies inside the grid.
+                Where nothing tells the noise, one grid optimum for all axis values takes the bound's place. An optimum
+                that surely moves may transfer: the sentence then says by how much
     drifts      it does not transfer, the 95 % interval of the optimum's drift per doubling excludes 0, and the lower
                 bound of a regret exceeds NOTABLE_REGRET or the optimum of the smallest diverges at the largest (there a
                 grid optimum that marches on is drift enough)
@@ -15,7 +15,6 @@ A verdict has one sentence that says why, and the axis value from which on the o
 their intervals are `muxfer.analysis.curves`; what is a result is `muxfer.analysis.cells`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +53,7 @@ def judge(records: Sequence[Record], *, axis: str, hp: str, log2_hp: bool = True
 def judge_table(table: Table, *, axis: str, hp: str, log2_hp: bool = True, paired: bool = True) -> Verdict:
     """As `judge`, from cells. `paired` False: replicates of different cells share no randomness."""
     fitted = FittedTable(table, log2_hp=log2_hp, paired=paired)
-    evidence = _Evidence(fitted=fitted, regret=fitted.regrets(), drift=fitted.drift(), axis=axis, hp=hp)
+    evidence = _Evidence(fitted=fitted, regret=fitted.regrets(), drift=fitted.drift, axis=axis, hp=hp)
     kind, why = evidence.verdict()
     return Verdict(
         verdict=kind,
@@ -66,7 +65,7 @@ def judge_table(table: Table, *, axis: str, hp: str, log2_hp: bool = True, paire
         drift_per_doubling=evidence.drift,
         regret=evidence.regret,
         from_=evidence.from_,
-        noise=None if fitted.noise is None else math.sqrt(fitted.noise.variance),
+        noise=None if fitted.noise is None else fitted.noise.deviation,
     )
 
 
@@ -161,9 +160,8 @@ class _Evidence:
         own = [r for r in self.regret if r.from_ >= first]
         if len(own) < len(rows) - 1:
             return False
-        grids = {row.grid.hp for row in rows.values() if row.grid is not None}
-        if len(grids) == 1 and all(row.grid is not None and row.is_inside(row.grid) for row in rows.values()):
-            return True
+        if self.fitted.noise is None:  # then one grid optimum for all is the strongest evidence that there can be
+            return len({row.grid.hp for row in rows.values() if row.grid is not None}) == 1
         return all(r.high is not None and r.high <= TOLERATED_REGRET * (1 + 1e-9) for r in own)
 
     def _weigh(self) -> tuple[VerdictKind, str]:
@@ -185,7 +183,7 @@ class _Evidence:
         unit = "in log2 " if self.fitted.log2_hp else ""
         moves_by = f"it moves by {self.drift['value'] or 0:+.2f} {unit}per doubling"
         if self.from_ == self.smallest:
-            why = self._why_it_transfers(regret, cost)
+            why = f"{cost}, and the optimum lies inside the grid at every {self.axis}"
             return VerdictKind.TRANSFERS, f"{why}, though {moves_by}" if moves else why
         if not_run := self._not_run():
             return VerdictKind.ABSTAINS, f"{not_run}: run it there"
@@ -221,12 +219,6 @@ class _Evidence:
                 return f"{at_end}: extend the grid {side} it"
         return ""
 
-    def _why_it_transfers(self, regret: Regret, cost: str) -> str:
-        if regret.high is None or regret.high <= TOLERATED_REGRET:
-            return f"{cost}, and the optimum lies inside the grid at every {self.axis}"
-        same = f"every {self.axis} has the same grid optimum ({self.hp} {shown(regret.setting)}), inside the grid"
-        return f"{same}; noise alone bounds its cost by {percent(regret.high)}"
-
     def _why_it_is_uncertain(self, regret: Regret, cost: str) -> str:
         if self.fitted.noise is None:
             return f"{cost}, and nothing tells the noise: add values of {self.hp} or seeds"
@@ -235,5 +227,5 @@ class _Evidence:
         if worst is not regret and (regret.high or 0.0) <= TOLERATED_REGRET:
             cost = f"may cost {percent(worst.high or 0.0)} at {self.axis} {self.largest:g}"
             uncertain = f"the optimum of {self.axis} {worst.from_:g} {cost}"
-        noise = percent(math.sqrt(self.fitted.noise.variance))
+        noise = percent(self.fitted.noise.deviation)
         return f"{uncertain}, and one trial's noise is {noise}: add seeds or values of {self.hp}"

@@ -64,22 +64,22 @@ def test_optimum_that_stays_transfers_without_regret():
 
 @pytest.mark.parametrize("offset", [-0.45, -0.2, 0.0, 0.3, 0.45])
 @pytest.mark.parametrize("curvature", [0.001, 0.015, 0.2])
-def test_parabola_recovers_a_known_vertex(offset, curvature):
+def test_curve_has_its_minimum_at_the_vertex_of_a_parabola(offset, curvature):
     verdict = verdict_of(curve(64, range(-10, -3), vertex=-7 + offset, curvature=curvature))
-    assert verdict.optimum[64].fitted == pytest.approx(2 ** (-7 + offset), rel=1e-9)
+    assert math.log2(verdict.optimum[64].fitted) == pytest.approx(-7 + offset, abs=0.02)
 
 
 def test_drift_of_half_a_step_per_doubling_is_measured():
     verdict = verdict_of(study(drift=-0.5))
-    assert verdict.drift_per_doubling["value"] == pytest.approx(-0.5, abs=1e-9)
+    assert verdict.drift_per_doubling["value"] == pytest.approx(-0.5, abs=1e-4)
 
 
 def test_moving_optimum_with_notable_regret_drifts():
-    verdict = verdict_of(study(drift=-1.0))
+    verdict = verdict_of(study(drift=-1.0, curvature=0.019))
     assert verdict.verdict == "drifts"
-    assert verdict.regret[0].relative == pytest.approx(0.02 * 4)
-    assert "costs 8.00 % (at most 8.00 %) at width 128, and it moves by -1.00 in log2 per doubling" in verdict.why
-    assert verdict.from_ == 64  # one doubling costs 2 %, which is tolerated
+    assert verdict.regret[0].relative == pytest.approx(0.019 * 4)
+    assert "costs 7.60 % (at most 7.60 %) at width 128, and it moves by -1.00 in log2 per doubling" in verdict.why
+    assert verdict.from_ == 64  # one doubling costs 1.9 %, which is tolerated
     assert "from width 64 on it transfers" in verdict.why
 
 
@@ -89,18 +89,38 @@ def test_moving_optimum_with_small_regret_transfers():
     assert verdict.verdict == "transfers"
 
 
-def test_same_grid_optimum_transfers_although_the_noise_is_unknown():
-    three = [record(w, 2.0**e, m) for w in (32, 64) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.3))]
-    verdict = verdict_of(three)
-    assert (verdict.verdict, verdict.noise, verdict.regret[0].high) == ("transfers", None, None)
+def test_a_curve_of_three_points_alone_tells_no_noise():
+    verdict = verdict_of([record(64, 2.0**e, m) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.3))])
+    assert verdict.noise is None
+    assert (verdict.optimum[64].low, verdict.optimum[64].high) == (None, None)
+    assert -7.3 < math.log2(verdict.optimum[64].fitted) < -7
 
 
-def test_different_grid_optima_abstain_where_the_noise_is_unknown():
+def test_different_grid_optima_of_three_points_each_abstain():
+    """Two degrees of freedom: the noise is known so badly that nothing is sure."""
     below = [record(32, 2.0**e, m) for e, m in ((-8, 1.1), (-7, 1.0), (-6, 1.2))]
     above = [record(64, 2.0**e, m) for e, m in ((-7, 1.02), (-6, 1.0), (-5, 1.1))]
     verdict = verdict_of(below + above)
     assert verdict.verdict == "abstains"
-    assert "nothing tells the noise" in verdict.why
+    assert "add seeds or values of base_lr" in verdict.why
+
+
+def test_same_grid_optimum_is_no_proof_where_the_noise_is_larger():
+    """Both widths have their lowest loss at 2^-7, by luck."""
+    losses = {32: (1.06, 1.03, 1.0, 1.03, 1.04), 64: (1.01, 1.05, 1.0, 1.04, 1.03)}
+    records = [record(w, 2.0**e, m) for w, row in losses.items() for e, m in zip(range(-9, -4), row, strict=True)]
+    verdict = verdict_of(records)
+    assert {optimum.grid for optimum in verdict.optimum.values()} == {2**-7}
+    assert verdict.verdict == "abstains"
+
+
+def test_interval_is_open_where_no_cell_bounds_it():
+    """Flat to the left: nothing says that a smaller rate is worse."""
+    losses = {32: (1.0005, 0.9995, 1.0005, 1.0, 1.05, 1.2), 64: (1.0, 1.0006, 0.9996, 0.9998, 1.0493, 1.2)}
+    records = [record(w, 2.0**e, m) for w, row in losses.items() for e, m in zip(range(-10, -4), row, strict=True)]
+    optimum = verdict_of(records).optimum[64]
+    assert optimum.low is None
+    assert 2**-7 <= optimum.high <= 2**-6
 
 
 def test_noise_larger_than_the_differences_abstains():
@@ -117,14 +137,14 @@ def test_shift_of_all_trials_of_a_seed_is_no_noise():
     """Randomness is paired: replicates that differ by 10 % as a whole do not make the optimum uncertain."""
     offsets = {0: 0.0, 1: 0.1, 2: -0.1}
     records = [
-        record(w, 2.0**e, 1 + offset + 0.02 * (e + 7) ** 2, replicate=seed)
+        record(w, 2.0**e, (1 + offset) * (1 + 0.02 * (e + 7) ** 2), replicate=seed)
         for w in (32, 64)
         for e in range(-10, -3)
         for seed, offset in offsets.items()
     ]
     verdict = verdict_of(records)
     assert verdict.verdict == "transfers"
-    assert verdict.noise < 1e-12
+    assert verdict.noise < 1e-4
     shuffled = [replaced(r, replicate=(r.replicate + round(-math.log2(r.setting["base_lr"]))) % 3) for r in records]
     assert verdict_of(shuffled).noise > 0.05
 
@@ -252,14 +272,14 @@ def test_flat_losses_have_no_vertex():
 
 def test_cliff_two_steps_away_does_not_move_the_vertex():
     records = [*curve(64, range(-9, -5), vertex=-7), record(64, 2**-5, 30.0)]
-    assert verdict_of(records).optimum[64].fitted == pytest.approx(2**-7)
+    assert math.log2(verdict_of(records).optimum[64].fitted) == pytest.approx(-7, abs=0.02)
 
 
 def test_log2_columns_are_not_transformed_again():
     records = [record(w, float(e), 1 + 0.01 * (e - 0.3) ** 2) for w in (32, 64) for e in range(-6, 7, 2)]
     verdict = verdict_of(records, log2_hp=False)
     assert verdict.verdict == "transfers"
-    assert verdict.optimum[32].fitted == pytest.approx(0.3)
+    assert verdict.optimum[32].fitted == pytest.approx(0.3, abs=0.01)
 
 
 def test_setting_of_zero_is_judged_without_a_parabola():

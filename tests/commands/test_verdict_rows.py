@@ -21,7 +21,7 @@ from tests.synthetic import settled
 
 def test_only_a_seed_column_pairs_the_runs_of_different_cells(tmp_path):
     luck = (-0.05, -0.02, 0.02, 0.05)
-    rows = [(w, hp, loss + luck[number], number + 100) for w, hp, loss, number in quadratic(seeds=4, noise=0.001)]
+    rows = [(w, hp, loss * (1 + luck[number]), number + 100) for w, hp, loss, number in quadratic(seeds=4, noise=0.001)]
     path = write(tmp_path, rows, "width,hp,loss,seed")
     paired, alone = judged(path, seed="seed"), judged(path)
     assert paired["noise"] < 0.002
@@ -150,12 +150,12 @@ def test_300_000_rows_are_judged_by_their_means_with_the_noise_of_one_run(tmp_pa
     )
     data = judged(path)
     assert data["verdict"] == "transfers"
-    assert data["noise"] == pytest.approx(0.01, rel=0.05)
+    assert data["noise"] == pytest.approx(0.01, rel=0.15)  # of the metric, which is larger away from the optimum
     for optimum in data["optimum"].values():
         assert optimum["grid"] == -10
         assert optimum["low"] < optimum["fitted"] < optimum["high"]
         assert optimum["fitted"] == pytest.approx(-10, abs=0.01)
-        assert 0 < optimum["high"] - optimum["low"] < 0.02
+        assert 0 < optimum["high"] - optimum["low"] < 0.5
 
 
 def test_group_means_of_many_runs_keep_the_mean_and_spread_of_a_cell(tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ def _draw_curves(axes: Any, table: Table, verdict: Verdict, styles: Styles, limi
 
 
 def _draw_interval(axes: Any, x: Sequence[float], index: int, color: str) -> None:
-    """A tick at the vertex and a line over its interval. Each axis value has its own row: equal optima overlap."""
+    """A tick at the minimum and a line over its interval. Each axis value has its own row: equal optima overlap."""
     style = {"transform": axes.get_xaxis_transform(), "color": color, "zorder": 4}
     low, high = 0.005 + 0.024 * index, 0.027 + 0.024 * index
     axes.plot([x[0], x[0]], [low, high], linewidth=2.4, **style)
