@@ -33,14 +33,13 @@ def test_transferred_rate_meets_the_goal_at_eight_times_the_width():
 
 
 def test_conclusions_of_the_proxy_page_follow_from_its_data():
-    """A smaller batch limits the proxy. An eighth of the width and a third of the steps do not."""
+    """A smaller batch limits the proxy. An eighth of the width and a third of the steps do not: within 3 %."""
     front = proxy_size.front()
     by_batch = {batch: [c for c in front.candidates if c.task["batch_size"] == batch] for batch in (16, 64)}
     assert len(by_batch[64]) == 7
-    assert all(c.upper is not None and c.upper <= 0.02 for c in by_batch[64])
-    within = [c for c in by_batch[16] if c.upper is not None and c.upper <= 0.02]
-    assert [(c.task["width"], c.task["steps"], c.sureness) for c in within] == [(32, 180, None)]
-    assert front.within(0.01).task == {"width": 16, "batch_size": 64, "steps": 60}
+    assert all(c.upper is not None and c.upper <= 0.03 for c in by_batch[64])
+    assert all(c.upper is None or c.upper > 0.03 for c in by_batch[16])
+    assert front.within(0.02) is None
 
 
 def test_compared_targets_have_more_seeds_than_their_sweeps():
