@@ -74,6 +74,24 @@ def test_drift_of_half_a_step_per_doubling_is_measured():
     assert verdict.drift_per_doubling["value"] == pytest.approx(-0.5, abs=1e-4)
 
 
+def test_interval_of_the_drift_shrinks_as_the_noise_does():
+    """A tenth of the same residuals gives a tenth of the interval, with the estimate inside."""
+    noise = random.Random(1)
+    residuals = [noise.gauss(0, 0.004) for _ in range(2 * 21)]
+
+    def drift(share):
+        records = [*study(), *study()]
+        for i, (one, residual) in enumerate(zip(records, residuals, strict=True)):
+            records[i] = replaced(one, metric=one.metric * (1 + share * residual), replicate=i // 21)
+        return verdict_of(records).drift_per_doubling
+
+    wide, narrow = drift(1.0), drift(0.1)
+    for one in (wide, narrow):
+        assert one["low"] < one["value"] < one["high"]
+    ratio = (wide["high"] - wide["low"]) / (narrow["high"] - narrow["low"])
+    assert ratio == pytest.approx(10, rel=0.2)
+
+
 def test_moving_optimum_with_notable_regret_drifts():
     verdict = verdict_of(study(drift=-1.0, curvature=0.019))
     assert verdict.verdict == "drifts"
