@@ -55,7 +55,7 @@ class Noise:
 
     @property
     def half_width(self) -> float:
-        """Of a two-sided 95 % interval of one trial: Student's t."""
+        """Half the width of the 95 % interval of one trial, by Student's t."""
         return t_quantile(self.df) * self.deviation
 
 
@@ -281,7 +281,7 @@ class _Parts:
     mean: np.ndarray
     covariance: np.ndarray
     inverse: np.ndarray
-    """Of the covariance among the error contrasts, as [c, n, n]."""
+    """The inverse of the covariance among the error contrasts, embedded in [c, n, n]."""
     trend: np.ndarray
     """Pseudo-inverse of the trend, [c, n, p]."""
     variance: np.ndarray

@@ -101,8 +101,8 @@ class FittedTable:
     def drift(self) -> Mapping[str, float | None]:
         """How far the curves shift per doubling of the axis, with its 95 % interval.
 
-        Where fewer than two curves have a minimum, a shift cannot be told from a steeper curve. There, and where the
-        curves do not bound it: the least-squares slope of the optima, without an interval.
+        At least two curves must have a minimum: otherwise a steeper curve looks like a shifted one. If they have none,
+        or do not bound the drift, it is the least-squares slope of the optima and has no interval.
         """
         num_minima = sum(row.minimum is not None for row in self.rows.values())
         if self.curves is not None and num_minima >= 2 and (drift := self.curves.drift()) is not None:
